@@ -1,0 +1,198 @@
+"""What a rule may learn and what it may order: headers in, actions out. No tensors, no clock.
+
+An *event* is something that happened (a push arrived, a worker asks, the optimizer was applied);
+an *action* is what the rule orders (make a step, drop a push, let workers go). Both are small
+immutable tuples, and each has one text form, so that a run's log can be compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from math import isfinite
+from typing import Any, NamedTuple
+
+
+class PushId(NamedTuple):
+    """The `step`-th gradient of `worker` (1..p). (0, 0) is the zero vector; (0, v) the combined payload of
+    the Step that made version v."""
+
+    worker: int
+    step: int
+
+
+ZERO = PushId(0, 0)
+
+
+class Push(NamedTuple):
+    """The header of a gradient that arrived; norms are 2-norms in the push's own units."""
+
+    id: PushId
+    base: int  # version of the model it was computed on
+    norm: float = 0.0  # of the gradient
+    payload_norm: float = 0.0  # of what decodes from the wire
+    residual_norm: float = 0.0  # of what error feedback kept back
+    nbytes: int = 0
+    units: str = "gradient"  # or "update" (already scaled) or "model"
+
+
+class Asked(NamedTuple):
+    """ "I wait; my last finished step is `step`": a joiner, or a push or reply was lost."""
+
+    worker: int
+    step: int
+
+
+class Joined(NamedTuple):
+    """A worker became a member; it does not wait until it asks."""
+
+    worker: int
+
+
+class Left(NamedTuple):
+    """A worker is gone for good."""
+
+    worker: int
+
+
+class Woke(NamedTuple):
+    """The time of the pending Wake has come."""
+
+
+class Done(NamedTuple):
+    """The sample budget or the target is reached: settle what is here, then let everybody stop."""
+
+
+class Applied(NamedTuple):
+    """The answer to a Step: the server's model is now `version`. The first event of a run is Applied(0).
+
+    moved: ||x_new - x_old|| / alpha as stored; coast, gain, rounding: see `Ledger.reach`.
+    """
+
+    version: int
+    moved: float = 0.0
+    alpha: float = 0.0
+    coast: float = 0.0
+    gain: float = 1.0
+    rounding: float = 0.0
+
+
+class Measured(NamedTuple):
+    """The answer to a Measure: ||x - v|| / (largest alpha since the view was sent) of the view of `push`."""
+
+    push: PushId
+    distance: float
+
+
+Event = Push | Asked | Joined | Left | Woke | Done | Applied | Measured
+
+
+class Term(NamedTuple):
+    """One payload of a Step with its weight; `stands_for` names the missing push that it replaces."""
+
+    push: PushId
+    weight: float = 1.0
+    stands_for: PushId | None = None
+
+
+class Step(NamedTuple):
+    """Combine the terms and apply them: one new version.
+
+    combine: "mean" is (sum of weight x payload) / (sum of weights); "sum" leaves the division out; other
+    names are combiners of the server. share: the part of a round it counts for, 0 < share <= 1; the
+    learning rate is multiplied by it. apply: "step" (optimizer), "amend" (repay a debt), "assign" (x <- combined).
+    """
+
+    terms: tuple[Term, ...]
+    share: float = 1.0
+    combine: str = "mean"
+    apply: str = "step"
+
+    @classmethod
+    def mean(cls, pushes: Iterable[PushId], share: float = 1.0) -> Step:
+        """The plain mean of `pushes`, added in (worker, step) order whatever order they arrived in."""
+        return cls(tuple(Term(push) for push in sorted(pushes)), share)
+
+
+class Drop(NamedTuple):
+    """Do not use this push; its worker is told, so that error feedback can take it back."""
+
+    push: PushId
+    reason: str
+
+
+class Release(NamedTuple):
+    """Answer these waiting workers with the model x + c * own * (its own last decoded push)."""
+
+    workers: tuple[int, ...]
+    own: float = 0.0
+
+
+class Wake(NamedTuple):
+    """Call `on_wake` at time `at` (seconds); a later Wake replaces an earlier one."""
+
+    at: float
+
+
+class Measure(NamedTuple):
+    """Ask the server for the true distance of these views, each answered by a Measured."""
+
+    pushes: tuple[PushId, ...]
+
+
+Action = Step | Drop | Release | Wake | Measure
+
+
+_NAMES = {cls.__name__.lower(): cls for cls in (Push, Asked, Joined, Left, Woke, Done, Applied, Measured)}
+
+
+def event_text(event: Event) -> str:
+    """The event as the inside of a JSON object, without its braces; floats read back the same."""
+    if type(event) is Push and isfinite(event.norm + event.payload_norm + event.residual_norm):  # the hot one
+        (worker, step), base, norm, payload_norm, residual_norm, nbytes, units = event
+        return (
+            f'"event": "push", "worker": {worker}, "step": {step}, "base": {base}, "norm": {norm!r}, "payload_norm": '
+            f'{payload_norm!r}, "residual_norm": {residual_norm!r}, "nbytes": {nbytes}, "units": "{units}"'
+        )
+    fields = event._asdict()
+    if type(event) in (Push, Measured):
+        worker, step = fields.pop("id" if type(event) is Push else "push")
+        fields = {"worker": worker, "step": step, **fields}
+    return json.dumps({"event": type(event).__name__.lower(), **fields})[1:-1]  # writes inf so that it reads back
+
+
+def event_of(record: dict[str, Any]) -> Event:
+    """The event that a line of events.jsonl, read back, tells of. Raises ValueError naming what is wrong."""
+    name = record.get("event")
+    cls = _NAMES.get(str(name))
+    if cls is None:
+        raise ValueError(f"unknown event {name!r}")
+    values = dict(record)
+    try:
+        if cls in (Push, Measured):
+            values["id" if cls is Push else "push"] = PushId(record["worker"], record["step"])
+        return cls(**{field: values[field] for field in cls._fields})
+    except KeyError as missing:
+        raise ValueError(f"event {name!r} lacks {missing}") from None
+
+
+def action_text(action: Action | Applied | Measured) -> str:
+    """An action, or the answer to one, as a JSON list: `["step", [[worker, step, weight, stands_for], ...], ...]`."""
+    if type(action) is Step:
+        terms = ", ".join(
+            f"[{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
+            for (worker, step), weight, stands_for in action.terms
+        )
+        return f'["step", [{terms}], {action.share!r}, "{action.combine}", "{action.apply}"]'
+    if isinstance(action, Release):
+        return f'["release", {list(action.workers)}, {action.own!r}]'
+    if type(action) is Drop:
+        return f'["drop", {action.push.worker}, {action.push.step}, {json.dumps(action.reason)}]'
+    if type(action) is Measure:
+        return f'["measure", {[list(push) for push in action.pushes]}]'
+    if type(action) is Measured:
+        return f'["measured", {action.push.worker}, {action.push.step}, {action.distance!r}]'
+    if type(action) is Applied and isfinite(sum(action)):  # hot too
+        version, moved, alpha, coast, gain, rounding = action
+        return f'["applied", {version}, {moved!r}, {alpha!r}, {coast!r}, {gain!r}, {rounding!r}]'
+    return json.dumps([type(action).__name__.lower(), *action])  # Wake, Applied

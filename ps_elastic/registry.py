@@ -1,0 +1,120 @@
+"""Names of plug-ins, and how a name becomes a class.
+
+A kind of plug-in (policies, compressors, ...) is a package in which every module registers its
+class; looking a name up imports them all, so that adding a plug-in is adding a file. Outside the
+package a plug-in is named `module:Class`, searched from the current folder too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+from ps_elastic.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The plug-ins of one kind: a name for each class."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._classes: dict[str, type[T]] = {}
+        self._complete = False
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: `@policies.register("first_k")`; a second class of that name is refused."""
+
+        def add(cls: type[T]) -> type[T]:
+            if name in self._classes:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def load(self, name: str) -> type[T]:
+        """Return the class called `name`, or `module:Class`. Raises ConfigError naming the nearest known name."""
+        if ":" in name:
+            return self._load_outside(name)
+        self._discover()
+        if name not in self._classes:
+            raise ConfigError(unknown(self.kind, name, self._classes), key="name")
+        return self._classes[name]
+
+    def items(self) -> Iterator[tuple[str, type[T]]]:
+        """Every registered name and class, in alphabetical order."""
+        self._discover()
+        yield from sorted(self._classes.items())
+
+    def name_of(self, cls: type) -> str:
+        """The registered name of `cls`, or `module:Class` for one from outside."""
+        for name, known in self._classes.items():
+            if known is cls:
+                return name
+        return f"{cls.__module__}:{cls.__qualname__}"
+
+    def _discover(self) -> None:
+        if self._complete:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        self._complete = True
+
+    def _load_outside(self, name: str) -> type[T]:
+        module_name, _, class_name = name.partition(":")
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if missing != module_name and not module_name.startswith(missing + "."):
+                raise  # the module is there, and what it imports is not: its author's error
+            raise ConfigError(f"no module '{module_name}' for {self.kind} '{name}'", key="name") from error
+        cls: Any = getattr(module, class_name, None)
+        if not isinstance(cls, type):
+            raise ConfigError(f"module '{module_name}' has no class '{class_name}'", key="name")
+        if not dataclasses.is_dataclass(cls):
+            raise ConfigError(f"{self.kind} '{name}' is not a dataclass: its fields are its settings", key="name")
+        return cast("type[T]", cls)
+
+
+def settings(cls: type) -> dict[str, Any]:
+    """The settings of a plug-in with their defaults: its init fields; required ones map to dataclasses.MISSING."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.init:
+            make = field.default_factory
+            found[field.name] = field.default if make is dataclasses.MISSING else make()
+    return found
+
+
+def summary(cls: type) -> str:
+    """The first sentence of a plug-in's docstring."""
+    return (cls.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def parse_one_line(text: str) -> tuple[str, dict[str, str]]:
+    """Split `top_k:ratio=0.01` or `my.rules:Mine:bound=3` into a name and its settings, still as text.
+
+    A segment without `=` after the first is the class of a `module:Class` name. Raises ConfigError.
+    """
+    name, *segments = text.split(":")
+    options: dict[str, str] = {}
+    for position, segment in enumerate(segments):
+        key, equals, value = segment.partition("=")
+        if equals:
+            options[key] = value
+        elif position == 0 and segment:
+            name = f"{name}:{segment}"
+        else:
+            raise ConfigError(f"expected key=value, got '{segment}' in '{text}'")
+    return name, options
