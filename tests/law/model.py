@@ -1,0 +1,264 @@
+"""What the law says a server must remember, written a second time and plainly: sets built anew, no counters.
+
+`Model` is told of events and actions beside the ledger. It asserts each law by itself, so that a fault of the
+ledger's own checks is found too.
+"""
+
+from __future__ import annotations
+
+from math import isclose, isfinite
+from typing import NamedTuple
+
+from ps_elastic.events import ZERO, Drop, Push, PushId, Step
+from ps_elastic.ledger import Ledger
+
+
+class Job(NamedTuple):
+    """A push that a worker owes, and the view it was given for it."""
+
+    id: PushId
+    version: int
+    own: PushId | None  # the push whose payload is part of the view
+    travelled: float
+
+
+class Owed(NamedTuple):
+    stand_in: PushId
+    part: float
+
+
+class Model:
+    def __init__(self, workers: range, jobs: int, keeps_last: bool, own_views: bool) -> None:
+        self.most_jobs, self.keeps_last, self.own_views = jobs, keeps_last, own_views
+        self.version, self.travelled = 0, 0.0
+        self.wake: float | None = None
+        self.done = False
+        self.held: dict[PushId, int] = {}  # push -> base
+        self.own: dict[PushId, PushId] = {}  # held push -> the push that its view contains
+        self.alive: set[PushId] = set()  # payloads that the server stores
+        self.debts: dict[PushId, Owed] = {}
+        self.closed: list[PushId] = []  # debts closed unpaid by the current event
+        self.jobs: dict[int, tuple[Job, ...]] = dict.fromkeys(workers, ())  # member -> under way, oldest first
+        self.unanswered: dict[int, None] = {}  # whose push or ask awaits its one reply
+        self.resend: int | None = None  # who must get a reply before the rule says anything
+        self.seen = dict.fromkeys(workers, 0)  # of members and of those that left
+        self.given = dict.fromkeys(workers, 0)  # last step number ever given out
+        self.clock = dict.fromkeys(workers, 0)
+        self.slowest = 0
+        self.last: dict[int, PushId] = {}
+        self.newest: dict[int, PushId] = {}  # unanswered push that the answer's view may contain
+
+    # Events. Each says whether the rule, or the ledger for it, may answer.
+
+    def start(self) -> bool:
+        for worker in self.jobs:
+            self._give(worker, 0.0)
+        return True
+
+    def push(self, push: Push) -> bool:
+        worker, step = push.id
+        if worker not in self.jobs or step <= self.seen[worker]:
+            return False
+        job, *queued = self.jobs[worker]
+        assert (job.id, job.version) == (push.id, push.base)
+        self.jobs[worker] = tuple(queued)
+        self.seen[worker] = step
+        self.held[push.id] = push.base
+        self.alive.add(push.id)
+        if self.own_views:
+            self.newest[worker] = push.id
+        if job.own is not None:
+            self.own[push.id] = job.own
+        self.clock[worker] += 1
+        self.unanswered[worker] = None
+        if queued and not self.done:
+            self.resend = worker
+        return True
+
+    def asked(self, worker: int, step: int) -> bool:
+        if worker not in self.jobs or worker in self.unanswered:
+            return False
+        if self.jobs[worker]:
+            if step < self.jobs[worker][0].id.step:
+                self.resend = worker
+                return True
+            self._lose(worker)
+            self.seen[worker] = self.given[worker] = step
+        self.unanswered[worker] = None
+        return True
+
+    def joined(self, worker: int) -> bool:
+        if worker in self.jobs:
+            return False
+        self.jobs[worker] = ()
+        self.seen.setdefault(worker, 0)
+        self.given.setdefault(worker, 0)
+        self.clock[worker] = self.slowest
+        return True
+
+    def left(self, worker: int) -> bool:
+        if worker not in self.jobs:
+            return False
+        self._lose(worker)
+        self.seen[worker] = self.given[worker]
+        self.unanswered.pop(worker, None)
+        self.last.pop(worker, None)
+        self.newest.pop(worker, None)
+        del self.jobs[worker], self.clock[worker]
+        return True
+
+    def woke(self, now: float) -> bool:
+        if self.wake is None or now < self.wake:
+            return False
+        self.wake = None
+        return True
+
+    def finish(self) -> bool:
+        if self.done:
+            return False
+        self.done, self.wake = True, None
+        self.closed += self.debts
+        self.debts.clear()
+        return True
+
+    # Actions.
+
+    def step(self, step: Step) -> None:
+        assert step.terms and 0 < step.share <= 1
+        assert all(isfinite(term.weight) for term in step.terms)
+        combined = PushId(0, self.version + 1)
+        for term in step.terms:
+            assert term.push in self.alive or term.push == ZERO or (term.push == combined and term.stands_for), term
+        if step.apply == "amend":
+            self._amend(step)
+        else:
+            self._use(step)
+            if combined in {owed.stand_in for owed in self.debts.values()}:
+                self.alive.add(combined)
+
+    def applied(self, version: int, moved: float) -> None:
+        assert version == self.version + 1
+        self.version, self.travelled = version, self.travelled + moved
+
+    def drop(self, drop: Drop) -> None:
+        if drop.push in self.debts:
+            self._close(drop.push)
+        self._settle(drop.push)
+
+    def release(self, worker: int, own: float) -> Job | None:
+        """The job that the worker is sent; None if it was queued."""
+        if self.resend is not None:
+            assert worker == self.resend, f"worker {self.resend} must be answered first"
+            self.resend = None
+            self.unanswered.pop(worker, None)
+            return self.jobs[worker][0]
+        if worker in self.unanswered:
+            del self.unanswered[worker]
+            given = self._give(worker, own)
+            self.newest.pop(worker, None)
+            return given
+        assert 0 < len(self.jobs[worker]) < self.most_jobs, f"law 2: worker {worker} has nothing to be answered"
+        self._give(worker, own)
+        return None
+
+    def freed(self, pushes: tuple[PushId, ...]) -> None:
+        for push in pushes:
+            assert push in self.alive, f"{push} is freed twice, or never arrived"
+            self.alive.remove(push)
+
+    # What must be so between any two actions, and after an event.
+
+    def kept(self) -> set[PushId]:
+        """Payloads that outlive their push being used or dropped, and why."""
+        by_views = {job.own for jobs in self.jobs.values() for job in jobs if job.own is not None}
+        by_debts = {owed.stand_in for owed in self.debts.values()} - {ZERO}
+        return by_views | by_debts | {*self.own.values(), *self.last.values(), *self.newest.values()}
+
+    def check_between(self, ledger: Ledger) -> None:
+        kept = self.kept()
+        assert self.alive == self.held.keys() | kept
+        assert {push for push in self.alive if ledger.is_kept(push)} == kept
+        assert list(ledger.held) == list(self.held)
+        assert list(ledger.waiting) == list(self.unanswered)
+
+    def check(self, ledger: Ledger) -> None:
+        self.check_between(ledger)
+        assert self.resend is None, f"worker {self.resend} was not answered"
+        under_way = {job.id: job for jobs in self.jobs.values() for job in jobs}
+        if self.jobs and not self.done:
+            assert len(self.unanswered) < len(self.jobs) or self.wake is not None, "law 3: everybody waits"
+        if self.jobs:
+            self.slowest = max(self.slowest, min(self.clock.values()))
+        assert set(ledger.workers) == set(self.jobs)
+        assert {worker: ledger.clock(worker) for worker in ledger.workers} == self.clock
+        assert (ledger.version, ledger.travelled, ledger.wake_at) == (self.version, self.travelled, self.wake)
+        assert ledger.slowest == self.slowest
+        assert ledger.computing == len(self.jobs) - len(self.unanswered)
+        assert {push: (view.version, view.own_push) for push, view in ledger.views.items()} == {
+            push: (job.version, job.own) for push, job in under_way.items()
+        }
+        assert {push: debt.stand_in for push, debt in ledger.debts.items()} == {
+            push: owed.stand_in for push, owed in self.debts.items()
+        }
+        assert {w: last for w in ledger.workers if (last := ledger.last(w))} == self.last
+        oldest = ledger.oldest_view
+        assert (oldest is None) == (not under_way)
+        if oldest is not None:
+            assert under_way[oldest].travelled == min(job.travelled for job in under_way.values())
+
+    def measured(self, push: PushId, distance: float) -> None:
+        self.jobs[push.worker] = tuple(
+            job._replace(travelled=self.travelled - distance) if job.id == push else job
+            for job in self.jobs[push.worker]
+        )
+
+    def _use(self, step: Step) -> None:
+        total = 1.0 if step.combine == "sum" else sum(term.weight for term in step.terms)
+        used: list[PushId] = []
+        for term in step.terms:
+            if term.stands_for is not None:
+                assert term.stands_for in {job.id for jobs in self.jobs.values() for job in jobs}
+                assert term.stands_for not in self.debts
+                self.debts[term.stands_for] = Owed(term.push, term.weight / total)
+            elif term.push in self.held:
+                assert term.push not in self.debts
+                used.append(term.push)
+            else:
+                assert term.push in self.kept(), f"law 1: {term.push} is used again"
+        assert len(used) == len(set(used))
+        for push in used:
+            self._settle(push)
+            if self.keeps_last and push.worker in self.jobs:
+                self.last[push.worker] = push
+
+    def _amend(self, step: Step) -> None:
+        missing = step.terms[0].push
+        owed = self.debts.pop(missing)
+        late, back = step.terms
+        assert (late.push, back.push) == (missing, owed.stand_in)
+        assert isclose(owed.part + back.weight, 0, abs_tol=1e-15) and late.weight == owed.part, "law 4"
+        assert (step.combine, step.share) == ("sum", 1)
+        self._settle(missing)
+
+    def _settle(self, push: PushId) -> None:
+        assert push in self.held, f"law 1: {push} is settled but not held"
+        del self.held[push]
+        self.own.pop(push, None)
+
+    def _give(self, worker: int, own: float) -> Job:
+        own_push = PushId(worker, self.seen[worker]) if own else None
+        assert own_push is None or own_push in self.alive
+        self.given[worker] += 1
+        job = Job(PushId(worker, self.given[worker]), self.version, own_push, self.travelled)
+        self.jobs[worker] += (job,)
+        return job
+
+    def _lose(self, worker: int) -> None:
+        for job in self.jobs[worker]:
+            if job.id in self.debts:
+                self._close(job.id)
+        self.jobs[worker] = ()
+
+    def _close(self, push: PushId) -> None:
+        del self.debts[push]
+        self.closed.append(push)

@@ -1,0 +1,62 @@
+"""Tell a story to a rule: give an event, get the list of actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ps_elastic.decide import decide
+from ps_elastic.events import Action, Applied, Event, Measure, Measured, Push, PushId, Step
+from ps_elastic.ledger import Ledger
+from ps_elastic.policies import Policy
+
+
+class Story:
+    """A rule and its ledger after the start of a run with workers 1..p; each Step moves the model by `moved`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        workers: int = 3,
+        *,
+        moved: float = 1.0,
+        distance: float = 0.0,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.policy: Any = policy
+        self.moved, self.distance = moved, distance
+        self.ledger = Ledger(
+            range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log
+        )
+        self.freed: list[PushId] = []  # by the last event
+        self.told = self.tell(Applied(0, alpha=0.1))
+
+    def tell(self, event: Event, now: float = 0.0) -> list[Action]:
+        """The actions that answer `event`, each Step and Measure answered in turn."""
+        actions: list[Action] = []
+        self.freed = []
+        for action, freed in decide(self.policy, self.ledger, event, now):
+            if action is not None:
+                actions.append(action)
+                self._answer(action, now)
+            self.freed += freed
+        return actions
+
+    def push(self, worker: int, now: float = 0.0, norm: float = 1.0) -> list[Action]:
+        """The actions that answer the push which `worker` owes."""
+        step = self.ledger.workers[worker].seen + 1
+        base = self.ledger.views[PushId(worker, step)].version
+        return self.tell(Push(PushId(worker, step), base, norm, payload_norm=norm), now)
+
+    def _answer(self, action: Action, now: float) -> None:
+        if isinstance(action, Step):
+            answer = Applied(self.ledger.version + 1, self.moved, alpha=0.1)
+            assert list(decide(self.policy, self.ledger, answer, now)) == []
+        elif isinstance(action, Measure):
+            for push in action.pushes:
+                assert list(decide(self.policy, self.ledger, Measured(push, self.distance), now)) == []
+
+
+def plain(*pushes: tuple[int, int], share: float = 1.0) -> Step:
+    """The mean of these pushes."""
+    return Step.mean([PushId(*push) for push in pushes], share)

@@ -1,0 +1,183 @@
+"""The tests of the law are tested: each of these faults, put into the code for a while, must be found."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FunctionType
+
+import pytest
+from hypothesis import given
+
+from ps_elastic.policies import Policy
+from tests import test_decide, test_events, test_ledger, test_policies
+from tests.law.cases import CASES
+from tests.law.mutation import mutated
+from tests.law.schedule import ONE_PASS, draws, play, workers
+from tests.law.walker import walk
+
+STORIES = (test_ledger, test_decide, test_policies, test_events)
+Mutant = tuple[str, str, str]  # module, what is there, what stands there instead
+
+# What the walk and the random schedules must find alone: for a rule that nobody has told a story of.
+BEHAVIOUR: list[Mutant] = [
+    ("ledger", "        if step <= seat.seen:\n            return", "        if step < seat.seen:\n            return"),
+    ("ledger", "        self.waiting[worker] = None\n        if self.own_views", "        if self.own_views"),
+    ("ledger", "        self._advance(seat)\n", "        pass\n"),
+    ("ledger", "self._own[push.id] = view.own_push", "pass"),
+    ("ledger", 'if worker in self.waiting:\n            return "waiting"', "if False:\n            return None"),
+    ("ledger", "if step <= seat.seen:  # less", "if step < seat.seen:  # less"),
+    ("ledger", "if seat.assigned > seat.seen:  # else", "if True:  # else"),
+    ("ledger", "            seat.seen = seat.assigned = step\n", "            seat.seen = step\n"),
+    ("ledger", "seat = self._gone.pop(worker, None) or Seat()", "seat = Seat()"),
+    ("ledger", "        seat.clock = self.slowest\n", "        pass\n"),
+    ("ledger", "        self.waiting.pop(worker, None)\n", "        pass\n"),
+    ("ledger", "for kept in (seat.last, seat.newest):", "for kept in (seat.newest,):"),
+    ("ledger", "for kept in (seat.last, seat.newest):", "for kept in (seat.last,):"),
+    ("ledger", "        seat.last = seat.newest = None\n", "        pass\n"),
+    ("ledger", "                self._unref(seat.newest)\n", "                pass\n"),
+    ("ledger", "                seat.newest = None\n", "                pass\n"),
+    (
+        "ledger",
+        "        self._at_clock[seat.clock] -= 1\n        self._settle_slowest()",
+        "        self._settle_slowest()",
+    ),
+    ("ledger", "self._at_clock[seat.clock] -= 1\n        self._settle_slowest()", "self._at_clock[seat.clock] -= 1"),
+    ("ledger", "        seat.seen = seat.assigned\n", "        pass\n"),
+    ("ledger", "self.travelled += answer.moved", "self.travelled = answer.moved"),
+    ("ledger", "        self._unmeasured.pop(answer.push, None)\n", "        pass\n"),
+    ("ledger", "travelled=self.travelled - answer.distance", "travelled=answer.distance"),
+    ("ledger", "                del self.waiting[worker]\n", "                pass\n"),
+    ("ledger", "        del self.waiting[worker]\n        job", "        job"),
+    ("ledger", "self.done, self.wake_at = True, None", "self.done = True"),
+    ("ledger", "        for push in tuple(self.debts):\n            self._close_debt(push)", "        pass"),
+    ("ledger", "self._open_debt(term, term.weight / total)", "self._open_debt(term, term.weight)"),
+    ("ledger", "                if previous is not None:", "                if previous is None:"),
+    ("ledger", "        self._ref(stand_in)\n", "        pass\n"),
+    ("ledger", "        self._unref(self.debts.pop(missing).stand_in)\n", "        self.debts.pop(missing)\n"),
+    ("ledger", "        self._unref(self.debts.pop(push).stand_in)\n", "        self.debts.pop(push)\n"),
+    ("ledger", "            self._ref(own_push)\n", "            pass\n"),
+    ("ledger", "        if own_push is not None:\n            self._unref(own_push)", "        pass"),
+    ("ledger", "        if push in self.debts:\n            self._close_debt(push)", "        pass"),
+    ("ledger", "        if push not in self._refs:\n", "        if True:\n"),
+    ("ledger", "            if push not in self.held:\n", "            if True:\n"),
+    ("ledger", "            del self._refs[push]\n", "            pass\n"),
+    ("decide", "    if ledger.start_job(push.id.worker):\n", "    if False:\n"),
+    ("decide", "        yield _Again((push.id.worker,))\n", "        yield Release((push.id.worker,))\n"),
+    ("decide", '        return None, (Drop(push.id, "done"), Release((push.id.worker,)))', "        return None, ()"),
+    ("decide", "        actions.append(Release(tuple(ledger.waiting)))", "        pass"),
+    ("decide", "    ledger.wake_at = None\n", "    pass\n"),
+    ("decide", "ledger.now < ledger.wake_at", "False"),
+    ("decide", "        return None, (_Again((event.worker,)),)", "        return None, ()"),
+    ("policies.synchronous", "        if ledger.held and not ledger.computing:\n", "        if False:\n"),
+    ("policies.first_k", "            yield Release((push.id.worker,))", "            pass"),
+    ("policies.first_k", "min(self.k, len(ledger.workers))", "self.k"),
+    (
+        "policies.stale_synchronous",
+        "        yield from self._release(ledger)\n\n    def _release",
+        "        return ()\n\n    def _release",
+    ),
+    (
+        "policies.stale_synchronous",
+        "            yield from self._release(ledger)\n",
+        "            yield Release((worker,))\n",
+    ),
+]
+
+# What only a story knows: numbers that a rule promises, and what the ledger refuses.
+PROMISES: list[Mutant] = [
+    ("ledger", "seat.assigned - seat.seen < self.jobs", "seat.assigned - seat.seen <= self.jobs"),
+    ("ledger", "elif not 0 < seat.assigned", "elif not 0 <= seat.assigned"),
+    ("ledger", "if not 0 < step.share <= 1:", "if not 0 < step.share:"),
+    ("ledger", " or step != self.amend(missing)", ""),
+    ("ledger", "elif term.push in used or term.push not in self._refs:", "elif term.push not in self._refs:"),
+    ("ledger", "missing not in self.views or missing in self.debts", "missing not in self.views"),
+    ("ledger", "if push.base != (version := self.views[push.id].version):", "if False:"),
+    ("ledger", "        if self._owed:\n", "        if False:\n"),
+    ("ledger", "stuck = len(self.waiting) == len(self.workers) and", "stuck = False and"),
+    ("ledger", "return share * (self.applied.coast", "return (self.applied.coast"),
+    ("decide", "    ledger.check_stalled()\n", "    pass\n"),
+    ("decide", "    ledger.texts.clear()\n", "    pass\n"),
+    ("decide", "        ledger.closed.clear()\n", "        pass\n"),
+    ("decide", "            ledger.check_answered()\n", "            pass\n"),
+    ("decide", "    ledger.now = max(ledger.now, now)", "    ledger.now = now"),
+    ("policies.synchronous", "        if ledger.computing:\n            return\n", ""),
+    ("policies.first_k", 'yield Drop(push.id, "late")', "pass"),
+    ("policies.asynchronous", "share=1 / len(ledger.workers)", "share=1"),
+    ("policies.stale_synchronous", "share=1 / len(ledger.workers)", "share=1"),
+    ("policies.stale_synchronous", "elif ledger.clock(worker) - ledger.slowest <= self.bound:", "else:"),
+    (
+        "policies.stale_synchronous",
+        "if ledger.clock(w) - ledger.slowest <= self.bound",
+        "if ledger.clock(w) <= self.bound",
+    ),
+    ("policies.stale_synchronous", "elif ledger.clock(worker) - ledger", "elif ledger.clock(worker) + ledger"),
+    ("decide", "        return None, (Release((event.worker,)),)\n", "        pass\n"),
+    ("decide", '        return "done", ()\n', "        pass\n"),
+    ("ledger", "            total = 1.0\n", "            pass\n"),
+    ("ledger", '            raise PolicyError("an empty Step")', "            pass"),
+    ("policies.first_k", "push.base < ledger.version", "push.base < ledger.version - 1"),
+    ("policies.first_k", "len(ledger.held) >= min(", "len(ledger.held) > min("),
+    ("events", "for push in sorted(pushes)", "for push in pushes"),
+]
+
+
+def stories() -> Iterator[tuple[str, Callable[[], object]]]:
+    for module in STORIES:
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType) and name.startswith("test_"):
+                yield name, value
+
+
+def walks() -> Iterator[tuple[str, Callable[[], object]]]:
+    for case, make in CASES.items():
+        yield f"walk of {case}", partial(walk, make, workers=2, pushes=2)
+        yield f"schedules of {case}", partial(schedules, make)
+    for case, make in CASES.items():
+        yield f"walk of {case} with a fault", partial(walk, make, workers=2, pushes=2, faults=1)
+
+
+def schedules(make: Callable[[], Policy]) -> None:
+    @ONE_PASS
+    @given(workers, draws)
+    def check(workers: int, draws: list[int]) -> None:
+        play(make, workers, draws)
+
+    check()
+
+
+def finder(checks: Iterator[tuple[str, Callable[[], object]]]) -> str | None:
+    """The name of the first check that fails."""
+    for name, check in checks:
+        try:
+            check()
+        except (Exception, pytest.fail.Exception):
+            return name
+    return None
+
+
+def found(mutant: Mutant, checks: Iterator[tuple[str, Callable[[], object]]]) -> bool:
+    module, old, new = mutant
+    with mutated(importlib.import_module(f"ps_elastic.{module}"), old, new):
+        return finder(checks) is not None
+
+
+@pytest.mark.parametrize("mutant", PROMISES, ids=str)
+def test_a_story_finds(mutant: Mutant) -> None:
+    assert found(mutant, stories())
+
+
+@pytest.mark.parametrize("mutant", BEHAVIOUR[::8], ids=str)
+def test_walks_and_schedules_find(mutant: Mutant) -> None:
+    assert found(mutant, walks())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", BEHAVIOUR, ids=str)
+def test_walks_and_schedules_find_every(mutant: Mutant) -> None:
+    assert found(mutant, walks())
+
+
+def test_nothing_is_found_in_the_code_as_it_is() -> None:
+    assert finder(stories()) is None

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies import Policy, policies
+from ps_elastic.policies.base import load_state, save_state
+from ps_elastic.registry import Registry, parse_one_line, settings, summary
+from tests.law.rules import Lottery
+
+
+def test_every_module_of_the_package_is_found_without_being_named() -> None:
+    names = [name for name, _ in policies.items()]
+    assert names == sorted(names)
+    assert {"asynchronous", "first_k", "stale_synchronous", "synchronous"} <= set(names)
+
+
+def test_every_rule_is_a_dataclass_with_a_summary_a_source_and_its_share() -> None:
+    for name, cls in policies.items():
+        text = cls.__doc__ or ""
+        assert dataclasses.is_dataclass(cls) and issubclass(cls, Policy), name
+        assert summary(cls).endswith("."), name
+        assert "Source:" in text and "Share:" in text, name
+        assert policies.name_of(cls) == name
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown policy 'stale_synchronus'; nearest 'stale_synchronous'; known: "
+    ) as e:
+        policies.load("stale_synchronus")
+    assert e.value.key == "name"
+
+
+def test_a_name_can_be_registered_only_once() -> None:
+    registry: Registry[object] = Registry("thing", "nowhere")
+    registry.register("one")(int)
+    with pytest.raises(ValueError, match="thing 'one' is registered twice"):
+        registry.register("one")(float)
+
+
+def test_a_class_outside_the_package_is_named_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rules.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Mine:\n    bound: int = 3\nclass Plain: pass\n"
+        "number = 1\n"
+    )
+    (tmp_path / "broken_rules.py").write_text("import there_is_no_such_module\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    mine = policies.load("my_rules:Mine")
+    assert settings(mine) == {"bound": 3}
+    assert policies.name_of(mine) == "my_rules:Mine"
+    for name, message in {
+        "no_rules:Mine": "no module 'no_rules' for policy",
+        "my_rules:Yours": "module 'my_rules' has no class 'Yours'",
+        "my_rules:number": "has no class 'number'",
+        "my_rules:Plain": "not a dataclass",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            policies.load(name)
+    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
+        policies.load("broken_rules:Mine")
+
+
+def test_settings_are_the_init_fields_with_their_defaults() -> None:
+    @dataclasses.dataclass
+    class Plugin:
+        needed: int
+        plain: int = 2
+        made: list[int] = dataclasses.field(default_factory=lambda: [1])
+        state: int = dataclasses.field(init=False, default=0)
+
+    assert settings(Plugin) == {"needed": dataclasses.MISSING, "plain": 2, "made": [1]}
+
+
+def test_the_one_line_form_splits_into_name_and_settings() -> None:
+    assert parse_one_line("top_k") == ("top_k", {})
+    assert parse_one_line("top_k:ratio=0.01:error_feedback=false") == (
+        "top_k",
+        {"ratio": "0.01", "error_feedback": "false"},
+    )
+    assert parse_one_line("my.rules:Mine:bound=3") == ("my.rules:Mine", {"bound": "3"})
+    assert parse_one_line("a:text=b=c") == ("a", {"text": "b=c"})
+    for bad in ("a:b=1:c", "a:", "a:b:c"):
+        with pytest.raises(ConfigError, match="expected key=value"):
+            parse_one_line(bad)
+
+
+def test_state_of_every_kind_goes_through_json_and_settings_do_not() -> None:
+    rule, other = Lottery(seed=5), Lottery(seed=6)
+    rule.count, rule.drawn = 3, [0.1, 0.25]
+    rule.used, rule.per_worker = {(1, 2): (3, "used")}, {7: 1}  # type: ignore[dict-item]
+    load_state(other, save_state(rule))
+    assert (other.count, other.drawn, other.used, other.per_worker) == (3, [0.1, 0.25], {(1, 2): (3, "used")}, {7: 1})
+    assert other.seed == 6
+    other.drawn.append(1.0)
+    assert rule.drawn == [0.1, 0.25]
+
+
+def test_state_that_json_cannot_hold_is_refused_by_type() -> None:
+    rule = Lottery()
+    rule.drawn = {1.0}  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="a rule's state holds set"):
+        save_state(rule)
