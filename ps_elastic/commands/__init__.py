@@ -1,0 +1,1 @@
+"""One command of `ps-elastic` per file; `ps_elastic.cli` loads them when they are named."""
