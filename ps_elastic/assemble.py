@@ -1,0 +1,168 @@
+"""From a configuration to a Server and Workers: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ps_elastic.calculator import Calculator
+from ps_elastic.compressors import Compressor, ErrorFeedback
+from ps_elastic.compressors.identity import Identity
+from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.evaluate import Evaluator, statistics_of
+from ps_elastic.layout import Layout
+from ps_elastic.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.record import load_parameters
+from ps_elastic.server import Server
+from ps_elastic.tasks import Task
+from ps_elastic.tracker import Tracker
+from ps_elastic.wire import HEADER_BYTES, padded
+from ps_elastic.worker import Workbench, Worker, draw_seed
+
+if TYPE_CHECKING:
+    from ps_elastic.config import Config
+
+
+class Parts(NamedTuple):
+    """What every rank makes for itself: the same on all of them."""
+
+    task: Task
+    model: nn.Module
+    layout: Layout
+    compressor: Compressor
+
+    @property
+    def frame_bytes(self) -> list[int]:
+        """Most bytes that the frame of each bucket can take."""
+        statistics = sum(4 * buffer.numel() for buffer in statistics_of(self.model))
+        sizes = [HEADER_BYTES + padded(self.compressor.max_nbytes(bucket.numel)) for bucket in self.layout.buckets]
+        sizes[-1] += padded(statistics) + 8 * 4
+        return sizes
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a push is the gradient itself, in one piece."""
+        return isinstance(self.compressor, Identity) and len(self.layout.buckets) == 1
+
+
+def make_parts(config: Config, workers: int) -> Parts:
+    """Build task, model and layout. Raises ConfigError where they do not fit together."""
+    policy = config.policy.build()
+    needed = policy.workers_needed()
+    if needed > workers:
+        raise ConfigError(f"{config.policy.text()} needs {needed} workers, got {workers}", key="policy")
+    task = config.task.build()
+    try:
+        task.prepare()
+    except ConfigError as error:
+        raise error.within("task") from None
+    model = task.model(config.seed)
+    if config.train.init is not None:
+        load_parameters(model, config.train.init)
+    layout = Layout(model, config.buckets)
+    return Parts(task, model, layout, config.compressor.plugin.build())
+
+
+def make_server(
+    config: Config,
+    parts: Parts,
+    workers: int,
+    tracker: Tracker,
+    log: Callable[[str], None],
+    *,
+    background: bool,
+) -> tuple[Server, Evaluator]:
+    """The server, with the model's parameters living in its flat vector; and the evaluator it submits to."""
+    layout = parts.layout
+    train = config.train
+    evaluator = Evaluator(parts.task, parts.model, layout, train.evaluate_every_samples, background=background)
+    x = layout.empty()
+    layout.attach(parts.model, x)
+    policy = config.policy.build()
+    calculator = Calculator(
+        layout,
+        x,
+        FlatOptimizer(config.optimizer, layout, x),
+        _fresh(parts.compressor, layout, config.seed, 0),
+        keeps_versions=config.tracker.discrepancy == "exact" or policy.jobs > 1,
+    )
+    server = Server(
+        policy,
+        workers,
+        calculator,
+        partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
+        train.samples,
+        tracker,
+        log,
+        evaluator,
+        config.tracker.discrepancy,
+        train.target,
+        config.update.plugin.build().units,
+    )
+    return server, evaluator
+
+
+def make_worker(
+    config: Config,
+    parts: Parts,
+    rank: int,
+    workers: int,
+    tracker: Tracker,
+    memory: tuple[Tensor, Tensor] | None = None,
+    local: int = 0,
+    bench: Workbench | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Worker:
+    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first)."""
+    device = choose_device(config.device, local)
+    parts.model.to(device)
+    copies = _fresh(parts.compressor, parts.layout, config.seed, rank)
+    feedback = config.compressor.error_feedback
+    if parts.compressor.biased if feedback == "auto" else feedback:
+        wrapped = [ErrorFeedback(c, b.numel) for c, b in zip(copies, parts.layout.buckets, strict=True)]
+    else:
+        wrapped = copies
+    try:
+        batches = parts.task.batches(rank, workers, config.seed)
+    except ConfigError as error:
+        raise error.within("task") from None
+    return Worker(
+        rank,
+        parts.task,
+        parts.model,
+        parts.layout,
+        batches,
+        config.update.plugin.build(),
+        wrapped,
+        tracker,
+        seed=config.seed,
+        accumulate=config.update.accumulate,
+        clip_norm=config.optimizer.clip_norm,
+        on_nonfinite=config.train.on_nonfinite,
+        autocast=config.train.autocast,
+        discrepancy=config.tracker.discrepancy,
+        memory=memory if device.type == "cpu" else None,
+        bench=bench,
+        clock=clock,
+    )
+
+
+def choose_device(name: str, local: int) -> torch.device:
+    """The device of the `local`-th rank of a host: GPUs are dealt out in turn. Raises PlatformError without one."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise PlatformError("device: cuda, but torch finds no GPU here")
+    return torch.device("cuda", local % torch.cuda.device_count())
+
+
+def _fresh(compressor: Compressor, layout: Layout, seed: int, rank: int) -> list[Compressor]:
+    return [
+        compressor.fresh(bucket.numel, torch.Generator().manual_seed(draw_seed(seed, rank, i)))
+        for i, bucket in enumerate(layout.buckets)
+    ]

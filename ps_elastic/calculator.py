@@ -1,0 +1,233 @@
+"""Everything of the server that has d entries: the model, payloads, views, debts. It decides nothing.
+
+The server asks it by PushId and gets numbers back, so that a run can be simulated by a calculator without tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ps_elastic.combiners import Combiner, Part, make_combiner
+from ps_elastic.compressors import Compressor, Payload
+from ps_elastic.errors import PolicyError
+from ps_elastic.events import ZERO, PushId, Step, Term
+from ps_elastic.layout import Bucket, Layout
+from ps_elastic.ledger import View
+from ps_elastic.messages import PushMessage
+from ps_elastic.optimizer import FlatOptimizer, Response
+from ps_elastic.snapshots import Snapshots
+
+
+class Calculator:
+    """x: the server's model (d,), in place. keeps_versions: views are kept, so that distances can be measured.
+
+    before_change: called before x changes, for a transport that sends models from where they are.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        x: Tensor,
+        optimizer: FlatOptimizer,
+        compressors: Sequence[Compressor],
+        *,
+        keeps_versions: bool = True,
+    ) -> None:
+        self.layout, self.x, self.snapshots = layout, x, Snapshots(x)
+        self.keeps_versions = keeps_versions
+        self.before_change: Callable[[], None] = lambda: None
+        self._optimizer, self._compressors = optimizer, compressors
+        self._payloads: dict[PushId, tuple[Payload, ...]] = {}
+        self._dense: dict[PushId, Tensor] = {}  # combined payloads (0, version), (d,)
+        self._views: dict[PushId, int] = {}  # view -> version held
+        self._own: dict[PushId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
+        self._settlement: Settlement | None = None
+        self._settled_at = -1  # version at which it began
+        self._responses: dict[PushId, Response] = {}  # missing push -> what the optimizer made of its debt so far
+        self._combiners: dict[str, list[Combiner]] = {}  # one for each bucket, since they may keep state
+        self._combined, self._scratch = torch.zeros_like(x), torch.empty_like(x)
+
+    def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
+        """Note the payload of a push; it stays in the transport's memory until `keep`. Raises WireError."""
+        self._payloads[push] = tuple(self._read(*part) for part in zip(parts, *self._buckets(), strict=True))
+
+    def keep(self, push: PushId) -> None:
+        """Copy the payload out of the transport's memory, if it is still needed."""
+        if push in self._payloads:
+            copies = (tuple(array.clone() for array in payload) for payload in self._payloads[push])
+            self._payloads[push] = tuple(copies)
+
+    def free(self, push: PushId) -> None:
+        self._payloads.pop(push, None)
+        self._dense.pop(push, None)
+
+    def give(self, view: PushId, given: View, alpha: float) -> Any:
+        """The model that the push `view` is to be computed on, as a numpy array that stays as it is until x changes."""
+        if view not in self._views and view not in self._own:
+            if given.own_push is not None:
+                response = self._optimizer.respond(alpha)
+                vector = self._decoded(given.own_push).mul_(given.own)
+                self._own[view] = self._optimizer.add_response(
+                    self.snapshots.vector(given.version).clone(), vector, response
+                )
+            elif self.keeps_versions:
+                self.snapshots.hold(given.version)
+                self._views[view] = given.version
+        if view in self._own:
+            return self._own[view].numpy()
+        # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
+        return (self.snapshots.vector(given.version) if self.keeps_versions else self.x).numpy()
+
+    def end(self, view: PushId) -> None:
+        """Nobody will ask for this view again."""
+        self._own.pop(view, None)
+        if (version := self._views.pop(view, None)) is not None:
+            self.snapshots.let_go(version)
+
+    def view(self, view: PushId) -> Any:
+        """The model given for the push `view`, where versions are kept, whatever x has become since."""
+        return self._vector(view).numpy()
+
+    def drift(self, view: PushId, bucket: Bucket | None = None) -> Tensor:
+        """x - v of a view given (d,), or what of it is in `bucket` (n,): the caller's until the next call."""
+        part = slice(None) if bucket is None else slice(bucket.start, bucket.stop)
+        return torch.sub(self.x[part], self._vector(view)[part], out=self._scratch[part])
+
+    def distance(self, view: PushId) -> float:
+        """||x - v||_2 of a view given."""
+        if self._views.get(view) == self.snapshots.version:
+            return 0.0
+        return norm(self.drift(view))
+
+    def combine(self, step: Step) -> None:
+        """Make of the terms' payloads the one vector that `apply` applies."""
+        made = PushId(0, self.snapshots.version + 1)
+        terms = [term for term in step.terms if term.push != made]  # the mean of the others leaves their mean as it is
+        if step.combine not in self._combiners:
+            self._combiners[step.combine] = [make_combiner(step.combine) for _ in self.layout.buckets]
+        for i, (bucket, compressor) in enumerate(zip(*self._buckets(), strict=True)):
+            parts = [self._part(term, i, bucket) for term in terms]
+            self._combiners[step.combine][i].combine(compressor, parts, self._combined[bucket.start : bucket.stop])
+        for term in step.terms:
+            if term.stands_for is not None and term.push == made:
+                self._dense[made] = self._combined.clone()
+                break
+
+    def apply(self, step: Step, rate: float) -> float:
+        """Make the next version from the vector combined, `rate` = alpha x share; return ||x_new - x_old||."""
+        self.before_change()
+        self.snapshots.advance()
+        if step.apply == "assign":
+            moved = norm(torch.sub(self._combined, self.x, out=self._scratch))
+            self.x.copy_(self._combined)
+            return moved
+        for response in self._responses.values():
+            self._optimizer.continue_response(response, rate)
+        for term in step.terms:
+            if term.stands_for is not None:
+                self._responses[term.stands_for] = self._optimizer.respond(rate)
+        return self._optimizer.step(self._combined, rate)
+
+    def amend(self, missing: PushId) -> float:
+        """Repay a debt with the vector combined: x += c_x delta, m += c_m delta; return ||x_new - x_old||."""
+        self.before_change()
+        self.snapshots.advance()
+        return self._optimizer.amend(self._combined, self._responses.pop(missing))
+
+    def forgive(self, missing: PushId) -> None:
+        """The debt on `missing` is closed unpaid."""
+        self._responses.pop(missing, None)
+
+    def direction_norm(self) -> float:
+        """||direction|| of the step just made at rate 0."""
+        return self._optimizer.direction_norm(self._combined)
+
+    def coast(self) -> tuple[float, float]:
+        return self._optimizer.coast()
+
+    def x_norm(self) -> float:
+        return norm(self.x)
+
+    def ideal(self, view: PushId) -> Ideal:
+        """Begin to follow how far a view given is from the model with every debt open now settled."""
+        version = self._views.get(view)
+        if self._settlement is None or self._settled_at != self.snapshots.version:
+            debts = {push: response.copy() for push, response in self._responses.items()}
+            self._settlement = Settlement(debts, torch.zeros_like(self.x), self._optimizer)
+            self._settled_at = self.snapshots.version
+        drifts = self._settlement.drifts
+        if version not in drifts:  # a view of its own has none, and shares its drift with nobody
+            drifts[version] = self.drift(view).clone()
+        return Ideal(drifts[version] if version is not None else drifts.pop(None), self._settlement)
+
+    def delta(self) -> Tensor:
+        """The vector combined last (d,): of an amend, what the debt owed."""
+        return self._combined
+
+    def _vector(self, view: PushId) -> Tensor:
+        return self._own[view] if view in self._own else self.snapshots.vector(self._views[view])
+
+    def _part(self, term: Term, i: int, bucket: Bucket) -> Part:
+        if term.push == ZERO:
+            return Part(None, None, term.weight, _no_drift)
+        if term.push in self._dense:
+            return Part(None, self._dense[term.push][bucket.start : bucket.stop], term.weight, _no_drift)
+        view = term.push
+        return Part(self._payloads[view][i], None, term.weight, lambda: self.drift(view, bucket))
+
+    def _decoded(self, push: PushId) -> Tensor:
+        """A new vector (d,): what `push` carried."""
+        if push in self._dense:
+            return self._dense[push].clone()
+        out = torch.zeros_like(self.x)
+        for payload, bucket, compressor in zip(self._payloads[push], *self._buckets(), strict=True):
+            compressor.accumulate(payload, out[bucket.start : bucket.stop])
+        return out
+
+    def _buckets(self) -> tuple[Sequence[Bucket], Sequence[Compressor]]:
+        return self.layout.buckets, self._compressors
+
+    @staticmethod
+    def _read(part: PushMessage, bucket: Bucket, compressor: Compressor) -> Payload:
+        payload = tuple(torch.from_numpy(array) for array in part.arrays)
+        compressor.check(payload, bucket.numel)
+        return payload
+
+
+class Settlement:
+    """The debts open at one moment, and what they add to a drift of then as they are closed: SUM c_x delta."""
+
+    def __init__(self, debts: dict[PushId, Response], total: Tensor, optimizer: FlatOptimizer) -> None:
+        self.debts, self.total, self._optimizer = debts, total, optimizer
+        self.drifts: dict[int | None, Tensor] = {}  # version -> x - v (d,), shared by its views
+
+    def settle(self, missing: PushId, delta: Tensor | None) -> None:
+        """The debt on `missing` is closed: repaid with `delta` (d,), or not at all."""
+        response = self.debts.pop(missing, None)
+        if response is not None and delta is not None:
+            self._optimizer.add_response(self.total, delta, response)
+
+
+class Ideal(NamedTuple):
+    """A drift x - v (d,) on its way to x_ideal - v, by a settlement that all uses of a moment share."""
+
+    drift: Tensor
+    settlement: Settlement
+
+    @property
+    def distance(self) -> float | None:
+        """||x_ideal - v||, or None while a debt is open."""
+        return None if self.settlement.debts else norm(self.drift + self.settlement.total)
+
+
+def norm(vector: Tensor) -> float:
+    """||vector||_2, summed in double precision."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+
+
+def _no_drift() -> Tensor:
+    raise PolicyError("a combiner needs the view of a term that has none")

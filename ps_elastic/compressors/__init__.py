@@ -1,0 +1,8 @@
+"""Compression of what travels; one method per file, and error feedback that wraps any of them."""
+
+from __future__ import annotations
+
+from ps_elastic.compressors.base import Compressor, Payload, compressors
+from ps_elastic.compressors.feedback import ErrorFeedback
+
+__all__ = ["Compressor", "ErrorFeedback", "Payload", "compressors"]

@@ -1,0 +1,64 @@
+"""What a compressor is: encode a vector into a few arrays, decode them elsewhere."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from ps_elastic.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Payload = tuple["Tensor", ...]
+
+
+class Compressor(ABC):
+    """A dataclass whose init fields are its YAML keys. There is one working copy per bucket and side (worker, server),
+    so that a method may keep state (a warm-started basis, a running scale) in plain attributes.
+
+    A payload is at most three contiguous one-dimensional tensors on the CPU whose number and types do not change.
+    Shapes: n entries of a bucket, float32.
+    """
+
+    biased: ClassVar[bool] = True  # E[decode(encode(v))] != v: error feedback is then on unless switched off
+
+    def fresh(self, numel: int, generator: Generator) -> Compressor:
+        """A working copy for a bucket of `numel` entries; random methods draw from `generator` alone."""
+        return copy.copy(self)
+
+    @abstractmethod
+    def encode(self, vector: Tensor) -> Payload:
+        """What to send for `vector` (n,), finite, not modified. The payload may share its memory."""
+
+    @abstractmethod
+    def accumulate(self, payload: Payload, out: Tensor, weight: float = 1.0) -> None:
+        """out (n,) += weight * decoded payload."""
+
+    def decode(self, payload: Payload, numel: int) -> Tensor:
+        """The vector (numel,) that `payload` stands for; it may share the payload's memory."""
+        import torch
+
+        out = torch.zeros(numel)
+        self.accumulate(payload, out)
+        return out
+
+    @abstractmethod
+    def check(self, payload: Payload, numel: int) -> None:
+        """Raise WireError unless `payload` decodes safely to (numel,): number of arrays, types, lengths, indices."""
+
+    @abstractmethod
+    def max_nbytes(self, numel: int) -> int:
+        """Upper bound on the bytes of a payload for a bucket of `numel` entries."""
+
+    def payload_norm(self, payload: Payload, numel: int) -> float:
+        """||decode(payload)||_2."""
+        return float(self.decode(payload, numel).norm())
+
+    def gamma(self, numel: int) -> float | None:
+        """The contraction constant: ||v - decode(encode(v))||^2 <= gamma ||v||^2; None where there is none below 1."""
+        return None
+
+
+compressors: Registry[Compressor] = Registry("compressor", "ps_elastic.compressors")

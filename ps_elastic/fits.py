@@ -1,0 +1,80 @@
+"""Whether rule, update, optimizer, compressor and tracker of a configuration fit together: refused by name if not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies import policies
+from ps_elastic.values import show
+
+if TYPE_CHECKING:
+    from ps_elastic.config import Config
+    from ps_elastic.policies import Policy
+
+
+def misfits(config: Config) -> Iterator[ConfigError]:
+    """Every pair of choices in `config` that does not fit, with the reason; each by itself is known to be good."""
+    policy: Policy = config.policy.build()
+    units: str = config.update.plugin.build().units
+    yield from _rule_and_update(config, policy, units)
+    yield from _rule_and_optimizer(config, policy)
+    yield from _rule_and_tracker(config, policy)
+    if units != "gradient":
+        yield from _update_and_optimizer(config, units)
+    if units == "model":
+        yield from _models_and_compressor(config)
+
+
+def _rule_and_update(config: Config, policy: Policy, units: str) -> Iterator[ConfigError]:
+    from ps_elastic.updates import updates  # torch comes with it
+
+    if units in policy.units:
+        return
+    fitting = ", ".join(name for name, cls in updates.items() if cls.units in policy.units)
+    rules = ", ".join(name for name, cls in policies.items() if units in cls.units)
+    yield ConfigError(
+        f"{config.update.plugin.name} pushes in units of {units}, but policy {config.policy.name} takes "
+        f"{' or '.join(policy.units)} (updates: {fitting}); rules that take {units}: {rules}",
+        key="update.name",
+    )
+
+
+def _rule_and_optimizer(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    name = config.optimizer.name
+    if name not in policy.optimizers:
+        yield ConfigError(
+            f"got {show(name)}, but what policy {config.policy.text()} bounds or repays is only known with "
+            f"{' or '.join(policy.optimizers)}, whose steps are linear in the gradient",
+            key="optimizer.name",
+        )
+
+
+def _rule_and_tracker(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    mode = config.tracker.discrepancy
+    rule = f"got {show(mode)}, but policy {config.policy.text()}"
+    if mode != "exact" and (policy.needs_views or policy.own_views):
+        yield ConfigError(f"{rule} works with the views themselves; expected exact", key="tracker.discrepancy")
+    elif mode == "bound" and policy.view_of == "ideal":
+        reason = "repays debts, and path lengths say nothing of the model with all debts settled"
+        yield ConfigError(f"{rule} {reason}; expected exact or off", key="tracker.discrepancy")
+
+
+def _update_and_optimizer(config: Config, units: str) -> Iterator[ConfigError]:
+    optimizer = config.optimizer
+    reason = f"{config.update.plugin.name} pushes in units of {units}, which the server uses as they are"
+    if optimizer.name != "sgd":
+        yield ConfigError(f"got {show(optimizer.name)}, expected sgd: {reason}", key="optimizer.name")
+    for key in ("momentum", "weight_decay"):
+        if value := getattr(optimizer, key):
+            yield ConfigError(f"got {show(value)}, expected 0: {reason}", key=f"optimizer.{key}")
+
+
+def _models_and_compressor(config: Config) -> Iterator[ConfigError]:
+    compressor = config.compressor
+    reason = f"{config.update.plugin.name} pushes models, of which no part can be left for the next push"
+    if compressor.plugin.name != "identity":
+        yield ConfigError(f"got {show(compressor.plugin.name)}, expected identity: {reason}", key="compressor.name")
+    elif compressor.error_feedback is True:
+        yield ConfigError(f"got true, expected auto or false: {reason}", key="compressor.error_feedback")

@@ -1,0 +1,44 @@
+"""Past versions of the model, each kept once for all who hold it and freed with the last.
+
+The current version is the live vector itself: it is copied only when a Step is about to change it while
+somebody's view still is that version. Copies come from a pool, so that the steady state allocates nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Snapshots:
+    """x: the live model (d,). Versions count from 0."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.version = x, 0
+        self.peak = 0  # most copies alive at once
+        self._holders = {0: 0}
+        self._copies: dict[int, Tensor] = {}
+        self._pool: list[Tensor] = []
+
+    def hold(self, version: int) -> None:
+        self._holders[version] = self._holders.get(version, 0) + 1
+
+    def let_go(self, version: int) -> None:
+        self._holders[version] -= 1
+        if not self._holders[version]:
+            del self._holders[version]
+            copy = self._copies.pop(version, None)
+            if copy is not None:
+                self._pool.append(copy)
+
+    def vector(self, version: int) -> Tensor:
+        """The model (d,) as it was at `version`, which somebody must hold unless it is the current one."""
+        return self.x if version == self.version else self._copies[version]
+
+    def advance(self) -> None:
+        """The live vector is about to become the next version: keep the current one if anybody holds it."""
+        if self._holders.get(self.version):
+            copy = self._pool.pop() if self._pool else torch.empty_like(self.x)
+            self._copies[self.version] = copy.copy_(self.x)
+            self.peak = max(self.peak, len(self._copies))
+        self.version += 1

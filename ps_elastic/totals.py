@@ -1,0 +1,116 @@
+"""Running sums of a run, from which the live line and summary.json are made."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from ps_elastic.evaluate import Evaluation
+from ps_elastic.events import Push
+from ps_elastic.tracker import finite
+
+if TYPE_CHECKING:
+    from ps_elastic.config import Target
+
+
+_TRIM = 1024
+
+
+class Mean:
+    """Mean, root mean square and maximum of the finite values noted."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares, self.max = 0, 0.0, 0.0, -math.inf
+
+    def note(self, value: float, times: int = 1) -> None:
+        if value - value == 0 and times:  # finite, sooner than by a call
+            self.count += times
+            self.sum += times * value
+            self.squares += times * value * value
+            if value > self.max:
+                self.max = value
+
+    def as_dict(self, *names: str) -> dict[str, float | None]:
+        """The statistics called `names` ("mean", "rms", "max"); null where nothing was noted."""
+        n = self.count
+        values = {"mean": self.sum / n, "rms": math.sqrt(self.squares / n), "max": self.max} if n else {}
+        return {name: values.get(name) for name in names}
+
+
+class Totals:
+    """What happened so far. `samples`: of the pushes used."""
+
+    def __init__(self, workers: int, target: Target | None = None) -> None:
+        self.workers = workers
+        self.samples = self.samples_computed = self.pushes = self.used = self.dropped = 0
+        self.held_max = self.bytes_up = self.bytes_down = 0
+        self.staleness, self.discrepancy, self.scaled = Mean(), Mean(), Mean()
+        self.loss = math.nan  # of the last push
+        self.metrics: dict[str, float] = {}
+        self.target = target
+        self.time_to_target_s: float | None = None
+        self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
+        self._alphas: list[tuple[int, float]] = []  # (version, alpha), alphas falling: the largest since any version
+        self._trim_at = _TRIM
+
+    def note_push(self, push: Push, samples: int, loss: float, held: int, waited_s: float) -> None:
+        self.pushes += 1
+        self.samples_computed += samples
+        self.bytes_up += push.nbytes
+        self.held_max = max(self.held_max, held)
+        self.loss = loss
+        self.waited[push.id.worker] = waited_s
+
+    def note_alpha(self, version: int, alpha: float, oldest: int) -> None:
+        """The step from `version` is made with `alpha`; nobody will ask for what was before version `oldest`."""
+        if len(self._alphas) > self._trim_at:
+            del self._alphas[: bisect_left(self._alphas, oldest, key=lambda entry: entry[0])]
+            self._trim_at = _TRIM + 2 * len(self._alphas)
+        while self._alphas and self._alphas[-1][1] <= alpha:
+            self._alphas.pop()
+        self._alphas.append((version, alpha))
+
+    def largest_alpha(self, since: int) -> float:
+        """The largest step size of the steps made from version `since` on; 0 without any."""
+        if self._alphas and self._alphas[0][0] >= since:
+            return self._alphas[0][1]
+        at = bisect_left(self._alphas, since, key=lambda entry: entry[0])
+        return self._alphas[at][1] if at < len(self._alphas) else 0.0
+
+    def note_used(self, staleness: int, distance: float, scaled: float) -> None:
+        """scaled: the distance over the largest step size between view and use; nan where that is 0."""
+        self.used += 1
+        self.staleness.note(staleness)
+        self.discrepancy.note(distance)
+        self.scaled.note(scaled)
+
+    def note_evaluation(self, evaluation: Evaluation) -> bool:
+        """Take the metrics in; whether the target is reached by them."""
+        self.metrics = evaluation.metrics
+        if self.target is None or not self.target.reached(evaluation.metrics):
+            return False
+        if self.time_to_target_s is None:
+            self.time_to_target_s = evaluation.t_s
+        return True
+
+    def summary(self, now: float) -> dict[str, Any]:
+        """The part of summary.json that comes from counting; `now`: seconds since the start."""
+        scaled = self.scaled.as_dict("rms", "max")
+        return {
+            "samples": self.samples,
+            "samples_computed": self.samples_computed,
+            "pushes": self.pushes,
+            "used": self.used,
+            "dropped": self.dropped,
+            "held_max": self.held_max,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "staleness": self.staleness.as_dict("mean", "max"),
+            "discrepancy": self.discrepancy.as_dict("rms", "max"),
+            "B_rms": scaled["rms"],
+            "B_max": scaled["max"],
+            "wait_share": {str(w): waited / now if now > 0 else None for w, waited in self.waited.items()},
+            "metrics": {"loss": None, "accuracy": None} | {k: finite(v) for k, v in self.metrics.items()},
+            "time_to_target_s": self.time_to_target_s,
+        }

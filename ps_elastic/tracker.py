@@ -1,0 +1,96 @@
+"""One JSON line per observation, one file per rank; lines are written in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Lines:
+    """A file of lines, written when 64 kB or one second have gathered, on `flush` and on `close`.
+
+    Raises OSError where the disk refuses; nothing is retried silently.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._lines: list[str] = []
+        self._size, self._written_at = 0, time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > 65536 or time.monotonic() - self._written_at > 1:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            self._put(("\n".join(self._lines) + "\n").encode())
+            self._lines.clear()
+        self._file.flush()
+        self._size, self._written_at = 0, time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+
+
+class SealedLines(Lines):
+    """Lines that can be told later from a cut or edited copy: `count` of them, with `sha256`, are in the file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.count, self._hash = 0, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def _put(self, data: bytes) -> None:
+        super()._put(data)
+        self.count += data.count(b"\n")
+        self._hash.update(data)
+
+
+class Tracker:
+    """Observations of one rank; `write` receives each as a JSON line with `event`, `t_s` and `rank` first."""
+
+    def __init__(self, rank: int, write: Callable[[str], None]) -> None:
+        self.rank, self.write = rank, write
+        self._forms: dict[tuple[str, ...], str] = {}  # (event, names of fields) -> the line without its values
+
+    def note(self, event: str, t_s: float, **fields: Any) -> None:
+        """Log one observation; a float that is not finite becomes null."""
+        key = event, *fields
+        form = self._forms.get(key) or self._forms.setdefault(key, self._form(*key))
+        texts = [_TEXTS.get(type(value), _text)(value) for value in fields.values()]
+        self.write(form % (number(t_s), *texts))
+
+    def _form(self, event: str, *names: str) -> str:
+        start = f'{{"event": {json.dumps(event)}, "t_s": %s, "rank": {self.rank}'
+        return ", ".join([start, *(f"{json.dumps(name).replace('%', '%%')}: %s" for name in names)]) + "}"
+
+
+def finite(value: Any) -> Any:
+    """`value`, or None for a float that JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: Any) -> str:
+    return json.dumps(finite(value))
+
+
+def number(value: float) -> str:
+    """A number as JSON has it; null for one that is not finite."""
+    return repr(value) if math.isfinite(value) else "null"
+
+
+_TEXTS: dict[type, Callable[[Any], str]] = {float: number, int: repr}  # what json.dumps would write, sooner

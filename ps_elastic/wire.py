@@ -1,0 +1,170 @@
+"""Messages as bytes: a fixed little-endian header, then raw arrays. Never pickle.
+
+The header (112 bytes) says everything about the size of what follows, and is checked before anything is
+allocated or read. Each array starts at a multiple of 8 bytes.
+
+| bytes | what |
+|---|---|
+| 0:8 | magic "PSEL", wire version, kind, flags |
+| 8:16 | worker, bucket, number of buckets |
+| 16:32 | step, base or version |
+| 32:64 | norm, payload norm, residual norm, seconds waited of a push; discrepancy, alpha, weight of a reply |
+| 64:72 | samples, loss |
+| 72:80 | first 8 bytes of the layout's digest |
+| 80:112 | up to four arrays: type code in the high byte (0: no array), number of entries below it |
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ps_elastic.errors import WireError
+from ps_elastic.messages import OUTCOMES, Ask, Farewell, Message, PushMessage, Reply, Settled
+
+MAGIC, WIRE_VERSION = b"PSEL", 1
+_HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
+HEADER_BYTES = _HEADER.size
+MAX_ARRAYS = 4
+_PUSH, _REPLY, _ASK, _FAREWELL = range(1, 5)
+_STOP, _MODEL_APART, _STATISTICS = 1, 2, 4
+_TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
+_CODES = {np.dtype(name): code for code, name in enumerate(_TYPES, 1)}  # 0 is no array; an empty one has its type
+
+
+class Packed(NamedTuple):
+    """A message ready to travel: `head` is one contiguous uint8 array; `apart` follows in messages of its own."""
+
+    head: np.ndarray
+    apart: np.ndarray | None = None
+
+
+def padded(nbytes: int) -> int:
+    return (nbytes + 7) & ~7
+
+
+def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model_apart: bool = False) -> Packed:
+    """Write `message` into `buffer` (uint8, large enough) and return what of it is to be sent.
+
+    layout: the digest. Arrays that already stand in their place in `buffer` are not copied. With `model_apart` a
+    reply's model is not copied into the buffer but follows as a message of its own.
+    Raises WireError for too many arrays or a type that has no code.
+    """
+    flags, bucket, buckets, numbers, samples, loss = 0, 0, 1, (0.0, 0.0, 0.0, 0.0), 0, 0.0
+    apart = None
+    match message:
+        case PushMessage(worker, step, base, arrays, bucket, buckets, samples, loss):
+            kind = _PUSH
+            numbers = (message.norm, message.payload_norm, message.residual_norm, message.waited_s)
+            if message.statistics is not None:
+                flags, arrays = _STATISTICS, (*arrays, message.statistics)
+        case Reply(worker, step, base, model):
+            kind, arrays = _REPLY, ()
+            flags = OUTCOMES.index(message.outcome) << 8
+            numbers = (message.discrepancy, message.alpha, message.weight, 0.0)
+            if model is None:
+                flags |= _STOP
+            elif model_apart:
+                flags, apart = flags | _MODEL_APART, model
+            else:
+                arrays = (model,)
+            if message.settled:
+                told = [(s.step, OUTCOMES.index(s.outcome), s.discrepancy) for s in message.settled]
+                arrays = (*arrays, np.array(told, np.float64).reshape(-1))
+        case Ask(worker, step):
+            kind, base, arrays = _ASK, 0, ()
+        case Farewell(worker, step, text, code):
+            kind, base, arrays = _FAREWELL, code, (np.frombuffer(text.encode(), np.uint8),)
+    if len(arrays) > MAX_ARRAYS:
+        raise WireError(f"{len(arrays)} arrays in a message; expected at most {MAX_ARRAYS}")
+    sizes, end = [0] * MAX_ARRAYS, HEADER_BYTES
+    for i, array in enumerate(arrays):
+        code = _CODES.get(array.dtype)
+        if code is None:
+            raise WireError(f"an array of {array.dtype} cannot be sent; known: {', '.join(_TYPES)}")
+        sizes[i] = code << 56 | array.size
+        target = buffer[end : end + array.nbytes]
+        if array.size and target.ctypes.data != array.ctypes.data:
+            target.view(array.dtype)[:] = array
+        end += padded(array.nbytes)
+    _HEADER.pack_into(
+        buffer, 0, MAGIC, WIRE_VERSION, kind, flags, worker, bucket, buckets, step, base,
+        *numbers, samples, loss, layout[:8], *sizes,
+    )  # fmt: skip
+    return Packed(buffer[:end], apart)
+
+
+def size_of(head: np.ndarray, layout: bytes, source: str) -> tuple[int, bool]:
+    """How many bytes the message that starts with `head` takes, and whether a model follows apart.
+
+    Raises WireError naming `source` for another magic, version or layout, an unknown kind, or an unknown type.
+    """
+    fields = _fields(head, layout, source)
+    nbytes = sum(padded(count * dtype.itemsize) for dtype, count in _described(fields, source))
+    return HEADER_BYTES + nbytes, bool(fields[2] == _REPLY and fields[3] & _MODEL_APART)
+
+
+def unpack(frame: np.ndarray, layout: bytes, source: str, model: np.ndarray | None = None) -> Message:
+    """The message in `frame` (uint8); its arrays are views of `frame`. `model`: the one that came apart.
+
+    Raises WireError as `size_of` does, and where `frame` is shorter than its header says or does not hold what its
+    kind needs.
+    """
+    nbytes, _ = size_of(frame, layout, source)
+    if frame.size < nbytes:
+        raise WireError(f"{source}: got {frame.size} bytes, expected {nbytes}")
+    fields = _HEADER.unpack_from(frame)
+    arrays, end = [], HEADER_BYTES
+    for dtype, count in _described(fields, source):
+        arrays.append(frame[end : end + count * dtype.itemsize].view(dtype))
+        end += padded(count * dtype.itemsize)
+    try:
+        return _message(fields, arrays, model)
+    except (IndexError, ValueError, OverflowError) as error:
+        raise WireError(f"{source}: a damaged message of kind {fields[2]}: {error}") from error
+
+
+def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarray | None) -> Message:
+    _, _, kind, flags, worker, bucket, buckets, step, base, a, b, c, d, samples, loss, *_ = fields
+    if kind == _PUSH:
+        statistics = arrays.pop() if flags & _STATISTICS else None
+        return PushMessage(worker, step, base, tuple(arrays), bucket, buckets, samples, loss, a, b, c, d, statistics)
+    if kind == _ASK:
+        return Ask(worker, step)
+    if kind == _FAREWELL:
+        return Farewell(worker, step, bytes(arrays[0]).decode(), base)
+    if not flags & (_STOP | _MODEL_APART):
+        model = arrays.pop(0)
+    told = arrays[0].reshape(-1, 3).tolist() if arrays else []
+    settled = tuple(Settled(int(s), OUTCOMES[int(outcome)], d) for s, outcome, d in told)
+    return Reply(worker, step, base, None if flags & _STOP else model, OUTCOMES[flags >> 8], a, b, c, settled)
+
+
+def _described(fields: tuple[Any, ...], source: str) -> list[tuple[np.dtype, int]]:
+    """Type and number of entries of each array in the message."""
+    found = []
+    for word in filter(None, fields[-MAX_ARRAYS:]):
+        code, count = word >> 56, word & ((1 << 56) - 1)
+        if not 1 <= code <= len(_TYPES):
+            raise WireError(f"{source}: unknown array type {code}")
+        found.append((np.dtype(_TYPES[code - 1]), count))
+    return found
+
+
+def _fields(head: np.ndarray, layout: bytes, source: str) -> tuple[Any, ...]:
+    if head.size < HEADER_BYTES:
+        raise WireError(f"{source}: got {head.size} bytes, expected a header of {HEADER_BYTES}")
+    fields = _HEADER.unpack_from(head)
+    if fields[0] != MAGIC:
+        raise WireError(f"{source}: starts with {fields[0]!r}, expected {MAGIC!r}")
+    if fields[1] != WIRE_VERSION:
+        raise WireError(f"{source}: wire version {fields[1]}, expected {WIRE_VERSION}")
+    if fields[15] != layout[:8]:
+        raise WireError(f"{source}: layout {fields[15].hex()}, expected {layout[:8].hex()}: another model or buckets")
+    if fields[2] not in (_PUSH, _REPLY, _ASK, _FAREWELL):
+        raise WireError(f"{source}: unknown kind of message {fields[2]}")
+    if fields[2] == _REPLY and (fields[3] >> 8) >= len(OUTCOMES):
+        raise WireError(f"{source}: unknown outcome {fields[3] >> 8}")
+    return fields

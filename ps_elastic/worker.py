@@ -1,0 +1,325 @@
+"""A worker as a machine without I/O: a reply in, a push out. No MPI, no clock of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
+from ps_elastic.errors import TaskError
+from ps_elastic.evaluate import statistics_of
+from ps_elastic.layout import Layout
+from ps_elastic.messages import PushMessage, Reply
+from ps_elastic.tasks import Task
+from ps_elastic.tracker import Tracker
+from ps_elastic.updates import Update
+
+MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
+
+
+class Workbench:
+    """Where gradients are made: the module's parameters live in x (d,), their gradients land in g (d,).
+
+    On the CPU x and g are the transport's `memory` (x, g) where it offers some, so that a model is received and a
+    gradient sent in place. Workers that take turns may share a bench: each loads a model and pushes before the next.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, memory: tuple[Tensor, Tensor] | None = None) -> None:
+        self.device = next(model.parameters()).device
+        x, self.g = memory or (layout.empty(), layout.empty())
+        self.x = x.to(self.device)
+        layout.attach(model, self.x)
+        model.train()
+        self.made = self.g if self.device.type == "cpu" else layout.empty().to(self.device)  # g, where backward is
+        self.gradient = _Gradient(model, layout, self.made)
+
+
+class Worker:
+    """Worker `rank` of 1..p: `load` takes a reply, `push` computes the next push, `note` logs the reply.
+
+    x, g: the model and the gradient, flat (d,), of its bench: its own, with the transport's `memory`, or a shared one.
+    clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop".
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        task: Task,
+        model: nn.Module,
+        layout: Layout,
+        batches: Iterator[Any],
+        update: Update,
+        compressors: list[Compressor | ErrorFeedback],
+        tracker: Tracker,
+        *,
+        seed: int = 0,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        on_nonfinite: str = "stop",
+        autocast: str | None = None,
+        discrepancy: str = "exact",
+        memory: tuple[Tensor, Tensor] | None = None,
+        bench: Workbench | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
+        self._task, self._model, self._batches, self._update, self._tracker = task, model, batches, update, tracker
+        self._compressors, self._seed, self._accumulate, self._clip_norm = compressors, seed, accumulate, clip_norm
+        self._on_nonfinite, self._clock = on_nonfinite, clock
+        made = bench or Workbench(model, layout, memory)
+        self.x, self.g, self._g, self._gradient, self._device = made.x, made.g, made.made, made.gradient, made.device
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(autocast or "")
+        self._autocast: Callable[[], Any] = (
+            (lambda: torch.autocast(self._device.type, dtype)) if dtype else contextlib.nullcontext
+        )
+        self._shortcut = type(task).differentiate is not Task.differentiate and accumulate == 1 and dtype is None
+        self._statistics = statistics_of(model)
+        self._shares_bench = bench is not None
+        self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
+        self._view = torch.empty_like(self.x) if discrepancy == "exact" else None
+        self._sent: dict[int, tuple[float, list[Payload]]] = {}  # (alpha, payloads) of pushes that may yet be dropped
+        self._feeds_back = any(isinstance(c, ErrorFeedback) for c in compressors)
+        self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
+        self._drawn = 0  # batches, for the push being made
+        self._durations = {"compute_s": 0.0, "encode_s": 0.0}
+        self._moved = math.nan
+        self._pushed: list[Payload] = []  # the last push
+        self._residual_norm = self._waited_s = 0.0
+
+    def _measure_residual(self) -> float:
+        """||e||_2 over all buckets; 0 without error feedback."""
+        return math.hypot(*(float(c.residual.norm()) for c in self._compressors if isinstance(c, ErrorFeedback)))
+
+    def load(self, reply: Reply) -> bool:
+        """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
+
+        The model may stand in `x` already, received in place.
+        """
+        self._learn(reply.step, reply.outcome)
+        for settled in reply.settled:
+            self._learn(settled.step, settled.outcome)
+        self._told_alpha = reply.alpha
+        if reply.alpha and reply.alpha != self._alpha:
+            before, self._alpha = self._alpha, reply.alpha
+            if (factor := self._factor(before)) != 1:
+                for compressor in self._compressors:
+                    if isinstance(compressor, ErrorFeedback):
+                        compressor.rescale(factor)
+        if reply.model is None:
+            self._moved = math.nan
+            return False
+        model = torch.from_numpy(reply.model)
+        if model.data_ptr() != self.x.data_ptr():
+            self.x.copy_(model)
+        self._observe(reply)
+        self.step, self.base = reply.step, reply.version
+        return True
+
+    def push(self) -> list[PushMessage]:
+        """Compute the next push at the model loaded: a message a bucket. Raises TaskError by step and loss.
+
+        The arrays stay valid until the next `push`.
+        """
+        self.step += 1
+        started = self._clock()
+        _copy(self._own_statistics, self._statistics)
+        loss, norm = self._finite_gradient()
+        _copy(self._statistics, self._own_statistics)
+        computed = self._clock()
+        if self._g is not self.g:
+            self.g.copy_(self._g)
+        if self._view is not None:
+            self._view.copy_(self.x if self._update.view is None else self._update.view)
+        pairs = list(zip(self.layout.buckets, self._compressors, strict=True))
+        payloads = [compressor.encode(self.g[bucket.start : bucket.stop]) for bucket, compressor in pairs]
+        if self._shares_bench:
+            payloads = [tuple(self._keep(array) for array in payload) for payload in payloads]
+        self._pushed, self._residual_norm = payloads, self._measure_residual()
+        if self._feeds_back:
+            kept = [tuple(self._keep(array) for array in payload) for payload in payloads]
+            self._sent[self.step] = self._alpha, kept
+        norms = [_plain(c).payload_norm(p, b.numel) for (b, c), p in zip(pairs, payloads, strict=True)]
+        statistics = None
+        if self._statistics:
+            statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
+        messages = [
+            PushMessage(self.rank, self.step, self.base, tuple(array.numpy() for array in payload), i, len(pairs))
+            for i, payload in enumerate(payloads)
+        ]
+        self.samples = self._task.batch_size * self._drawn
+        messages[-1] = messages[-1]._replace(
+            samples=self.samples, loss=loss, norm=norm, payload_norm=math.hypot(*norms),
+            residual_norm=self._residual_norm, waited_s=self._waited_s,
+            statistics=statistics,
+        )  # fmt: skip
+        self._durations = {"compute_s": computed - started, "encode_s": self._clock() - computed}
+        return messages
+
+    def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
+        """Log what the reply told: a line for the push answered, one for each earlier push settled since."""
+        for settled in reply.settled:
+            self._tracker.note(
+                "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy
+            )
+        self._waited_s += wait_s
+        if reply.step:
+            self._tracker.note(
+                "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=self._moved,
+                residual_norm=self._residual_norm, outcome=reply.outcome, **self._durations,
+                send_s=send_s, wait_s=wait_s,
+            )  # fmt: skip
+
+    def _learn(self, step: int, outcome: str) -> None:
+        if outcome == "held":
+            return
+        sent = self._sent.pop(step, None)
+        if sent is not None and outcome == "dropped":
+            alpha, payloads = sent
+            factor = self._factor(alpha)
+            for compressor, payload in zip(self._compressors, payloads, strict=True):
+                if isinstance(compressor, ErrorFeedback):
+                    compressor.take_back(payload, factor)
+
+    def _factor(self, alpha: float) -> float:
+        """What a gradient kept back at step size `alpha` counts now; updates and models are scaled already."""
+        return alpha / self._alpha if alpha and self._alpha and self._update.units == "gradient" else 1.0
+
+    def _observe(self, reply: Reply) -> None:
+        """moved = ||new model + own applied update - old view||: what others did meanwhile (plain SGD: exactly).
+
+        After local steps, and of a model: ||new model - view of the last gradient||, which is the distance of a local
+        model from the mean of all where all are averaged.
+        """
+        self._moved = math.nan
+        if self._view is not None and self._pushed:  # else it came back, and the push answered is of an earlier life
+            difference = self._view.sub_(self.x)
+            if reply.weight and self._update.units == "gradient":
+                difference.sub_(self._decoded().to(self._device), alpha=reply.weight)
+            self._moved = float(difference.norm())
+
+    def _decoded(self) -> Tensor:
+        """What the server decoded from the last push (d,)."""
+        parts = zip(self.layout.buckets, self._compressors, self._pushed, strict=True)
+        vectors = [_plain(compressor).decode(payload, bucket.numel) for bucket, compressor, payload in parts]
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+    def _keep(self, array: Tensor) -> Tensor:
+        """`array`, or a copy where it lies in g, which the next push overwrites."""
+        inside = array.untyped_storage().data_ptr() == self.g.untyped_storage().data_ptr()
+        return array.clone() if inside else array
+
+    def _finite_gradient(self) -> tuple[float, float]:
+        for _ in range(MOST_NONFINITE):
+            self._drawn = 0
+            loss = self._update.run(self._clipped_gradient, self.x, self._g, self._told_alpha, self.base)
+            norm = float(torch.linalg.vector_norm(self._g))
+            if math.isfinite(norm):
+                return loss, norm
+            if self._on_nonfinite == "stop":
+                raise TaskError(f"step {self.step}: the gradient is not finite (norm {norm}, loss {loss})")
+        raise TaskError(f"step {self.step}: {MOST_NONFINITE} gradients in a row were not finite (loss {loss})")
+
+    def _clipped_gradient(self) -> float:
+        loss = self._mean_gradient()
+        if self._clip_norm is not None:
+            norm = float(torch.linalg.vector_norm(self._g))
+            if self._clip_norm < norm < math.inf:
+                self._g *= self._clip_norm / norm
+        return loss
+
+    def _mean_gradient(self) -> float:
+        """The gradient of the mean loss of the next `accumulate` batches at x, into g; returns that loss."""
+        if self._shortcut:
+            return self._task.differentiate(self._model, self._next_batch(), self._gradient.views)
+        total = 0.0
+        with self._gradient.collecting():
+            for _ in range(self._accumulate):
+                batch = self._next_batch()
+                with self._autocast():
+                    loss = self._task.loss(self._model, batch)
+                (loss / self._accumulate if self._accumulate > 1 else loss).backward()
+                total += float(loss.detach())
+        return total / self._accumulate
+
+    def _next_batch(self) -> Any:
+        _seed(self._device, draw_seed(self._seed, self.rank, self.step, self._drawn))
+        self._drawn += 1
+        return to_device(next(self._batches), self._device)
+
+
+class _Gradient:
+    """Carries each parameter's gradient into its place in g as soon as backward has it.
+
+    A hook that copies and forgets `p.grad` is faster than gradients preset as views: it saves zeroing and adding.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, g: Tensor) -> None:
+        self.views, self._seen = layout.views(g), set[str]()
+        parameters = dict(model.named_parameters())
+        for name in self.views:
+            parameters[name].register_post_accumulate_grad_hook(self._hook(name))
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Within, every backward adds to g; a parameter that none of them reached gets zeros."""
+        self._seen.clear()
+        yield
+        for name in self.views.keys() - self._seen:
+            self.views[name].zero_()
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        view, seen = self.views[name], self._seen
+
+        def collect(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            if name in seen:
+                view.add_(parameter.grad)
+            else:
+                view.copy_(parameter.grad)
+                seen.add(name)
+            parameter.grad = None
+
+        return collect
+
+
+def _plain(compressor: Compressor | ErrorFeedback) -> Compressor:
+    return compressor.compressor if isinstance(compressor, ErrorFeedback) else compressor
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=False):  # one of the two may be empty
+        target.copy_(source)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed torch's default generator of the CPU and of `device`."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 300 us more: it notes where it was called from
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def draw_seed(*parts: int) -> int:
+    """A 63-bit seed for a generator, from whole numbers such as (seed, worker, step)."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """`batch` with every tensor in it on `device`; arrays become tensors."""
+    match batch:
+        case Tensor():
+            return batch.to(device, non_blocking=True)
+        case np.ndarray():
+            return torch.from_numpy(batch).to(device)
+        case tuple() | list():
+            return type(batch)(to_device(item, device) for item in batch)
+        case dict():
+            return {key: to_device(item, device) for key, item in batch.items()}
+    return batch

@@ -1,0 +1,172 @@
+"""Jobs under the real mpirun for the tests: each ends in time and leaves no process behind, or the test fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from ps_elastic import environment, launcher
+from ps_elastic.environment import Mpi
+from ps_elastic.errors import PlatformError
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "tests" / "mpi_programs"
+TRAIN = (sys.executable, "-m", "ps_elastic", "train")
+START_S = 120.0  # enough for any start of any job here, on a machine busy with other things
+_MARK = "PS_ELASTIC_TEST"  # whatever a job starts inherits it
+
+
+class Ended(NamedTuple):
+    """A job of which no process remains."""
+
+    code: int
+    stdout: str
+    stderr: str
+    at: float  # time.time() when the last process was gone
+
+    def messages(self) -> list[str]:
+        return messages(self.stderr)
+
+
+def messages(stderr: str) -> list[str]:
+    """What ps_elastic itself said went wrong."""
+    return [line.removeprefix("ps-elastic: ") for line in stderr.split("\n") if line.startswith("ps-elastic:")]
+
+
+class Job:
+    """A running command and all that it started."""
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], folder: Path) -> None:
+        self._mark, self._outputs = uuid.uuid4().hex, (folder / "stdout.txt", folder / "stderr.txt")
+        paths = os.pathsep.join([str(ROOT), str(PROGRAMS)])
+        given = {**os.environ, "PYTHONPATH": paths, "TTY_COMPATIBLE": "0", **variables, _MARK: self._mark}
+        with self._outputs[0].open("w") as stdout, self._outputs[1].open("w") as stderr:
+            self.process = subprocess.Popen(
+                command, env=given, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self, limit_s: float = START_S) -> Ended:
+        """Return when the command has ended and no process of it remains. Fails the test after `limit_s`."""
+        limit = time.monotonic() + limit_s
+        while self.process.poll() is None or self.members():
+            if time.monotonic() > limit:
+                alive = [" ".join(process.cmdline()) for process in self.members()]
+                self.kill()
+                said = self.said()
+                pytest.fail(f"after {limit_s:.0f} s: ended with {self.process.poll()}; alive: {alive}\n{said}")
+            time.sleep(0.05)
+        return Ended(self.process.returncode, self._outputs[0].read_text(), self._outputs[1].read_text(), time.time())
+
+    def until(self, condition: Callable[[], bool], limit_s: float = START_S) -> None:
+        """Return when the condition holds. Fails the test where the job ends first, or after `limit_s`."""
+        limit = time.monotonic() + limit_s
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > limit:
+                self.kill()
+                pytest.fail(f"it never came to that; ended with {self.process.poll()}\n{self.said()}")
+            time.sleep(0.05)
+
+    def said(self) -> str:
+        return "\n".join(path.read_text() for path in self._outputs)
+
+    def members(self) -> list[psutil.Process]:
+        """Every process that the command started, directly or not, whatever session it is in."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:  # gone meanwhile, or not ours
+                continue
+        return found
+
+    def kill(self) -> None:
+        for process in self.members():
+            process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Start a command: start(command, NAME=value, ...) -> Job. What is left of it at the end of the test is killed."""
+    jobs: list[Job] = []
+
+    def begin(command: Sequence[str], **variables: str) -> Job:
+        folder = tmp_path / f"job-{len(jobs)}"
+        folder.mkdir()
+        jobs.append(Job(command, variables, folder))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.kill()
+
+
+@pytest.fixture(scope="session")
+def mpi() -> Mpi:
+    """The MPI of this machine."""
+    try:
+        return environment.find_mpi()
+    except PlatformError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def start_ranks(start: Callable[..., Job], mpi: Mpi) -> Callable[..., Job]:
+    """Start so many ranks of a program: start_ranks(ranks, argv, NAME=value, ...) -> Job."""
+
+    def begin(ranks: int, argv: Sequence[str], **variables: str) -> Job:
+        return start(ranks_command(mpi, ranks, argv), **launcher.mpi_environment(mpi), **variables)
+
+    return begin
+
+
+def ranks_command(mpi: Mpi, ranks: int, argv: Sequence[str]) -> list[str]:
+    """mpirun's command line. Not bound to cores: several tests, and other jobs, may run at once."""
+    return launcher.mpirun_command(mpi, ranks, argv, cores=1)
+
+
+class Said(NamedTuple):
+    """What one command line came to on one rank."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def messages(self) -> list[str]:
+        return messages(self.stderr)
+
+
+def run_several(mpi: Mpi, ranks: int, plan: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, list[Said]]:
+    """Run the command lines of `plan` (see mpi_programs/several.py) in one job; return what each rank said of each."""
+    (folder / "plan.json").write_text(json.dumps(list(plan.values())))
+    program = [sys.executable, str(PROGRAMS / "several.py"), str(folder / "plan.json"), str(folder)]
+    job = Job(ranks_command(mpi, ranks, program), launcher.mpi_environment(mpi), folder)
+    try:
+        ended = job.wait()
+    finally:
+        job.kill()
+    assert ended.code == 0, job.said()
+    each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+    return {name: [Said(*rank[i]) for rank in each] for i, name in enumerate(plan)}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of data sets: $PS_ELASTIC_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("PS_ELASTIC_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data sets in {folder}; PS_ELASTIC_DATA names another folder")
+    return folder
