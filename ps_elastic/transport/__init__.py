@@ -1,0 +1,1 @@
+"""How messages travel. Only this package imports mpi4py."""

@@ -1,0 +1,47 @@
+"""The server and all workers in one process, taking turns in worker order: the same run every time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+from ps_elastic.errors import Stalled
+from ps_elastic.messages import Farewell, Message, Reply
+from ps_elastic.server import Server
+from ps_elastic.worker import Worker
+
+
+def run(server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float], None] = lambda now: None) -> float:
+    """Run to the end; return the time. Time is logical: a round of all workers takes one second.
+
+    on_turn: called after each push, with the time.
+    """
+    now = 0.0
+    ready: deque[Worker] = deque()
+    inbox: deque[Message] = deque()
+
+    def deliver(replies: Iterable[tuple[int, Reply]]) -> None:
+        for rank, reply in replies:
+            worker = workers[rank]
+            going = worker.load(reply)
+            worker.note(reply, now, 0.0, 0.0)
+            if going:
+                ready.append(worker)
+            else:
+                inbox.append(Farewell(rank, reply.step))
+
+    deliver(server.start(now))
+    while not server.finished:
+        if inbox:
+            deliver(server.receive(inbox.popleft(), now))
+        elif ready:
+            now += 1 / len(workers)
+            for message in ready.popleft().push():
+                deliver(server.receive(message, now))
+            on_turn(now)
+        elif server.wake_at is not None:
+            now = max(now, server.wake_at)
+            deliver(server.tick(now))
+        else:
+            raise Stalled(f"no worker has anything to do at version {server.ledger.version}")
+    return now

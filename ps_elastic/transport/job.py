@@ -1,0 +1,239 @@
+"""One rank of a job under MPI, from its command line to its end; whatever happens, the job ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ps_elastic.environment import INSTALL, launcher_rank, local_rank, local_size, refuse_split_world, usable_cores
+from ps_elastic.errors import INTERRUPTED, OK, ConfigError, PlatformError
+from ps_elastic.messages import Farewell
+from ps_elastic.rundir import INTERRUPT, new_run_dir
+from ps_elastic.training import describe, exit_code
+from ps_elastic.transport.agree import Told, agree, blame, broadcast, compare, ending_all, meet, processes_here
+from ps_elastic.transport.signals import Signals, ended_by
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from ps_elastic.assemble import Parts
+    from ps_elastic.config import Config
+    from ps_elastic.evaluate import Evaluator
+    from ps_elastic.server import Server
+    from ps_elastic.transport.mpi import WorkerEnd
+
+_ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
+_LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
+_SPINS_ALONE, _SPINS_CROWDED = 300, 3  # probes before a waiting rank sleeps: with a core for each rank, and without
+
+
+class Setting(NamedTuple):
+    """What a rank knows when it may begin."""
+
+    config: Config
+    parts: Parts
+    threads: str  # for the user
+    directory: Path
+
+
+def run_rank(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str],
+    run_dir: str | os.PathLike[str] | None,
+    *,
+    quiet: bool,
+) -> dict[str, Any] | None:
+    """Be one rank of the job; return the summary on rank 0, None elsewhere. Ends the whole job where a rank fails.
+
+    Raises PlatformError without a usable MPI, ConfigError with a world of one, JobFailed on rank 0 (SystemExit with
+    the same code elsewhere) where some rank cannot begin.
+    """
+    comm = _world()
+    with ending_all(comm):
+        signals = Signals(comm.Get_rank())
+        setting = _prepare(comm, source if isinstance(source, Mapping) else str(source), overrides, run_dir)
+        summary = None
+        if comm.Get_rank() == 0:
+            summary = _be_server(comm, setting, signals, quiet=quiet)
+        else:
+            _be_worker(comm, setting)
+        meet(comm)
+        comm.Free()
+    return summary
+
+
+def _world() -> MPI.Comm:
+    try:
+        from ps_elastic.transport.mpi import MPI
+    except (ImportError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise PlatformError(f"no MPI library could be loaded ({why}); `{INSTALL}` installs one") from None
+    size = MPI.COMM_WORLD.Get_size()
+    try:
+        refuse_split_world(size)
+    except PlatformError as error:
+        if launcher_rank():  # the launcher's rank 0 stands alone too, and tells
+            raise Told(error.exit_code) from None
+        raise
+    if size < 2:
+        raise ConfigError(
+            "got 1 rank, expected at least 2 (rank 0 is the server): start it by `mpirun -n 4 ps-elastic train ...` "
+            "or `ps-elastic launch -n 4 ...`, or in one process with --in-process --workers 3"
+        )
+    return MPI.COMM_WORLD.Dup()
+
+
+def _prepare(
+    comm: MPI.Comm,
+    source: str | Mapping[str, Any],
+    overrides: Sequence[str],
+    run_dir: str | os.PathLike[str] | None,
+) -> Setting:
+    """Load and make, on every rank, what is the same on all of them; refuse what differs."""
+    from ps_elastic.config import load
+
+    rank, workers = comm.Get_rank(), comm.Get_size() - 1
+    threads = agree(comm, lambda: _threads(source, overrides, rank))
+    from ps_elastic.assemble import make_parts  # torch: only after the threads are set
+
+    config = agree(comm, lambda: load(source, overrides))
+    compare(comm, "the configuration", config.digest())
+    # One rank of each host first: what it fetches, the others find.
+    early = agree(comm, lambda: None if local_rank() else make_parts(config, workers))
+    parts = agree(comm, lambda: early or make_parts(config, workers))
+    compare(comm, "the model's layout", parts.layout.digest)
+    folder = agree(comm, lambda: "" if rank else str(_folder(config.name, run_dir)))
+    return Setting(config, parts, threads, Path(broadcast(comm, folder, 0)))
+
+
+def _threads(source: str | Mapping[str, Any], overrides: Sequence[str], rank: int) -> str:
+    from ps_elastic.config import load
+    from ps_elastic.threads import set_threads
+
+    light = load(source, overrides, plugins=False)
+    return set_threads(light.threads if rank else light.server_threads)
+
+
+def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
+    return new_run_dir(name, None if given is None else os.fspath(given)).absolute()
+
+
+def _be_server(comm: MPI.Comm, setting: Setting, signals: Signals, *, quiet: bool) -> dict[str, Any]:
+    from psutil import pid_exists
+
+    from ps_elastic.assemble import make_server
+    from ps_elastic.live import Live
+    from ps_elastic.record import Record
+    from ps_elastic.training import failed, finish
+    from ps_elastic.transport.loops import serve
+    from ps_elastic.transport.mpi import MPI, ServerEnd
+
+    config, parts, threads, directory = setting
+    survive, layout, workers = config.survive, parts.layout, comm.Get_size() - 1
+
+    def make() -> tuple[Record, Server, Evaluator, ServerEnd]:
+        record = Record(directory, 0)
+        record.write_setting(config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport="messages")
+        log = record.events().write
+        server, evaluator = make_server(config, parts, workers, record.tracker, log, background=True)
+        patience_s = survive.stall_deadline_s
+        end = ServerEnd(comm, layout.digest, parts.frame_bytes, 4 * layout.size, _spins(), patience_s)
+        return record, server, evaluator, end
+
+    record, server, evaluator, end = agree(comm, make)
+    processes = processes_here(comm)
+    live, code = Live(server, config, quiet=quiet), OK
+    live.say(f"{config.name}: 1 server, {workers} workers; {threads}; {directory}")
+    started = time.perf_counter()
+
+    def clock() -> float:
+        return time.perf_counter() - started
+
+    def on_turn(now: float) -> None:
+        nonlocal code
+        if signals.end:
+            server.lost_workers += [rank for rank, pid in processes.items() if not pid_exists(pid)]
+            raise ended_by(signals.end, server.lost_workers)
+        if signals.stop and code == OK:
+            code = INTERRUPTED
+            live.say(f"asked to stop ({_word(directory)}): the workers finish their steps")
+            for worker, reply in server.stop(now):
+                end.send(worker, reply)
+        live.update(now)
+
+    try:
+        with live:
+            serve(
+                server, end, clock, warn=live.say, warning_s=survive.stall_warning_s,
+                deadline_s=survive.stall_deadline_s, on_turn=on_turn,
+            )  # fmt: skip
+            wall_s = clock()
+            end.close()
+            summary = finish(config, parts, server, evaluator, record, wall_s, wall_s, code)
+    except BaseException as error:
+        record.write_summary({**failed(config, server, error, clock()), "error": blame(error, 0)})
+        record.close()
+        raise  # and the job is ended at once: closing the evaluator would wait for an evaluation under way
+    evaluator.close()
+    record.close()
+    return summary
+
+
+def _be_worker(comm: MPI.Comm, setting: Setting) -> None:
+    from ps_elastic.assemble import make_worker
+    from ps_elastic.record import Record
+    from ps_elastic.transport.loops import work
+    from ps_elastic.transport.mpi import WorkerEnd
+    from ps_elastic.worker import Worker
+
+    config, parts, _, directory = setting
+    survive, layout, rank = config.survive, parts.layout, comm.Get_rank()
+    patience_s = 2 * survive.stall_deadline_s  # so that the server, which knows more, is the first to give up
+
+    def make() -> tuple[Record, Worker, WorkerEnd]:
+        import torch
+
+        record = Record(directory, rank)
+        end = WorkerEnd(
+            comm, layout.digest, parts.frame_bytes, 4 * layout.size, _spins(), patience_s, in_place=parts.in_place
+        )
+        memory = (torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]))
+        worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank())
+        return record, worker, end
+
+    record, worker, end = agree(comm, make)
+    processes_here(comm)
+    started = time.perf_counter()
+    try:
+        work(
+            worker, end, lambda: time.perf_counter() - started,
+            ask_again_s=survive.ask_again_s, deadline_s=patience_s,
+        )  # fmt: skip
+        end.close()
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be what failed; the error itself is told below
+            record.close()
+        _tell_server(end, rank, error)
+        raise
+    record.close()
+
+
+def _tell_server(end: WorkerEnd, rank: int, error: BaseException) -> None:
+    """Leave it to rank 0 to tell the user and to end the job; return if it does not."""
+    text = describe(error).encode()[-_LONGEST_TEXT:].decode(errors="ignore")
+    end.send(0, Farewell(rank, 0, text, exit_code(error)))
+    deadline = time.monotonic() + _ABORT_WITHIN_S
+    while time.monotonic() < deadline:
+        end.recv(0.2)
+
+
+def _spins() -> int:
+    return _SPINS_ALONE if local_size() <= usable_cores() else _SPINS_CROWDED
+
+
+def _word(directory: Path) -> str:
+    return "Ctrl-C or SIGTERM" if (directory / INTERRUPT).exists() else "SIGUSR1; this version writes no checkpoints"

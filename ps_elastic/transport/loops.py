@@ -1,0 +1,122 @@
+"""The two loops of a distributed run: the server's and a worker's. Both end, or raise, within their deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from ps_elastic.errors import Stalled, WireError
+from ps_elastic.messages import Ask, Farewell, Message, Reply
+from ps_elastic.server import Server
+from ps_elastic.worker import Worker
+
+_TICK_S = 0.1  # longest the server looks at nothing but its messages
+
+
+class Endpoint(Protocol):
+    """One rank's end of the transport."""
+
+    rank: int
+    size: int
+
+    def send(self, dest: int, message: Message) -> None:
+        """Start sending; the arrays of the message must stay as they are (see messages.py)."""
+
+    def recv(self, timeout: float) -> tuple[int, Message] | None:
+        """The next message and its source, or None after `timeout` seconds."""
+
+    def flush(self) -> None:
+        """Return when everything sent has left."""
+
+    def idle(self) -> bool:
+        """Whether everything sent has left."""
+
+
+def serve(
+    server: Server,
+    endpoint: Endpoint,
+    clock: Callable[[], float],
+    *,
+    warn: Callable[[str], None],
+    warning_s: float,
+    deadline_s: float,
+    on_turn: Callable[[float], None],
+) -> None:
+    """Run the server to its end. Raises Stalled, naming who is awaited, when no push arrives for `deadline_s`.
+
+    warn: told once per silence of `warning_s`. on_turn: called at least every 0.1 s, with the time.
+    """
+    server.calculator.before_change = endpoint.flush
+    for worker, reply in server.start(clock()):
+        endpoint.send(worker, reply)
+    heard, warned, gone = clock(), False, set[int]()
+    while not server.finished:
+        now = clock()
+        timeout = _TICK_S if server.wake_at is None else min(_TICK_S, max(0.0, server.wake_at - now))
+        received = endpoint.recv(timeout)
+        now = clock()
+        if received is None:
+            outgoing = server.tick(now)
+        else:
+            if not isinstance(received[1], Ask):  # those who wait ask again and again while nobody gets on
+                heard, warned = now, False
+            if isinstance(received[1], Farewell):
+                gone.add(received[0])
+            outgoing = server.receive(received[1], now)
+        for worker, reply in outgoing:
+            endpoint.send(worker, reply)
+        on_turn(now)
+        if now - heard > deadline_s:
+            raise Stalled(f"no push for {now - heard:.0f} s; {awaited(server, gone)}")
+        if now - heard > warning_s and not warned:
+            warned = True
+            warn(f"no push for {now - heard:.0f} s; {awaited(server, gone)}")
+
+
+def awaited(server: Server, gone: Collection[int] = ()) -> str:
+    """Who computes and who waits, in words; `gone` do neither."""
+    ledger = server.ledger
+    computing = [w for w in ledger.workers if w not in ledger.waiting and w not in gone]
+    return f"awaited: workers {computing}; waiting: {list(ledger.waiting)}; version {ledger.version}"
+
+
+def work(
+    worker: Worker, endpoint: Endpoint, clock: Callable[[], float], *, ask_again_s: float, deadline_s: float
+) -> None:
+    """Run a worker to its end. Raises Stalled when the server does not answer for `deadline_s`."""
+    send_s = 0.0
+    while True:
+        sent = clock()
+        reply = _await_reply(worker, endpoint, clock, ask_again_s, deadline_s)
+        going = worker.load(reply)
+        now = clock()
+        worker.note(reply, now, send_s, now - sent)
+        if not going:
+            break
+        messages = worker.push()
+        started = clock()
+        for message in messages:
+            endpoint.send(0, message)
+        send_s = clock() - started
+    endpoint.send(0, Farewell(worker.rank, worker.step))
+    endpoint.flush()
+
+
+def _await_reply(
+    worker: Worker, endpoint: Endpoint, clock: Callable[[], float], ask_again_s: float, deadline_s: float
+) -> Reply:
+    started = asked = clock()
+    while True:
+        received = endpoint.recv(min(1.0, ask_again_s))
+        if received is not None:
+            if not isinstance(received[1], Reply):
+                raise WireError(f"worker {worker.rank} got a {type(received[1]).__name__}")
+            if received[1].step == worker.step:
+                return received[1]
+            continue  # a second copy of an earlier reply
+        now = clock()
+        if now - started > deadline_s:
+            raise Stalled(f"worker {worker.rank}: no reply from the server for {now - started:.0f} s")
+        if now - asked > ask_again_s and endpoint.idle():  # an Ask that overtook its push would make it a lost one
+            asked = now
+            endpoint.send(0, Ask(worker.rank, worker.step))

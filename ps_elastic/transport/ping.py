@@ -1,0 +1,48 @@
+"""Two ranks that send to and fro: rank 0 prints one JSON line with what `doctor` asks about.
+
+Run under mpirun as `python -m ps_elastic.transport.ping`. Keys: library, size, and with two ranks or more latency_us
+(one way, 8 bytes) and bandwidth_bytes_per_s (8 MB); medians, so that a loaded host does not spoil them.
+"""
+
+from __future__ import annotations
+
+import json
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from mpi4py import MPI
+
+SMALL, LARGE = 8, 8_000_000  # bytes
+
+
+def main() -> None:
+    world = MPI.COMM_WORLD
+    found: dict[str, object] = {"library": MPI.Get_library_version().strip().split("\n")[0], "size": world.size}
+    if world.size > 1:
+        small, large = round_trips_s(world, SMALL, 500), round_trips_s(world, LARGE, 10)
+        if world.rank == 0:
+            found["latency_us"] = 1e6 * median(small) / 2
+            found["bandwidth_bytes_per_s"] = 2 * LARGE / median(large)
+    if world.rank == 0:
+        print(json.dumps(found), flush=True)
+
+
+def round_trips_s(world: MPI.Comm, nbytes: int, rounds: int) -> list[float]:
+    """The times of `rounds` round trips from rank 0 to rank 1 and back; nothing on other ranks."""
+    buffer = np.zeros(nbytes, np.uint8)
+    times = []
+    for _ in range(rounds):
+        if world.rank == 0:
+            started = perf_counter()
+            world.Send(buffer, 1)
+            world.Recv(buffer, 1)
+            times.append(perf_counter() - started)
+        elif world.rank == 1:
+            world.Recv(buffer, 0)
+            world.Send(buffer, 0)
+    return times
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Both ends of the transport, without server or worker: `mpirun -n 2 python ends.py FILE`.
+
+Every check is a function that both ranks run; FILE gets a JSON object of check -> "" or the traceback of a rank.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ps_elastic.errors import PlatformError, Stalled, WireError
+from ps_elastic.messages import Ask, Farewell, PushMessage, Reply
+from ps_elastic.transport import mpi, slot
+from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
+from ps_elastic.wire import HEADER_BYTES
+
+WORLD = slot.MPI.COMM_WORLD
+RANK = WORLD.Get_rank()
+LAYOUT = b"the layout, 32 bytes of a digest"
+PATIENCE_S = 0.6
+
+
+def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) -> ServerEnd | WorkerEnd:
+    frames = frames or [HEADER_BYTES + 4 * floats]
+    if RANK == 0:
+        return ServerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S)
+    return WorkerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, in_place=in_place)
+
+
+def expect(end: ServerEnd | WorkerEnd, kind: type):
+    source, message = end.recv(20.0) or (None, None)
+    assert source == 1 - RANK and type(message) is kind, (source, message)
+    return message
+
+
+def round_trip(end: ServerEnd | WorkerEnd, model: np.ndarray, step: int) -> None:
+    if isinstance(end, ServerEnd):
+        end.send(1, Reply(1, step, step, model))
+        end.flush()
+        push = expect(end, PushMessage)
+        assert push.step == step + 1 and (push.arrays[0] == step).all(), push
+        model += 1
+    else:
+        reply = expect(end, Reply)
+        assert reply.step == step and (reply.model == step).all(), reply
+        end.memory[1][:] = step
+        end.send(0, PushMessage(1, step + 1, step, (end.memory[1],)))
+
+
+def small_and_large_models_and_chunks_arrive_whole() -> None:
+    for floats, chunk_bytes in ((64, 1 << 30), (20_000, 1 << 30), (64, 128), (20_000, 4096), (20_032, 1 << 16)):
+        slot.CHUNK_BYTES = chunk_bytes
+        end, model = ends(floats), np.zeros(floats, np.float32)
+        for step in range(5):
+            round_trip(end, model, step)
+        end.close()
+        WORLD.Barrier()
+    slot.CHUNK_BYTES = 1 << 30
+
+
+def a_push_in_place_is_sent_from_where_the_gradient_lies() -> None:
+    end = ends(20_000)
+    if isinstance(end, WorkerEnd):
+        frame = end._frames[0]
+        assert end.memory[1].ctypes.data == frame.ctypes.data + HEADER_BYTES
+        assert end.memory[1].ctypes.data % 64 == 0 and frame.size == HEADER_BYTES + end.memory[1].nbytes
+        assert HEADER_BYTES < 128
+    end.close()
+
+
+def the_steady_state_allocates_nothing_of_the_size_of_the_model() -> None:
+    end, model = ends(300_000), np.zeros(300_000, np.float32)
+    for step in range(5):
+        round_trip(end, model, step)
+    tracemalloc.start()
+    for step in range(5, 25):
+        if isinstance(end, ServerEnd):
+            end.send(1, Reply(1, step, step, model))
+            end.flush()
+            expect(end, PushMessage)
+        else:
+            expect(end, Reply)
+            end.send(0, PushMessage(1, step + 1, step, (end.memory[1],)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000, peak  # the model has 1,200,000 bytes
+    end.close()
+
+
+def buckets_travel_apart() -> None:
+    end = ends(1000, [HEADER_BYTES + 400, HEADER_BYTES + 3600], in_place=False)
+    if isinstance(end, ServerEnd):
+        end.send(1, Reply(1, 0, 0, np.zeros(1000, np.float32)))
+        parts = sorted((expect(end, PushMessage) for _ in range(2)), key=lambda part: part.bucket)
+        assert [part.arrays[0].size for part in parts] == [100, 900]
+        assert np.concatenate([part.arrays[0] for part in parts]).tolist() == list(range(1000))
+    else:
+        expect(end, Reply)
+        values = np.arange(1000, dtype=np.float32)
+        for i, piece in enumerate((values[:100], values[100:])):
+            end.send(0, PushMessage(1, 1, 0, (piece,), i, 2))
+    end.flush()
+    end.close()
+
+
+def of_two_arrivals_the_push_is_looked_at_before_the_ask() -> None:
+    end = ends(64)
+    if isinstance(end, ServerEnd):
+        time.sleep(0.3)
+        expect(end, PushMessage)
+        expect(end, Ask)
+    else:
+        end.send(0, PushMessage(1, 1, 0, (end.memory[1],)))
+        end.send(0, Ask(1, 1))
+        end.flush()
+    end.close()
+
+
+def a_farewell_brings_its_text() -> None:
+    end = ends(64)
+    if isinstance(end, ServerEnd):
+        assert expect(end, Farewell) == Farewell(1, 7, "what a pity \N{DOG FACE}", 3)
+    else:
+        end.send(0, Farewell(1, 7, "what a pity \N{DOG FACE}", 3))
+        end.flush()
+    end.close()
+
+
+def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
+    for junk, complaint in (
+        (np.full(HEADER_BYTES, 65, np.uint8), "starts with b'AAAA'"),
+        (np.zeros(8, np.uint8), "starts with"),
+    ):
+        end = ends(64)
+        WORLD.Barrier()
+        if isinstance(end, ServerEnd):
+            try:
+                end.recv(20.0)
+            except WireError as error:
+                assert f"rank 0: message from rank 1: {complaint}" in str(error), error
+            else:
+                raise AssertionError("nothing was refused")
+        else:
+            WORLD.Send([junk, slot.MPI.BYTE], 0, mpi._PUSH)
+        end.close()
+
+
+def a_wait_ends_in_time() -> None:
+    end = ends(64)
+    started = time.monotonic()
+    assert end.recv(0.3) is None
+    assert 0.3 <= time.monotonic() - started < 2
+    end.close()
+
+
+def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
+    floats = 3_000_000
+    WORLD.Barrier()
+    if RANK:
+        time.sleep(3 * PATIENCE_S)  # neither receives nor lets MPI work
+        end = ends(floats)
+        assert expect(end, Reply).model[-1] == 1
+    else:
+        end = ends(floats)
+        assert isinstance(end, ServerEnd)
+        end.send(1, Reply(1, 0, 0, np.ones(floats, np.float32)))
+        assert not end.idle()
+        started, requests = time.monotonic(), list(end._sending.values())
+        try:
+            end.flush()
+        except Stalled as error:
+            assert str(error) == "rank 1 took nothing in for 1 s", error
+            assert time.monotonic() - started < 2 * PATIENCE_S
+        else:
+            raise AssertionError("it left")
+        for several in requests:
+            slot.MPI.Request.Waitall(several)
+    end.close()
+
+
+def a_message_that_has_left_leaves_the_end_idle() -> None:
+    end = ends(1_000_000)
+    if isinstance(end, ServerEnd):
+        end.send(1, Reply(1, 0, 0, np.ones(1_000_000, np.float32)))
+        end.flush()
+        assert end.idle()
+    else:
+        expect(end, Reply)
+    end.close()
+
+
+def more_chunks_than_tags_are_refused() -> None:
+    slot.CHUNK_BYTES = 128
+    try:
+        ends(100_000)
+    except PlatformError as error:
+        assert "1 buckets of up to 3126 chunks need more tags than there are (1000 a bucket" in str(error), error
+    else:
+        raise AssertionError("accepted")
+    finally:
+        slot.CHUNK_BYTES = 1 << 30
+
+
+CHECKS: list[Callable[[], None]] = [
+    small_and_large_models_and_chunks_arrive_whole,
+    a_push_in_place_is_sent_from_where_the_gradient_lies,
+    the_steady_state_allocates_nothing_of_the_size_of_the_model,
+    buckets_travel_apart,
+    of_two_arrivals_the_push_is_looked_at_before_the_ask,
+    a_farewell_brings_its_text,
+    foreign_bytes_are_refused_by_the_rank_they_came_from,
+    a_wait_ends_in_time,
+    a_rank_that_takes_nothing_in_is_told_by_name,
+    a_message_that_has_left_leaves_the_end_idle,
+    more_chunks_than_tags_are_refused,
+]
+
+
+def main() -> None:
+    assert "torch" not in sys.modules, "the transport must not import torch: threads are set before it is"
+    outcomes = {}
+    for check in CHECKS:
+        try:
+            check()
+            text = ""
+        except Exception:
+            text = f"rank {RANK}: {traceback.format_exc()}"
+        outcomes[check.__name__] = "".join(WORLD.allgather(text))
+    if RANK == 0:
+        Path(sys.argv[1]).write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Run several command lines of ps-elastic, one after another, in one job: starting a job is what takes time.
+
+`mpirun -n 4 python several.py PLAN FOLDER`. PLAN: a JSON list of {argv, a list for all ranks or {rank: list};
+chunk_bytes, inline_bytes}. Each rank writes FOLDER/rank-N.json: a list of [exit code, stdout, stderr].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+from ps_elastic.cli import main
+from ps_elastic.transport import mpi, slot
+
+
+class Both(io.StringIO):
+    """Keeps what is written and shows it too, for the case that the job ends here."""
+
+    def write(self, text: str) -> int:
+        sys.__stderr__.write(text)  # type: ignore[union-attr]
+        return super().write(text)
+
+
+def run(argv: list[str]) -> tuple[int, str, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(Both()) as err:
+        try:
+            code = main(argv)
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+rank = slot.MPI.COMM_WORLD.Get_rank()
+usual = slot.CHUNK_BYTES, mpi.INLINE_BYTES
+done = []
+for entry in plan:
+    slot.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
+    mpi.INLINE_BYTES = entry.get("inline_bytes", usual[1])
+    argv = entry["argv"]
+    done.append(run(argv if isinstance(argv, list) else argv.get(str(rank), argv["0"])))
+(folder / f"rank-{rank}.json").write_text(json.dumps(done))

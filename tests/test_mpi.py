@@ -1,0 +1,311 @@
+"""Training under the real mpirun: the same numbers as in one process, whatever the messages look like."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, ranks_command, run_several
+
+from ps_elastic import launcher
+from ps_elastic.config import load
+from ps_elastic.environment import Mpi
+from ps_elastic.replay import replay_decisions
+from ps_elastic.training import train
+
+pytestmark = pytest.mark.mpi
+
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+WORKERS = 3
+SHORT = ("train.samples=3000", "train.evaluate_every_samples=1500")
+TOP_K = ("compressor=top_k:ratio=0.05",)  # with error feedback, as `auto` says
+TROUBLED = "troubled.yaml"
+ENDS = {
+    "small_and_large_models_and_chunks_arrive_whole",
+    "a_push_in_place_is_sent_from_where_the_gradient_lies",
+    "the_steady_state_allocates_nothing_of_the_size_of_the_model",
+    "buckets_travel_apart",
+    "of_two_arrivals_the_push_is_looked_at_before_the_ask",
+    "a_farewell_brings_its_text",
+    "foreign_bytes_are_refused_by_the_rank_they_came_from",
+    "a_wait_ends_in_time",
+    "a_rank_that_takes_nothing_in_is_told_by_name",
+    "a_message_that_has_left_leaves_the_end_idle",
+    "more_chunks_than_tags_are_refused",
+}
+
+
+class Run:
+    """One finished run: what its ranks said, and its folder."""
+
+    def __init__(self, said: list[Said], folder: Path) -> None:
+        self.said, self.folder = said, folder
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        assert [rank.code for rank in self.said] == [0] * len(self.said), self.said
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def metrics(self, rank: int, event: str) -> list[dict[str, Any]]:
+        lines = (self.folder / "metrics" / f"rank-{rank:03d}.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+RUNS: dict[str, tuple[str, tuple[str, ...], dict[str, int]]] = {
+    "synchronous": (DIGITS, SHORT, {}),
+    "again": (DIGITS, SHORT, {}),
+    "chunks": (DIGITS, SHORT, {"chunk_bytes": 4096}),
+    "model apart": (DIGITS, SHORT, {"inline_bytes": 1024}),
+    "model apart, chunks": (DIGITS, SHORT, {"inline_bytes": 1024, "chunk_bytes": 4096}),
+    "layer": (DIGITS, (*SHORT, "buckets=layer"), {}),
+    "layer, chunks": (DIGITS, (*SHORT, "buckets=layer"), {"inline_bytes": 1024, "chunk_bytes": 4096}),
+    "top_k": (DIGITS, (*SHORT, *TOP_K), {}),
+    "top_k again": (DIGITS, (*SHORT, *TOP_K), {"inline_bytes": 1024}),
+    "top_k, layer": (DIGITS, (*SHORT, *TOP_K, "buckets=layer"), {}),
+    "asynchronous": (DIGITS, (*SHORT, "policy=asynchronous"), {"inline_bytes": 1024, "chunk_bytes": 4096}),
+    "asynchronous, top_k": (DIGITS, (*SHORT, *TOP_K, "policy=asynchronous"), {}),
+    "stale_synchronous": (DIGITS, (*SHORT, "policy=stale_synchronous:bound=1"), {}),
+    "first_k": (DIGITS, (*SHORT, "policy=first_k:k=2"), {}),
+    "in flight": (TROUBLED, ("policy=asynchronous", "task.floats=300000", "train.samples=240"), {}),
+    "in flight, asgrad": (TROUBLED, ("policy=asgrad", "task.floats=300000", "train.samples=120"), {}),  # steps last
+    "in flight, chunks": (
+        TROUBLED,
+        ("policy=asynchronous", "task.floats=300000", "train.samples=120", "tracker.discrepancy=off"),
+        {"chunk_bytes": 1 << 16},
+    ),
+    "long": (
+        TROUBLED,
+        ("policy=asynchronous", "task.floats=20000", "train.samples=2500", "train.evaluate_every_samples=300"),
+        {},
+    ),
+    "sleeping workers": (
+        TROUBLED,
+        ("task.sleep_s=0.3", "train.samples=21", "train.evaluate_every_samples=3"),
+        {},
+    ),
+    "impatient": (TROUBLED, ("task.fault=pause", "survive.ask_again_s=0.1", "train.samples=30"), {}),
+    "patient": (TROUBLED, ("train.samples=30",), {}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """All of RUNS, trained in one job with a server and three workers."""
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / TROUBLED).write_text("task: troubled:Troubled\n")
+    folders = {name: folder / name.replace(", ", "-").replace(" ", "_") for name in RUNS}
+    plan = {
+        name: {"argv": ["train", config, *overrides, "--run-dir", str(folders[name])], **knobs}
+        for name, (config, overrides, knobs) in RUNS.items()
+    }
+    said = run_several(mpi, WORKERS + 1, plan, folder)
+    return {name: Run(said[name], folders[name]) for name in RUNS}
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The summary of one of RUNS, trained in this process."""
+    folder = tmp_path_factory.mktemp("in_process")
+
+    def run(name: str) -> dict[str, Any]:
+        config, overrides, _ = RUNS[name]
+        summary = train(config, overrides, workers=WORKERS, run_dir=folder / str(len(list(folder.iterdir()))))
+        assert summary is not None
+        return summary
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("synchronous", ["again", "chunks", "model apart", "model apart, chunks"]),
+        ("layer", ["synchronous", "layer, chunks"]),
+        ("top_k", ["top_k again"]),
+        ("top_k, layer", []),
+    ],
+)
+def test_synchronous_is_bitwise_the_same_under_mpirun_in_process_and_again(runs, in_process, name, others):
+    expected = in_process(name)
+    for found in (runs[other].summary for other in (name, *others)):
+        assert found["parameters_sha256"] == expected["parameters_sha256"]
+        assert (found["samples"], found["used"]) == (expected["samples"], expected["used"])
+        assert found["metrics"] == expected["metrics"]
+
+
+def test_runs_that_should_differ_do(runs):
+    hashes = {runs[name].summary["parameters_sha256"] for name in ("synchronous", "top_k", "top_k, layer")}
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_the_same_events_give_the_same_actions(runs, name):
+    run = runs[name]
+    policy = load(str(run.folder / "config.yaml"), plugins=False).policy.build()
+    replay = replay_decisions(policy, (run.folder / "events.jsonl").open(), range(1, WORKERS + 1))
+    assert replay.match, replay.first_mismatch
+    assert replay.events >= run.summary["pushes"]
+
+
+def test_every_rank_leaves_its_metrics_with_the_keys_of_the_contract(runs):
+    run = runs["asynchronous"]
+    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert files == {
+        "config.yaml", "env.json", "events.jsonl", "model.safetensors", "summary.json",
+        *(f"metrics/rank-{rank:03d}.jsonl" for rank in range(WORKERS + 1)),
+    }  # fmt: skip
+    used, summary = run.metrics(0, "used"), run.summary
+    common = {"event", "t_s", "rank"}
+    assert set(used[0]) >= common | {
+        "worker", "step", "base", "version", "x", "staleness", "discrepancy", "step_size", "path_length", "norm",
+        "payload_norm", "residual_norm", "weight", "share",
+    }  # fmt: skip
+    assert len(used) == summary["used"]
+    assert set(run.metrics(0, "evaluated")[0]) >= common | {"samples", "loss", "accuracy"}
+    replies = [run.metrics(rank, "reply") for rank in range(1, WORKERS + 1)]
+    assert set(replies[0][0]) >= common | {
+        "step", "version", "discrepancy", "moved", "residual_norm", "outcome", "compute_s", "encode_s", "send_s",
+        "wait_s",
+    }  # fmt: skip
+    assert sum(map(len, replies)) == summary["pushes"]
+    assert {line["rank"] for line in replies[2]} == {3}
+
+
+def test_the_discrepancy_that_a_worker_logs_is_the_servers(runs):
+    run = runs["asynchronous"]
+    told = {(rank, line["step"]): line["discrepancy"] for rank in (1, 2, 3) for line in run.metrics(rank, "reply")}
+    used = run.metrics(0, "used")
+    assert [told[line["worker"], line["step"]] for line in used] == [line["discrepancy"] for line in used]
+    assert run.summary["discrepancy"]["max"] == max(line["discrepancy"] for line in used) > 0
+
+
+def test_discrepancy_is_at_most_the_path_length_and_zero_when_synchronous(runs):
+    for name in ("asynchronous", "asynchronous, top_k", "stale_synchronous", "first_k"):
+        for line in runs[name].metrics(0, "used"):
+            assert line["discrepancy"] <= line["path_length"]
+    assert runs["synchronous"].summary["discrepancy"] == {"rms": 0, "max": 0}
+    assert runs["first_k"].summary["discrepancy"] == {"rms": 0, "max": 0}
+
+
+def test_workers_of_a_stale_synchronous_run_keep_within_its_bound(runs):
+    clocks = dict.fromkeys(range(1, WORKERS + 1), 0)
+    for line in runs["stale_synchronous"].metrics(0, "used"):
+        clocks[line["worker"]] += 1
+        assert max(clocks.values()) - min(clocks.values()) <= 2
+
+
+def test_late_pushes_are_dropped_and_their_workers_told(runs):
+    run = runs["first_k"]
+    dropped = {(line["worker"], line["step"]) for line in run.metrics(0, "dropped")}
+    told = {
+        (rank, line["step"])
+        for rank in range(1, WORKERS + 1)
+        for event in ("reply", "settled")
+        for line in run.metrics(rank, event)
+        if line["outcome"] == "dropped"
+    }
+    assert told == dropped
+    assert len(dropped) == run.summary["dropped"] > 0
+    reasons = {line["reason"] for line in run.metrics(0, "dropped")}
+    assert reasons <= {"late", "done"} and "late" in reasons
+
+
+def test_a_model_under_way_is_not_changed_by_the_next_step(runs):
+    # Every worker compares the entries of the model that it received, see `Troubled`.
+    assert runs["in flight"].summary["used"] == 240
+    assert runs["in flight"].summary["discrepancy"]["max"] > 0
+    assert runs["in flight, chunks"].summary["used"] == 120
+    assert runs["in flight, asgrad"].summary["used"] == 120
+
+
+def test_the_bytes_on_the_wire_are_the_payload_and_a_header_a_bucket(runs):
+    summary = runs["synchronous"].summary
+    floats = 4_864  # of the digits perceptron, each tensor padded to a multiple of 64
+    assert summary["bytes_up"] == summary["pushes"] * 4 * floats
+    assert runs["top_k"].summary["bytes_up"] == summary["pushes"] * 8 * int(0.05 * floats)
+
+
+def test_the_servers_memory_does_not_grow(runs):
+    run = runs["long"]
+    resident = [line["resident_bytes"] for line in run.metrics(0, "evaluated")]
+    assert run.summary["pushes"] >= 2500
+    assert len(resident) >= 6
+    # A kept push or model would be 80 kB: 2,000 of them 160 MB. A few MB are the allocator's.
+    assert max(resident[2:]) - resident[1] < 8e6
+
+
+def test_the_server_sleeps_while_the_workers_compute(runs):
+    lines = runs["sleeping workers"].metrics(0, "evaluated")
+    first, last = lines[1], lines[-1]
+    wall_s, cpu_s = last["wall_s"] - first["wall_s"], last["cpu_s"] - first["cpu_s"]
+    assert wall_s > 1.0
+    assert cpu_s < 0.05 * wall_s, f"{100 * cpu_s / wall_s:.1f} % of a core"
+
+
+def test_asking_again_while_another_computes_changes_nothing(runs):
+    impatient = runs["impatient"]
+    asked = [line for line in (impatient.folder / "events.jsonl").open() if '"event": "asked"' in line]
+    assert sum('"ignored": "waiting"' in line for line in asked) >= 4  # two workers waited for about a second
+    assert impatient.summary["parameters_sha256"] == runs["patient"].summary["parameters_sha256"]
+    assert impatient.summary["pushes"] == runs["patient"].summary["pushes"]
+
+
+@pytest.fixture(scope="module")
+def ends(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """check -> traceback, of mpi_programs/ends.py."""
+    folder = tmp_path_factory.mktemp("ends")
+    program = [sys.executable, str(PROGRAMS / "ends.py"), str(folder / "ends.json")]
+    job = Job(ranks_command(mpi, 2, program), launcher.mpi_environment(mpi), folder)
+    try:
+        assert job.wait(60).code == 0, job.said()
+    finally:
+        job.kill()
+    return json.loads((folder / "ends.json").read_text())
+
+
+@pytest.mark.parametrize("check", sorted(ENDS))
+def test_the_ends_of_the_transport(ends, check):
+    assert set(ends) == ENDS
+    assert ends[check] == "", ends[check]
+
+
+def test_the_command_line_trains_under_mpirun(start_ranks, in_process, tmp_path):
+    pytest.importorskip("sklearn")
+    run_dir = tmp_path / "run"
+    job = start_ranks(3, [*TRAIN, DIGITS, *SHORT, "--run-dir", str(run_dir), "--json"], PS_ELASTIC_CHUNK_BYTES="4096")
+    ended = job.wait()
+    assert ended.code == 0, ended.stderr
+    printed, written = json.loads(ended.stdout), json.loads((run_dir / "summary.json").read_text())
+    assert printed == {**written, "run_dir": str(run_dir)}
+    expected = train(DIGITS, SHORT, workers=2, run_dir=tmp_path / "in_process")
+    assert expected and written["parameters_sha256"] == expected["parameters_sha256"]
+    assert "samples 3008/3000" in ended.stderr  # the live lines
+    assert not ended.messages()
+
+
+@pytest.mark.slow
+def test_eight_ranks_on_few_cores_make_progress(start_ranks, tmp_path):
+    pytest.importorskip("sklearn")
+    run_dir = tmp_path / "run"
+    ended = start_ranks(8, [*TRAIN, DIGITS, "policy=asynchronous", *SHORT, "--run-dir", str(run_dir)]).wait(200)
+    assert ended.code == 0, ended.stderr
+    assert json.loads((run_dir / "summary.json").read_text())["metrics"]["accuracy"] > 0.5
+    assert all((run_dir / "metrics" / f"rank-{rank:03d}.jsonl").stat().st_size > 1000 for rank in range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    psutil.virtual_memory().available < 12e9, reason="needs 12 GB of memory: four vectors of 2.2 GB, and room"
+)
+def test_a_payload_over_2_gib_arrives_whole_both_ways(start_ranks, tmp_path):
+    ended = start_ranks(2, [sys.executable, str(PROGRAMS / "payload.py")]).wait(250)
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.split() == ["2200000000", "bytes", "each", "way"]
+    assert np.iinfo(np.int32).max < 2_200_000_000
