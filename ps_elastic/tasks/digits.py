@@ -78,7 +78,8 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels (1797, 64) and labels (1797,) of scikit-learn, not importing it: that takes a second a rank."""
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise PlatformError("task digits needs scikit-learn, which is not installed: `pip install ps_elastic[examples]`")
+        missing = "task digits needs scikit-learn, which is not installed"
+        raise PlatformError(f"{missing}: `pip install ps_elastic[examples]`")
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not file.exists():  # where the file lies is not promised
         from sklearn.datasets import load_digits
