@@ -1,0 +1,245 @@
+"""The bounds of elastic consistency as functions, an equation each, with its source.
+
+Notation: p workers, tau staleness in server steps, alpha step size, T steps, L smoothness, c strong convexity (or
+Polyak-Lojasiewicz) constant, sigma^2 gradient variance, M^2 second moment, gamma compressor error, B the constant of
+E||x_t - v_t^i||^2 <= alpha^2 B^2 for every step t and worker i, which defines elastic consistency.
+[EC]: Nadiradze et al., "Elastic consistency: a practical consistency model for distributed stochastic gradient
+descent", AAAI 2021 (arXiv 2001.05918). "Derived": docs/theory.md gives the proof; the constants are ours.
+"""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+from typing import NamedTuple
+
+# What a constant B costs: rates of convergence. Each raises ValueError outside its condition on alpha.
+
+
+def nonconvex_single(gap: float, alpha: float, T: int, L: float, B: float, sigma: float) -> float:
+    """Bound on (1/T) SUM E||grad f(x_t)||^2, one push a step, alpha L <= 1, gap = f(x_0) - f*.
+
+    2 gap/(alpha T) + L^2 alpha^2 B^2 + L alpha sigma^2  (N1, derived; [EC] theorem 1 is looser).
+    """
+    _require(alpha * L <= 1, "alpha L <= 1", alpha, L)
+    return 2 * gap / (alpha * T) + (L * alpha * B) ** 2 + L * alpha * sigma**2
+
+
+def nonconvex_parallel(
+    gap: float, alpha: float, T: int, L: float, B: float, sigma: float, p: int, *, everybody: bool = False
+) -> float:
+    """The same for steps of |I_t| pushes of weight 1/p each, p/2 <= |I_t| <= p, alpha L <= 1.
+
+    4 gap/(alpha T) + 2 L^2 alpha^2 B^2 + 2 L alpha sigma^2/p, and half of it if |I_t| = p always  (N2, derived).
+    """
+    _require(alpha * L <= 1, "alpha L <= 1", alpha, L)
+    bound = 4 * gap / (alpha * T) + 2 * (L * alpha * B) ** 2 + 2 * L * alpha * sigma**2 / p
+    return bound / 2 if everybody else bound
+
+
+def nonconvex_any_size(gap: float, alpha: float, S: float, L: float, B: float, sigma: float, p: int) -> float:
+    """The same, each step weighted by |I_t|, for 1 <= |I_t| <= p pushes of weight 1/p, S = SUM |I_t|/p, alpha L <= 1.
+
+    2 gap/(alpha S) + L^2 alpha^2 B^2 + L alpha sigma^2/p  (N3, derived). |I_t| must not depend on its members' noise.
+    """
+    _require(alpha * L <= 1, "alpha L <= 1", alpha, L)
+    return 2 * gap / (alpha * S) + (L * alpha * B) ** 2 + L * alpha * sigma**2 / p
+
+
+def convex_single(square: float, alpha: float, T: int, L: float, c: float, B: float, sigma: float) -> float:
+    """Bound on E||x_T - x*||^2, one push a step, alpha <= 1/(2L), square = ||x_0 - x*||^2.
+
+    (1 - alpha c/2)^T square + 2 alpha sigma^2/c + 2 (2L + c) alpha^2 B^2/c  (C1, derived).
+    """
+    _require(2 * alpha * L <= 1, "alpha L <= 1/2", alpha, L)
+    return (1 - alpha * c / 2) ** T * square + 2 * alpha * sigma**2 / c + 2 * (2 * L + c) * (alpha * B) ** 2 / c
+
+
+def convex_parallel(
+    square: float,
+    alpha: float,
+    T: int,
+    L: float,
+    c: float,
+    B: float,
+    sigma: float,
+    p: int,
+    *,
+    everybody: bool = False,
+) -> float:
+    """The same for steps of p/2 <= |I_t| <= p pushes of weight 1/p each: sigma^2/p in place of sigma^2.
+
+    The first factor is (1 - alpha c/4)^T, or as in `convex_single` if |I_t| = p always  (C2, derived).
+    """
+    _require(2 * alpha * L <= 1, "alpha L <= 1/2", alpha, L)
+    shrunk = (1 - alpha * c / (2 if everybody else 4)) ** T
+    return shrunk * square + 2 * alpha * sigma**2 / (c * p) + 2 * (2 * L + c) * (alpha * B) ** 2 / c
+
+
+def polyak_lojasiewicz(
+    gap: float, alpha: float, T: int, L: float, c: float, B: float, sigma: float, p: int = 1
+) -> float:
+    """Bound on E f(x_T) - f*, one push a step (p = 1) or p of them always, ||grad f||^2 >= 2c (f - f*), alpha L <= 1.
+
+    (1 - alpha c)^T gap + L^2 alpha^2 B^2/(2c) + L alpha sigma^2/(2 c p)  (PL, derived).
+    """
+    _require(alpha * L <= 1, "alpha L <= 1", alpha, L)
+    return (1 - alpha * c) ** T * gap + (L * alpha * B) ** 2 / (2 * c) + L * alpha * sigma**2 / (2 * c * p)
+
+
+def _require(holds: bool, condition: str, alpha: float, L: float) -> None:
+    if not holds:
+        raise ValueError(f"the bound needs {condition}, got alpha = {alpha}, L = {L}")
+
+
+# What constant B a system has.
+
+
+def b_shared_memory(tau: float, M: float) -> float:
+    """tau M: full steps applied at once, a view misses at most tau of them, torn or not (derived).
+
+    [EC] has sqrt(d) tau M; the factor is lost between the 1-norm and the 2-norm, and is not needed.
+    """
+    return tau * M
+
+
+def b_message_passing(p: int, tau: float, M: float, *, reapplies_own: bool = True) -> float:
+    """(p - 1) tau M/p: pushes of weight 1/p, a view misses at most tau rounds of everybody else's ([EC]).
+
+    With p in place of p - 1 where a worker does not re-apply its own pushes under way (derived).
+    """
+    return (p - 1 if reapplies_own else p) * tau * M / p
+
+
+def b_message_passing_variance(p: int, tau: float, sigma: float) -> float:
+    """3 (p - 1) tau sigma/p: the own gradient in place of each missing one, alpha <= 1/(6 L tau) (derived; [EC])."""
+    return 3 * (p - 1) * tau * sigma / p
+
+
+def b_missed_steps(tau: float, share: float, M: float) -> float:
+    """tau share M: steps of a share of the step size each, a view misses at most tau of them (derived)."""
+    return tau * share * M
+
+
+def b_stale_synchronous(p: int, bound: int, M: float) -> float:
+    """(2 bound + 1)(p - 1) M/p: all that a view can miss between pull and push, each of weight 1/p (derived)."""
+    return (2 * bound + 1) * (p - 1) * M / p
+
+
+def b_error_feedback(gamma: float, M: float) -> float:
+    """sqrt(gamma)/(1 - sqrt(gamma)) M, attained by a scalar contraction; inf without a contraction (derived)."""
+    return inf if gamma >= 1 else sqrt(gamma) / (1 - sqrt(gamma)) * M
+
+
+def b_error_feedback_published(gamma: float, M: float) -> float:
+    """sqrt((2 - gamma) gamma/(1 - gamma)^3) M ([EC])."""
+    return inf if gamma >= 1 else sqrt((2 - gamma) * gamma / (1 - gamma) ** 3) * M
+
+
+def b_error_feedback_single(gamma: float, M: float, p: int) -> float:
+    """p sqrt(gamma)/(1 - sqrt(gamma)) M: full steps, p private residuals (derived)."""
+    return p * b_error_feedback(gamma, M)
+
+
+def b_crash(f: float, p: int, M: float) -> float:
+    """f M/p: at most f <= p/2 crashes, or losses that are repaid the round after ([EC])."""
+    return f * M / p
+
+
+def b_crash_variance(f: float, p: int, sigma: float) -> float:
+    """3 f sigma/p: the receiver's own gradient in place of each missing one, alpha <= 1/(6L) ([EC], derived)."""
+    return 3 * f * sigma / p
+
+
+def b_norm_bounded(m: float, p: int, M: float) -> float:
+    """m M/p: zero in place of at most m missing pushes of weight 1/p (derived; [EC] O(M))."""
+    return m * M / p
+
+
+def b_norm_bounded_announced(beta: float, M: float) -> float:
+    """(1 - beta) M: workers announce their norms before the round closes (derived; [EC] O(M))."""
+    return (1 - beta) * M
+
+
+def b_variance_bounded(m: float, p: int, sigma: float, lateness: int = 1, M: float = 0.0) -> float:
+    """3 sigma m/p + (lateness - 1) m M/(4p): an unbiased stand-in, alpha <= 1/(6L), equal data.
+
+    The first term ([EC] 3 sigma; derived) is all if late pushes come within a round. An own gradient that stands for a
+    push owed for `lateness` rounds was taken up to lateness - 1 steps of alpha M away from it (derived).
+    """
+    return 3 * sigma * m / p + max(0, lateness - 1) * m * M / (4 * p)
+
+
+def b_own_stand_in(m: int, p: int, sigma: float) -> float:
+    """sigma sqrt(m (m + 1))/p: the noise alone, exactly, of an own gradient for m missing ones (derived)."""
+    return sigma * sqrt(m * (m + 1)) / p
+
+
+def b_mean_stand_in(m: int, p: int, sigma: float) -> float:
+    """sigma sqrt(m/(p (p - m))): the noise alone, exactly, of the mean of p - m for m missing ones (derived)."""
+    return sigma * sqrt(m / (p * (p - m)))
+
+
+def b_zero_stand_in(m: int, p: int, sigma: float, gradient: float) -> float:
+    """sqrt(m^2 ||grad f||^2 + m sigma^2)/p, exactly, of zero for m missing pushes (derived)."""
+    return sqrt((m * gradient) ** 2 + m * sigma**2) / p
+
+
+def b_local_steps(H: int, M: float, p: int) -> float:
+    """2 (p - 1)/p (H - 1) M: a local model H - 1 steps on, against the mean of all (derived)."""
+    return 2 * (p - 1) / p * (H - 1) * M
+
+
+# What a rule declares.
+
+SMALL_STEP = "alpha <= 1/(6L)"
+EQUAL_DATA = "equal data on all workers"
+REPAID = "every late push is repaid"
+
+
+class Facts(NamedTuple):
+    """What a run measured of the quantities that constants are made of; all in gradient units.
+
+    M: rms of ||applied update||/(alpha share), or of the decoded pushes where the optimizer is plain SGD.
+    """
+
+    p: int  # most live workers at a time
+    fewest: int  # live workers at a time
+    M: float
+    M_push: float = 0.0  # rms norm of a decoded push
+    M_applied: float = 0.0  # rms of ||applied update||/(alpha share)
+    sigma: float | None = None  # None: not known
+    tau: int = 0  # versions between a view and its use, at most
+    shares: float = 0.0  # sum of the shares of the steps between a view and its use, at most
+    owed: int = 0  # m: pushes owed at the same time, at most
+    lateness: int = 0  # steps made while a push was owed, that which owes it included, at most
+    lost: int = 0  # pushes dropped as late or owed and never repaid
+    momentum: float = 0.0
+    plain: bool = True  # SGD without momentum and weight decay
+
+
+class Bound(NamedTuple):
+    """A constant B; `value` None where there is none, and `formula` then says why."""
+
+    value: float | None
+    formula: str
+    conditions: tuple[str, ...] = ()  # that the theorem needs
+    broken: tuple[str, ...] = ()  # those of them that the facts contradict
+    kind: str = "declared"  # or "observed": tau, or the number missing, is from the run
+    every_push: bool = False  # D <= alpha B on every push: no expectation, and no doubt if it fails
+
+
+def no_bound(reason: str) -> Bound:
+    return Bound(None, reason)
+
+
+def exact(formula: str = "0: every push used is of the current version") -> Bound:
+    """D = 0 on every push."""
+    return Bound(0.0, formula, every_push=True)
+
+
+def owed_norm(facts: Facts) -> float:
+    """The rms of what an owed push is to the model in the end, over its share: its norm/(1 - momentum).
+
+    A gradient of 1 moves x by alpha (1 + mu + ... + mu^l), at most, l steps on; with Nesterov too (heavy ball).
+    """
+    return facts.M_push / (1 - facts.momentum)
