@@ -1,0 +1,280 @@
+"""What goes wrong in a run on purpose: one schema for simulated and real runs, every draw seeded.
+
+    faults:
+      slow: {workers: [1, 2], factor: 3}
+      lost_push: [{chance: 0.01}, {workers: 4, steps: [7]}]
+      crash: {workers: 3, at_s: 12}
+
+Under each key stands one entry or a list of entries. Seconds count from the start of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from random import Random
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from ps_elastic.errors import ConfigError, unknown
+from ps_elastic.values import expect, make, plain, show
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens to some workers."""
+
+    workers: Literal["all"] | int | tuple[int, ...] = "all"  # ranks
+
+    def __post_init__(self) -> None:
+        expect(self.ranks is None or min(self.ranks, default=0) >= 1, self, "workers", "all, or ranks >= 1")
+
+    @property
+    def ranks(self) -> tuple[int, ...] | None:
+        """The ranks named; None: all."""
+        if self.workers == "all":
+            return None
+        return (self.workers,) if isinstance(self.workers, int) else tuple(self.workers)
+
+
+@dataclass(frozen=True)
+class Sometimes(Fault):
+    """Something that happens to the pushes of some steps, each with a chance."""
+
+    steps: tuple[int, ...] = ()  # of the worker, from 1, each once; a reply's: that it answers, from 0; empty: all
+    chance: float = 1.0  # that it happens
+    from_s: float = 0.0
+    until_s: float | None = None  # null: to the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(all(step >= 0 for step in self.steps), self, "steps", "steps >= 0")
+        expect(0 <= self.chance <= 1, self, "chance", "a number from 0 to 1")
+        expect(self.until_s is None or self.until_s > self.from_s, self, "until_s", "null, or later than from_s")
+
+    def concerns(self, now: float, step: int, random: Random) -> bool:
+        """Whether it happens at this step. One number is drawn at each call where the chance is neither 0 nor 1."""
+        if not self.from_s <= now < (math.inf if self.until_s is None else self.until_s):
+            return False
+        if self.steps and step not in self.steps:
+            return False
+        return self.chance == 1 or (self.chance > 0 and random.random() < self.chance)
+
+
+@dataclass(frozen=True)
+class Slow(Sometimes):
+    """A push takes `factor` times as long to compute."""
+
+    factor: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.factor > 0, self, "factor", "a number > 0")
+
+
+@dataclass(frozen=True)
+class Delay(Sometimes):
+    """A message is under way `delay_s` longer, and so are those that the same worker or server sends behind it."""
+
+    delay_s: float = 1.0
+    of: Literal["push", "reply"] = "push"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.delay_s >= 0, self, "delay_s", "a number of seconds >= 0")
+
+
+@dataclass(frozen=True)
+class LostPush(Sometimes):
+    """A push is computed and sent, and never arrives."""
+
+
+@dataclass(frozen=True)
+class LostReply(Sometimes):
+    """The reply to a push (of step 0: the first model) never arrives."""
+
+
+@dataclass(frozen=True)
+class Duplicate(Sometimes):
+    """A push arrives twice."""
+
+
+@dataclass(frozen=True)
+class Moment(Fault):
+    """Something that happens to some workers at one time."""
+
+    at_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.at_s >= 0, self, "at_s", "a number of seconds >= 0")
+
+
+@dataclass(frozen=True)
+class Pause(Moment):
+    """The worker stands still for `for_s`: what it computes then ends so much later."""
+
+    for_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.for_s > 0, self, "for_s", "a number of seconds > 0")
+
+
+@dataclass(frozen=True)
+class Crash(Moment):
+    """The worker is gone without a word, with what it computes; the server hears of it `noticed_s` later."""
+
+    noticed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.noticed_s >= 0, self, "noticed_s", "a number of seconds >= 0")
+
+
+@dataclass(frozen=True)
+class Join(Moment):
+    """A worker is there from now on: one that was gone, or a new rank after the last."""
+
+
+@dataclass(frozen=True)
+class Leave(Moment):
+    """The worker finishes its push, and goes."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """All that goes wrong on purpose; false if nothing does."""
+
+    slow: tuple[Slow, ...] = ()
+    pause: tuple[Pause, ...] = ()
+    delay: tuple[Delay, ...] = ()
+    lost_push: tuple[LostPush, ...] = ()
+    lost_reply: tuple[LostReply, ...] = ()
+    duplicate: tuple[Duplicate, ...] = ()
+    crash: tuple[Crash, ...] = ()
+    join: tuple[Join, ...] = ()
+    leave: tuple[Leave, ...] = ()
+    KINDS: ClassVar[dict[str, type[Fault]]] = {
+        "slow": Slow, "pause": Pause, "delay": Delay, "lost_push": LostPush, "lost_reply": LostReply,
+        "duplicate": Duplicate, "crash": Crash, "join": Join, "leave": Leave,
+    }  # fmt: skip
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, kind) for kind in self.KINDS)
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """Plain values, as a file would state them: the kinds that have entries."""
+        return {
+            kind: [{f.name: plain(getattr(entry, f.name)) for f in fields(entry)} for entry in entries]
+            for kind in self.KINDS
+            if (entries := getattr(self, kind))
+        }
+
+    def check(self, workers: int) -> int:
+        """The number of ranks that ever take part beside `workers`. Raises ConfigError for a rank that never does."""
+        joining = {rank for entry in self.join for rank in entry.ranks or ()}
+        most = max(joining | {workers})
+        for kind in self.KINDS:
+            for i, entry in enumerate(getattr(self, kind)):
+                at = f"faults.{kind}.{i}.workers"
+                if kind == "join" and entry.ranks is None:
+                    raise ConfigError("got 'all', expected the ranks that join", key=at)
+                if any(rank > most for rank in entry.ranks or ()):
+                    raise ConfigError(f"got {show(entry.workers)}, expected ranks from 1 to {most}", key=at)
+        absent = set(range(workers + 1, most + 1)) - joining
+        if absent:
+            got = f"got ranks {sorted(joining)}, expected all from {workers + 1} to the last to join"
+            raise ConfigError(got, key="faults.join")
+        return most - workers
+
+
+def read(written: Any) -> tuple[Faults, list[ConfigError]]:
+    """The section `faults:` as it was written, and every problem of it, its key below `faults`."""
+    if isinstance(written, Faults):
+        return written, []
+    if not isinstance(written, Mapping):
+        return Faults(), [ConfigError(f"got {show(written)}, expected a mapping of keys, such as `lost_push`")]
+    problems = [ConfigError(unknown("key", kind, Faults.KINDS), key=kind) for kind in written.keys() - Faults.KINDS]
+    made: dict[str, tuple[Any, ...]] = {}
+    for kind, cls in Faults.KINDS.items():
+        made[kind], found = _entries(cls, [] if written.get(kind) is None else written[kind])
+        problems += [problem.within(kind) for problem in found]
+    return Faults(**made), problems
+
+
+def _entries(cls: type[Fault], written: Any) -> tuple[tuple[Any, ...], list[ConfigError]]:
+    if isinstance(written, Mapping):
+        fault, _, problems = make(cls, written)
+        return (() if fault is None else (fault,)), problems
+    if not isinstance(written, list):
+        return (), [ConfigError(f"got {show(written)}, expected a mapping of keys, or a list of them")]
+    entries, problems = [], []
+    for i, entry in enumerate(written):
+        if isinstance(entry, Mapping):
+            fault, _, found = make(cls, entry)
+        else:
+            fault, found = None, [ConfigError(f"got {show(entry)}, expected a mapping of keys")]
+        problems += [problem.within(str(i)) for problem in found]
+        entries += [] if fault is None else [fault]
+    return tuple(entries), problems
+
+
+class Happening(NamedTuple):
+    """A crash, join, leave, or the notice of a crash: what happens to `worker` at a time."""
+
+    at_s: float
+    what: Literal["crash", "notice", "join", "leave"]
+    worker: int
+
+
+@dataclass
+class Plan:
+    """The faults of one run as they fall: asked at each step of each worker, always in the worker's own order."""
+
+    faults: Faults
+    seed: int
+    _randoms: dict[tuple[str, int, int], Random] = field(default_factory=dict)
+    _done: set[tuple[str, int, int, int]] = field(default_factory=set)  # a reply may be sent again for its step
+
+    def happenings(self, workers: int) -> list[Happening]:
+        """Who comes and goes, in the order of time; `workers`: all that ever take part."""
+        found = []
+        for entry in (*self.faults.crash, *self.faults.join, *self.faults.leave):
+            for worker in entry.ranks or range(1, workers + 1):
+                found.append(Happening(entry.at_s, type(entry).__name__.lower(), worker))  # type: ignore[arg-type]
+                if isinstance(entry, Crash):
+                    found.append(Happening(entry.at_s + entry.noticed_s, "notice", worker))
+        return sorted(found, key=lambda happening: happening.at_s)
+
+    def factor(self, worker: int, step: int, now: float) -> float:
+        """How many times as long the push of `step` takes that begins now."""
+        return math.prod(entry.factor for entry in self._concerned("slow", worker, step, now))
+
+    def end(self, worker: int, begins: float, duration: float) -> float:
+        """When a computation of `duration` ends, with all pauses on its way."""
+        ends = begins + duration
+        for pause in sorted(self.faults.pause, key=lambda pause: pause.at_s):
+            if (pause.ranks is None or worker in pause.ranks) and pause.at_s < ends:
+                ends += max(0.0, pause.at_s + pause.for_s - max(begins, pause.at_s))
+        return ends
+
+    def delay(self, of: str, worker: int, step: int, now: float) -> float:
+        """How much longer a message of this kind, sent now, is under way."""
+        return math.fsum(entry.delay_s for entry in self._concerned("delay", worker, step, now) if entry.of == of)
+
+    def happens(
+        self, kind: Literal["lost_push", "lost_reply", "duplicate"], worker: int, step: int, now: float
+    ) -> bool:
+        """Whether this message, sent now, is lost, or comes twice."""
+        return bool(list(self._concerned(kind, worker, step, now)))  # all of them draw, whatever the first one says
+
+    def _concerned(self, kind: str, worker: int, step: int, now: float) -> Iterator[Any]:
+        for i, entry in enumerate(getattr(self.faults, kind)):
+            if entry.ranks is None or worker in entry.ranks:
+                key = (kind, i, worker)
+                random = self._randoms.get(key) or self._randoms.setdefault(key, Random(f"{self.seed}:{key}"))
+                if (*key, step) not in self._done and entry.concerns(now, step, random):
+                    if entry.steps:
+                        self._done.add((*key, step))
+                    yield entry

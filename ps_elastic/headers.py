@@ -1,0 +1,243 @@
+"""A run without numbers: pushes that are headers alone, and a calculator that moves no tensor.
+
+Server, ledger, rule and network are those of any run; only norms are made up, or taken from a recorded run. Every push
+is a common part (the gradient of the loss) and a part of its own (noise): of pushes combined the common parts add up,
+the others add in squares, and so do the moves of the model since a view was sent. All distances are estimates by that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ps_elastic.costs import Norms, generator
+from ps_elastic.errors import ConfigError
+from ps_elastic.events import ZERO, PushId, Step
+from ps_elastic.ledger import View
+from ps_elastic.messages import PushMessage, Reply
+
+if TYPE_CHECKING:
+    from ps_elastic.sections import Optimizer
+
+
+class Weight(NamedTuple):
+    """What is left of an array: its bytes."""
+
+    nbytes: int
+
+
+Motion = tuple[float, float]  # the norm of a vector in two parts: what pushes have in common, the square of the rest
+
+
+class NoSnapshots(NamedTuple):
+    """Stands for the snapshots of a calculator that keeps none."""
+
+    peak: None = None
+
+
+Headers = tuple[float, float, float]  # of a push: norm, payload_norm, residual_norm
+
+
+class HeaderCalculator:
+    """The methods of `Calculator` on norms alone. The momentum is followed, weight decay and the norm of x are not.
+
+    nbytes: of a model. size: its parameters. coherence: part of a push's squared norm that is common to all.
+    """
+
+    keeps_versions = True
+    snapshots = NoSnapshots()
+    x = None
+
+    def __init__(self, optimizer: Optimizer, nbytes: int, size: int, coherence: float) -> None:
+        self._optimizer, self._model, self._size = optimizer, Weight(nbytes), size
+        self._coherence = coherence
+        self._payloads: dict[PushId, Motion] = {}
+        self._views: dict[PushId, Motion] = {}  # view -> how far the model had moved when it was given
+        self._owed: dict[PushId, float] = {}  # missing push -> rate of the step that owes it
+        self._combined = self._moved = self._momentum = (0.0, 0.0)
+        self._version = 0
+        self._settlement: HeaderSettlement | None = None
+        self._settled_at = -1  # version at which it began
+
+    def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
+        square = parts[-1].payload_norm ** 2
+        common = self._coherence * square
+        self._payloads[push] = math.sqrt(common), square - common
+
+    def keep(self, push: PushId) -> None:
+        """Nothing lies in anybody's memory."""
+
+    def free(self, push: PushId) -> None:
+        self._payloads.pop(push, None)
+
+    def give(self, view: PushId, given: View, alpha: float) -> Weight:
+        self._views.setdefault(view, self._moved)
+        return self._model
+
+    def view(self, view: PushId) -> Weight:
+        return self._model
+
+    def end(self, view: PushId) -> None:
+        self._views.pop(view, None)
+
+    def distance(self, view: PushId) -> float:
+        """An estimate of ||x - v||: common moves add up since then, the others add in squares."""
+        common, noise = self._views[view]
+        return math.sqrt((self._moved[0] - common) ** 2 + (self._moved[1] - noise))
+
+    def combine(self, step: Step) -> None:
+        made = PushId(0, self._version + 1)
+        terms = [term for term in step.terms if term.push != made]
+        total = 1.0 if step.combine == "sum" else sum(term.weight for term in terms)
+        common = noise = 0.0
+        for term in terms:
+            if term.push != ZERO:
+                (together, alone), weight = self._payloads[term.push], term.weight / total
+                common += weight * together
+                noise += weight * weight * alone
+        self._combined = common, noise
+        if len(terms) < len(step.terms):
+            self._payloads[made] = self._combined
+
+    def apply(self, step: Step, rate: float) -> float:
+        self._version += 1
+        mu, direction = self._optimizer.momentum, self._combined
+        if self._optimizer.name != "sgd":  # every coordinate moves by about the rate, whatever the gradient
+            scale = math.sqrt(self._size) / (_norm(direction) or 1.0)
+            direction = direction[0] * scale, direction[1] * scale * scale
+        elif mu:
+            heavy = self._momentum
+            direction = self._momentum = mu * heavy[0] + direction[0], mu * mu * heavy[1] + direction[1]
+        for term in step.terms:
+            if term.stands_for is not None:
+                self._owed[term.stands_for] = rate
+        return self._move(direction, rate)
+
+    def amend(self, missing: PushId) -> float:
+        self._version += 1
+        return self._move(self._combined, self._owed.pop(missing))
+
+    def forgive(self, missing: PushId) -> None:
+        self._owed.pop(missing, None)
+
+    def direction_norm(self) -> float:
+        return _norm(self._combined)
+
+    def coast(self) -> tuple[float, float]:
+        if self._optimizer.name != "sgd":
+            return math.inf, math.inf
+        return self._optimizer.momentum * _norm(self._momentum), 1.0
+
+    def x_norm(self) -> float:
+        return 0.0
+
+    def ideal(self, view: PushId) -> HeaderIdeal:
+        if self._settlement is None or self._settled_at != self._version:
+            self._settlement, self._settled_at = HeaderSettlement(dict(self._owed)), self._version
+        return HeaderIdeal(self.distance(view), self._settlement)
+
+    def delta(self) -> float:
+        """The norm of what was combined last."""
+        return _norm(self._combined)
+
+    def _move(self, direction: Motion, rate: float) -> float:
+        """Let the model move by rate x direction; return how far."""
+        common, noise = self._moved
+        self._moved = common + rate * direction[0], noise + rate * rate * direction[1]
+        return rate * _norm(direction)
+
+
+def _norm(motion: Motion) -> float:
+    return math.sqrt(motion[0] * motion[0] + motion[1])
+
+
+class HeaderSettlement:
+    """The debts open at one moment, and the squared norm of what they add to a drift of then as they are repaid."""
+
+    def __init__(self, debts: dict[PushId, float]) -> None:
+        self.debts, self.square = debts, 0.0
+
+    def settle(self, missing: PushId, delta: float | None) -> None:
+        rate = self.debts.pop(missing, None)
+        if rate is not None and delta is not None:
+            self.square += (rate * delta) ** 2
+
+
+class HeaderIdeal(NamedTuple):
+    """An estimate of ||x_ideal - v||: what was owed adds in squares."""
+
+    drift: float
+    settlement: HeaderSettlement
+
+    @property
+    def distance(self) -> float | None:
+        return None if self.settlement.debts else math.hypot(self.drift, math.sqrt(self.settlement.square))
+
+
+class HeaderWorker:
+    """A worker that pushes headers. headers: of its pushes in turn; nbytes: of the payload; samples: of a push."""
+
+    def __init__(self, rank: int, headers: Iterator[Headers], nbytes: int, samples: int) -> None:
+        self.rank, self.step, self._samples = rank, 0, samples
+        self._headers, self._arrays = headers, (Weight(nbytes),)
+        self._waited_s = 0.0
+
+    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+        self.step = reply.step + 1
+        self._waited_s += wait_s
+        norm, payload_norm, residual_norm = next(self._headers)
+        return [
+            PushMessage(
+                self.rank, self.step, reply.version, self._arrays, 0, 1, self._samples, math.nan, norm, payload_norm,
+                residual_norm, self._waited_s,
+            )
+        ]  # fmt: skip
+
+    def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
+        self._waited_s += wait_s
+
+
+def modelled(settings: Norms, worker: int, seed: int, samples: Callable[[], int]) -> Iterator[Headers]:
+    """Norms by the model of `settings`; samples(): used so far. Nothing is compressed away."""
+    if not settings.spread and settings.half_life_samples is None:
+        yield from repeat((settings.initial, settings.initial, 0.0))
+    random = generator(seed, "norms", worker)
+    while True:
+        noise = math.exp(random.gauss(0.0, settings.spread)) if settings.spread else 1.0
+        norm = settings.at(samples()) * noise
+        yield norm, norm, 0.0
+
+
+class RecordedNorms:
+    """The norms of the pushes of a recorded run. Raises ConfigError if there are none that can be read."""
+
+    def __init__(self, run: str) -> None:
+        path = Path(run) / "events.jsonl"
+        self._by_worker: dict[int, list[Headers]] = {}
+        number = 0
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                number += 1
+                self._take(json.loads(line))
+        except OSError as error:
+            raise ConfigError(f"cannot read it: {error.strerror}", key="--norms", source=str(path)) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"line {number} is no event: {error}", key="--norms", source=str(path)) from None
+        if not self._by_worker:
+            raise ConfigError("no pushes are recorded here", key="--norms", source=str(path))
+
+    def of(self, worker: int) -> Iterator[Headers]:
+        """Worker i repeats what the recorded worker ((i - 1) mod p) + 1 had; the runs need not be of one length."""
+        ranks = sorted(self._by_worker)
+        series = self._by_worker[ranks[(worker - 1) % len(ranks)]]
+        while True:
+            yield from series
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if record["event"] == "push":
+            norms = float(record["norm"]), float(record["payload_norm"]), float(record["residual_norm"])
+            self._by_worker.setdefault(record["worker"], []).append(norms)

@@ -1,0 +1,329 @@
+"""The same server and workers in virtual time: a heap of what happens next, and nothing that waits.
+
+A worker's push is computed, in no time at all, at the moment it is finished, on the view that the server keeps for it.
+At equal times what was decided first happens first, and the rule's Wake comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ps_elastic.costs import Cores, Durations, Wires
+from ps_elastic.errors import Stalled, WorkersLost
+from ps_elastic.events import PushId
+from ps_elastic.faults import Happening, Plan
+from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
+from ps_elastic.transport.loops import awaited
+
+if TYPE_CHECKING:
+    from ps_elastic.server import Server
+    from ps_elastic.worker import Worker
+
+MESSAGE_BYTES = 112  # of a message without arrays
+MOST_WAKES = 10_000  # in a row, at one time
+
+
+class Machine(Protocol):
+    """A worker that computes at one moment what it was given at another: `Turns`, or `HeaderWorker`."""
+
+    step: int  # the last one finished
+
+    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+        """The next push, on `model`, whose arrays nobody overwrites; `reply` came at `arrived`, after `wait_s`."""
+
+    def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
+        """The run is over, as `reply` says."""
+
+
+class Stopwatch:
+    """A worker's clock: it shows when the computation began, and from the second look on when it ended."""
+
+    def __init__(self) -> None:
+        self._times = [0.0]
+
+    def set(self, began: float, ended: float) -> None:
+        self._times = [ended, began]
+
+    def __call__(self) -> float:
+        return self._times.pop() if len(self._times) > 1 else self._times[0]
+
+
+class Turns:
+    """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock."""
+
+    def __init__(self, worker: Worker, stopwatch: Stopwatch) -> None:
+        self._worker, self._stopwatch = worker, stopwatch
+
+    @property
+    def step(self) -> int:
+        return self._worker.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._worker.step = step
+
+    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+        self._stopwatch.set(arrived, now)
+        self._worker.load(reply._replace(model=model))
+        self._worker.note(reply, arrived, 0.0, wait_s)
+        return self._worker.push()
+
+    def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
+        self._worker.load(reply)
+        self._worker.note(reply, arrived, 0.0, wait_s)
+
+
+class Node:
+    """A worker as the world sees it. What was under way for an earlier `life` of it comes to nothing."""
+
+    __slots__ = (
+        "alive",
+        "armed",
+        "down",
+        "draw",
+        "leaving",
+        "life",
+        "machine",
+        "rank",
+        "sent",
+        "since",
+        "up",
+        "waiting",
+    )
+
+    def __init__(self, rank: int, machine: Machine, draw: Callable[[], float]) -> None:
+        self.rank, self.life, self.machine, self.draw = rank, 0, machine, draw
+        self.alive, self.waiting, self.leaving = True, True, False
+        self.since = self.sent = 0.0  # when it began to wait, and when it last sent something
+        self.armed = False  # whether a moment to ask again lies ahead
+        self.up = self.down = 0.0  # when the last message to and from the server arrives: none overtakes another
+
+
+class Simulator:
+    """Workers 1..p around a server. `run` returns the virtual time at which everybody has stopped.
+
+    make: a worker by its rank. deadline_s: Stalled after so much virtual time; silence_s: after so long without a
+    push. ask_again_s: a worker without a reply asks. on_turn: called now and then, with the time.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        workers: int,
+        make: Callable[[int], Machine],
+        durations: Durations,
+        cores: Cores | None,
+        wires: Wires,
+        plan: Plan,
+        *,
+        service_s: float = 0.0,
+        ask_again_s: float = 60.0,
+        silence_s: float = 300.0,
+        deadline_s: float = float("inf"),
+        min_workers: int = 1,
+        on_turn: Callable[[float], None] | None = None,
+    ) -> None:
+        self.now = 0.0
+        self._server, self._make, self._durations, self._cores = server, make, durations, cores
+        self._wires, self._plan = wires, plan
+        self._faulty, self._finished = bool(plan.faults), False
+        self._service_s, self._ask_again_s, self._silence_s = service_s, ask_again_s, silence_s
+        self._deadline_s, self._min_workers, self._on_turn = deadline_s, min_workers, on_turn
+        self._nodes = {rank: Node(rank, make(rank), durations.of(rank)) for rank in range(1, workers + 1)}
+        self._heap: list[tuple[Any, ...]] = []  # (time, number, what to do, arguments ...)
+        self._number = 0
+        self._heard, self._limit = 0.0, min(silence_s, deadline_s)
+
+    def run(self) -> float:
+        """Run to the end. Raises Stalled, WorkersLost, and what a worker or a rule raises."""
+        server, heap = self._server, self._heap
+        joining = sum(len(entry.ranks or ()) for entry in self._plan.faults.join)
+        for happening in self._plan.happenings(len(self._nodes) + joining):
+            self._at(happening.at_s, self._happen, happening)
+        for node in tuple(self._nodes.values()):
+            self._arm(node)
+        self._send_all(server.start(0.0), 0.0)
+        wakes = 0
+        ledger, wires = server.ledger, self._wires
+        while not self._finished:
+            wake = ledger.wake_at
+            if heap and (wake is None or heap[0][0] <= wake):
+                self.now, _, act, *arguments = heappop(heap)
+                wakes = 0
+                act(*arguments)
+            elif wake is not None:
+                wakes = wakes + 1 if wake <= self.now else 0
+                self.now = max(self.now, wake)
+                at = wires.serve(self.now, 0.0)
+                self._send_all(server.tick(at), at)
+                if wakes > MOST_WAKES:
+                    raise Stalled(f"the rule asks to be woken at {self.now:g} s without end; {awaited(server)}")
+            else:
+                raise Stalled(f"nothing is left to happen; {awaited(server)}")
+            if self.now > self._limit:
+                self._give_up()
+        return self.now
+
+    def _give_up(self) -> None:
+        if self.now > self._deadline_s:
+            raise Stalled(f"not done after {self._deadline_s:g} virtual s; {awaited(self._server)}")
+        raise Stalled(f"no push for {self.now - self._heard:g} virtual s; {awaited(self._server)}")
+
+    def _at(self, time: float, act: Callable[..., None], *arguments: Any) -> None:
+        self._number += 1
+        heappush(self._heap, (time, self._number, act, *arguments))
+
+    # From the server to a worker
+
+    def _send_all(self, outgoing: Iterable[tuple[int, Reply]], now: float) -> None:
+        for rank, reply in outgoing:
+            self._send(self._nodes[rank], reply, now)
+
+    def _send(self, node: Node, reply: Reply, now: float) -> None:
+        nbytes = MESSAGE_BYTES + (0 if reply.model is None else reply.model.nbytes)
+        arrives = self._wires.down(now, nbytes)
+        if self._faulty:
+            if self._plan.happens("lost_reply", node.rank, reply.step, now):
+                return
+            arrives += self._plan.delay("reply", node.rank, reply.step, now)
+        node.down = arrives = max(arrives, node.down)
+        self._number += 1
+        heappush(self._heap, (arrives, self._number, self._get, node, node.life, reply))
+
+    def _get(self, node: Node, life: int, reply: Reply) -> None:
+        """A reply is here. One that answers something else is a second copy of an earlier one."""
+        machine = node.machine
+        if node.life != life or not node.alive or not node.waiting or reply.step != machine.step:
+            return
+        node.waiting = False
+        if reply.model is None:
+            machine.stop(reply, self.now, self.now - node.since)
+            node.alive = False
+            self._arrive_later(node, MESSAGE_BYTES, 0.0, self._take, [Farewell(node.rank, reply.step)])
+            return
+        begins, duration = self.now, node.draw()
+        if self._faulty:
+            duration *= self._plan.factor(node.rank, reply.step + 1, begins)
+        if self._cores is not None:
+            begins = self._cores.take(begins, duration)
+        ends = self._plan.end(node.rank, begins, duration) if self._faulty else begins + duration
+        self._number += 1
+        heappush(self._heap, (ends, self._number, self._finish, node, life, reply, self.now))
+
+    # From a worker to the server
+
+    def _finish(self, node: Node, life: int, reply: Reply, arrived: float) -> None:
+        """A worker has its push: compute it, on the model of `reply`, which arrived a while ago; and send it."""
+        if node.life != life or not node.alive:
+            return
+        model = self._server.calculator.view(PushId(node.rank, reply.step + 1))
+        messages = node.machine.compute(reply, model, arrived, self.now, arrived - node.since)
+        node.waiting, node.since, node.sent = True, self.now, self.now
+        self._send_push(node, messages)
+        if node.leaving:
+            self._go(node)
+        elif not node.armed:
+            self._arm(node)
+
+    def _send_push(self, node: Node, messages: list[PushMessage]) -> None:
+        nbytes = MESSAGE_BYTES * len(messages)
+        for message in messages:
+            for array in message.arrays:
+                nbytes += array.nbytes
+        if not self._faulty:
+            self._arrive_later(node, nbytes, 0.0, self._take, messages)
+            return
+        plan, step = self._plan, messages[-1].step
+        delay = plan.delay("push", node.rank, step, self.now)
+        copies = 2 if plan.happens("duplicate", node.rank, step, self.now) else 1
+        if not plan.happens("lost_push", node.rank, step, self.now):
+            for _ in range(copies):
+                self._arrive_later(node, nbytes, delay, self._take, messages)
+
+    def _arrive_later(self, node: Node, nbytes: int, delay: float, act: Callable[..., None], *arguments: Any) -> None:
+        """Let `act` happen when `nbytes` that the worker sends now, and that take `delay` longer, are at the server."""
+        node.up = arrives = max(self._wires.up(self.now, nbytes) + delay, node.up)
+        self._number += 1
+        heappush(self._heap, (arrives, self._number, act, *arguments))
+
+    def _take(self, messages: list[Message]) -> None:
+        """Messages are at the server, which deals with them when it is free."""
+        kind = type(messages[0])
+        at = self._wires.serve(self.now, self._service_s if kind is PushMessage else 0.0)
+        if kind is not Ask:  # those who wait ask again and again while nobody gets on
+            self._heard, self._limit = at, min(at + self._silence_s, self._deadline_s)
+        for message in messages:
+            for rank, answer in self._server.take(message, at):
+                self._send(self._nodes[rank], answer, at)
+        if kind is Farewell:
+            self._finished = self._server.finished
+        if self._on_turn is not None:
+            self._on_turn(at)
+
+    def _ask(self, node: Node, life: int) -> None:
+        """Ask for a reply, if the worker has been without one for long enough."""
+        node.armed = False
+        if node.life != life or not node.alive or not node.waiting:
+            return
+        if node.sent + self._ask_again_s <= self.now:
+            node.sent = self.now
+            self._arrive_later(node, MESSAGE_BYTES, 0.0, self._take, [Ask(node.rank, node.machine.step)])
+        self._arm(node)
+
+    def _arm(self, node: Node) -> None:
+        """Let the worker think of asking when it has sent nothing for long enough."""
+        node.armed = True
+        self._at(node.sent + self._ask_again_s, self._ask, node, node.life)
+
+    # Who comes and goes
+
+    def _happen(self, happening: Happening) -> None:
+        node = self._nodes.get(happening.worker)
+        if happening.what == "join":
+            if node is None or not node.alive:
+                self._join(happening.worker)
+        elif node is None:
+            return
+        elif happening.what == "notice":
+            if not node.alive:
+                self._leave(node)
+        elif node.alive:
+            node.leaving = happening.what == "leave"
+            if happening.what == "crash":
+                node.alive, node.life = False, node.life + 1
+            elif node.waiting:
+                self._go(node)
+
+    def _join(self, rank: int) -> None:
+        """A worker is there, new or again: a fresh process that knows only the number of its last step."""
+        server = self._server
+        if server.ledger.done or rank in server.ledger.workers:
+            return
+        before, node = self._nodes.get(rank), Node(rank, self._make(rank), self._durations.of(rank))
+        if before is not None:
+            node.life, node.draw, node.up, node.down = before.life + 1, before.draw, before.up, before.down
+        self._nodes[rank], node.since, node.sent = node, self.now, self.now
+        at = self._wires.serve(self.now, 0.0)
+        self._send_all(server.join(rank, at), at)
+        node.machine.step = server.ledger.workers[rank].seen
+        self._arrive_later(node, MESSAGE_BYTES, 0.0, self._take, [Ask(rank, node.machine.step)])
+        self._arm(node)
+
+    def _go(self, node: Node) -> None:
+        """The worker takes its leave, behind what it has sent."""
+        node.alive, node.life = False, node.life + 1
+        self._arrive_later(node, MESSAGE_BYTES, 0.0, self._leave, node)
+
+    def _leave(self, node: Node) -> None:
+        """The server learns that a worker is gone."""
+        server = self._server
+        if node.rank not in server.ledger.workers:
+            return
+        at = self._wires.serve(self.now, 0.0)
+        self._send_all(server.leave(node.rank, at), at)
+        self._finished = server.finished
+        left = len(server.ledger.workers)
+        if left < self._min_workers and not server.ledger.done:
+            raise WorkersLost(f"{left} workers are left at {at:g} virtual s, expected at least {self._min_workers}")
