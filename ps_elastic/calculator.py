@@ -94,7 +94,9 @@ class Calculator:
 
     def drift(self, view: PushId, bucket: Bucket | None = None) -> Tensor:
         """x - v of a view given (d,), or what of it is in `bucket` (n,): the caller's until the next call."""
-        part = slice(None) if bucket is None else slice(bucket.start, bucket.stop)
+        if bucket is None:
+            return torch.sub(self.x, self._vector(view), out=self._scratch)
+        part = slice(bucket.start, bucket.stop)
         return torch.sub(self.x[part], self._vector(view)[part], out=self._scratch[part])
 
     def distance(self, view: PushId) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -116,9 +116,7 @@ def _plain(value: Any) -> Any:
     return to_dict(value) if hasattr(type(value), "__dataclass_fields__") else plain(value)
 
 
-def load(
-    source: Source, overrides: Sequence[str] = (), *, plugins: bool = True, simulated: bool = False
-) -> Config:
+def load(source: Source, overrides: Sequence[str] = (), *, plugins: bool = True, simulated: bool = False) -> Config:
     """Return the configuration in `source` (a file, or a mapping) with `key=value` overrides laid over it.
 
     plugins=False: the task, the compressors and the update stay as written, their modules (and torch) not imported.

@@ -68,7 +68,7 @@ def _run(
             if ledger.log is not None:
                 ledger.texts.append(action_text(action))
             take(ledger, action)
-            yield action, _taken(ledger.freed)
+            yield action, (_taken(ledger.freed) if ledger.freed else ())
             ledger.check_answered()
     except PolicyError as error:
         raise _blame(policy, event, error) from None

@@ -111,7 +111,7 @@ class Step(NamedTuple):
     @classmethod
     def mean(cls, pushes: Iterable[PushId], share: float = 1.0) -> Step:
         """The plain mean of `pushes`, added in (worker, step) order whatever order they arrived in."""
-        return cls(tuple(Term(push) for push in sorted(pushes)), share)
+        return cls(tuple([Term(push) for push in sorted(pushes)]), share)
 
 
 class Drop(NamedTuple):
@@ -179,11 +179,11 @@ def event_of(record: dict[str, Any]) -> Event:
 def action_text(action: Action | Applied | Measured) -> str:
     """An action, or the answer to one, as a JSON list: `["step", [[worker, step, weight, stands_for], ...], ...]`."""
     if type(action) is Step:
-        terms = ", ".join(
+        terms = [
             f"[{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
             for (worker, step), weight, stands_for in action.terms
-        )
-        return f'["step", [{terms}], {action.share!r}, "{action.combine}", "{action.apply}"]'
+        ]
+        return f'["step", [{", ".join(terms)}], {action.share!r}, "{action.combine}", "{action.apply}"]'
     if isinstance(action, Release):
         return f'["release", {list(action.workers)}, {action.own!r}]'
     if type(action) is Drop:

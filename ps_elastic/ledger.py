@@ -317,7 +317,7 @@ class Ledger:
             raise Stalled(f"stalled at version {self.version}: workers {list(self.waiting)} all wait; held: {held}")
 
     def _take_terms(self, step: Step) -> None:
-        total = sum(term.weight for term in step.terms)
+        total = sum([term.weight for term in step.terms])
         if not (math.isfinite(total) and (total > 0 or step.combine == "sum")):
             raise PolicyError(f"the weights of a Step sum to {total}")
         if step.combine == "sum":

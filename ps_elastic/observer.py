@@ -71,6 +71,7 @@ class Observer:
         self.sent: dict[PushId, Sent] = {}
         self._calculator, self._totals, self._measures, self._tracker = calculator, totals, measures, tracker
         self._mode, self._x, self._limit = mode, x, limit
+        self._is_exact = mode == "exact" and x == "srv"
         self._path = 0.0  # sum of ||x_{s+1} - x_s||
         self._shares = 0.0  # sum of the shares of all steps
         self._owed_alpha = 0.0  # the largest of `_debts` at the last step
@@ -105,10 +106,8 @@ class Observer:
         distance, path = self._distance(id, version)
         sent = self.sent[id]
         largest = max(self._totals.largest_alpha(sent.version), sent.owed_alpha)
-        exact = self._x == "srv" and self._mode == "exact"
-        self._measures.note_use(
-            self._shares - sent.shares, _scaled(distance, largest) if exact else math.nan, self._limit()
-        )
+        scaled = _scaled(distance, largest)
+        self._measures.note_use(self._shares - sent.shares, scaled if self._is_exact else math.nan, self._limit())
         ideal = None
         if self._x == "ideal" and self.debts and self._mode == "exact":
             ideal, distance = self._calculator.ideal(id), math.nan
@@ -116,7 +115,7 @@ class Observer:
         if push is None:
             self._owed_uses[id] = use
         elif ideal is None:
-            self._note(use, push, distance, now)
+            self._note(use, push, distance, scaled, now)
         if ideal is not None:
             self._open.setdefault(version, []).append(use)
         return distance
@@ -193,7 +192,7 @@ class Observer:
         self._owed_uses.pop(use.id, None)
         distance = use.distance if use.ideal is None else use.ideal.distance
         assert use.push is not None and distance is not None
-        self._note(use, use.push, distance, now)
+        self._note(use, use.push, distance, _scaled(distance, use.largest), now)
         return [(use.id, distance)]
 
     def _distance(self, push: PushId, version: int) -> tuple[float, float]:
@@ -207,17 +206,18 @@ class Observer:
             return self._calculator.distance(push), path
         return (path if self._mode == "bound" else math.nan), path
 
-    def _note(self, use: Use, push: Push, distance: float, now: float) -> None:
+    def _note(self, use: Use, push: Push, distance: float, scaled: float, now: float) -> None:
         staleness = use.version - push.base
-        scaled = _scaled(distance, use.largest)
         self._totals.note_used(staleness, distance, scaled)
         (worker, step), base, norm, payload_norm, residual_norm, *_ = push
-        self._tracker.write(  # as `note` would write it, in a third of the time: there is one line for every push
+        plain = math.isfinite(distance + scaled + use.path + norm + payload_norm + residual_norm)
+        text = repr if plain else number
+        self._tracker.write(  # as `note` would write it, in a quarter of the time: there is one line for every push
             f'{{"event": "used", "t_s": {now!r}, "rank": {self._tracker.rank}, "worker": {worker}, "step": {step}, '
             f'"base": {base}, "version": {use.version}, "x": "{self._x}", "staleness": {staleness}, '
-            f'"discrepancy": {number(distance)}, "B": {number(scaled)}, "step_size": {use.alpha!r}, '
-            f'"path_length": {number(use.path)}, "norm": {number(norm)}, "payload_norm": {number(payload_norm)}, '
-            f'"residual_norm": {number(residual_norm)}, "weight": {use.weight!r}, "share": {use.share!r}}}'
+            f'"discrepancy": {text(distance)}, "B": {text(scaled)}, "step_size": {use.alpha!r}, '
+            f'"path_length": {text(use.path)}, "norm": {text(norm)}, "payload_norm": {text(payload_norm)}, '
+            f'"residual_norm": {text(residual_norm)}, "weight": {use.weight!r}, "share": {use.share!r}}}'
         )
 
 

@@ -31,6 +31,18 @@ class Response(NamedTuple):
         return Response(list(self.x), list(self.m))
 
 
+class _Block(NamedTuple):
+    """A part [start, stop) of the flat vectors, and its views of them."""
+
+    start: int
+    stop: int
+    decayed: bool
+    x: Tensor
+    old: Tensor  # room for x of before, shared by all blocks
+    first: Tensor
+    second: Tensor | None
+
+
 class FlatOptimizer:
     """SGD, Adam or AdamW on the flat vector x (d,), in place, by torch's fused kernels, block by block.
 
@@ -45,34 +57,39 @@ class FlatOptimizer:
         self.x, self._settings = x, settings
         self._count, self._steps = 0, torch.zeros(())  # the same number, as the two kernels want it
         self._runs = _runs(settings, layout)
-        self._old = torch.empty(max(stop - start for start, stop, _ in self._runs))
+        old = torch.empty(max(stop - start for start, stop, _ in self._runs))
         self._first = torch.zeros_like(x)  # momentum, or Adam's first moment
         self._second = torch.zeros_like(x) if settings.name != "sgd" else None
         self._kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
+        second = self._second
+        self._blocks = [
+            _Block(i, j, decayed, x[i:j], old[: j - i], self._first[i:j], None if second is None else second[i:j])
+            for i, j, decayed in self._runs
+        ]
 
     def step(self, gradient: Tensor, rate: float) -> float:
         """x <- x - rate * direction(gradient (d,)); return ||x_new - x_old|| as stored."""
         squares = 0.0
         self._count += 1
-        self._steps += 1
-        for start, stop, decayed in self._runs:
-            block = self.x[start:stop]
-            old = self._old[: stop - start].copy_(block)  # one block at a time: it is still in cache for the norm
-            self._step_block(start, stop, gradient, rate, self._settings.weight_decay if decayed else 0.0)
-            squares += float(torch.linalg.vector_norm(old.sub_(block), dtype=torch.float64)) ** 2
+        for block in self._blocks:
+            old = block.old.copy_(block.x)  # one block at a time: it is still in cache for the norm
+            self._step_block(block, gradient[block.start : block.stop], rate)
+            squares += float(torch.linalg.vector_norm(old.sub_(block.x), dtype=torch.float64)) ** 2
         return math.sqrt(squares)
 
-    def _step_block(self, start: int, stop: int, gradient: Tensor, rate: float, decay: float) -> None:
-        s, x, g, first = self._settings, [self.x[start:stop]], [gradient[start:stop]], [self._first[start:stop]]
-        if self._second is None:
+    def _step_block(self, block: _Block, g: Tensor, rate: float) -> None:
+        s = self._settings
+        decay = s.weight_decay if block.decayed else 0.0
+        if block.second is None:
             torch._fused_sgd_(
-                x, g, first if s.momentum else [], weight_decay=decay, momentum=s.momentum, lr=rate, dampening=0.0,
-                nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1,
+                [block.x], [g], [block.first] if s.momentum else [], weight_decay=decay, momentum=s.momentum, lr=rate,
+                dampening=0.0, nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1,
             )  # fmt: skip
         else:
+            self._steps.fill_(self._count)
             self._kernel(
-                x, g, first, [self._second[start:stop]], [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
-                weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False,
+                [block.x], [g], [block.first], [block.second], [], [self._steps], lr=rate, beta1=s.betas[0],
+                beta2=s.betas[1], weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False,
             )  # fmt: skip
 
     def respond(self, rate: float) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ps_elastic.decide import Decision, decide
@@ -145,33 +146,39 @@ class Server:
 
     def take(self, message: Message, now: float) -> Outgoing:
         """As `receive`, but leave a Wake that is due to `tick`: more messages may be here at the same time."""
-        yield from self._take(message, now)
-        if self._evaluator:
-            yield from self._report(now)
+        outgoing = self._take(message, now)
+        return chain(outgoing, self._report(now)) if self._evaluator else outgoing
 
     def _take(self, message: Message, now: float) -> Outgoing:
+        """Note the message at once; the replies are to be taken from what this returns."""
         match message:
             case PushMessage():
-                parts = self._partial.setdefault(message.worker, [])
-                parts.append(message)
-                if len(parts) == message.buckets:
+                parts = [message] if message.buckets == 1 else self._partial.setdefault(message.worker, [])
+                if message.buckets > 1:
+                    parts.append(message)
+                    if len(parts) < message.buckets:
+                        return iter(())
                     del self._partial[message.worker]
-                    yield from self._receive_push(parts, now)
-            case Ask(worker, step):
-                new = worker not in self._owed
-                self._owed.setdefault(worker, step)
-                under_way = self._under_way(worker)
-                outgoing = self._event(Asked(worker, step), now)
-                self._forget(under_way)
-                yield from outgoing
-                if new and worker not in self.ledger.waiting:
-                    self._owed.pop(worker, None)  # the ask was stale: no reply is due for it
+                return self._take_push(parts, now)
+            case Ask():
+                return self._take_ask(message, now)
             case Farewell(worker, _, text, code):
                 if code:
                     raise TaskError(f"rank {worker}: {text}")
                 self._gone.add(worker)
-            case _:
-                raise WireError(f"the server got a {type(message).__name__}")
+                return iter(())
+        raise WireError(f"the server got a {type(message).__name__}")
+
+    def _take_ask(self, ask: Ask, now: float) -> Outgoing:
+        worker = ask.worker
+        new = worker not in self._owed
+        self._owed.setdefault(worker, ask.step)
+        under_way = self._under_way(worker)
+        outgoing = self._event(Asked(worker, ask.step), now)
+        self._forget(under_way)
+        yield from outgoing
+        if new and worker not in self.ledger.waiting:
+            self._owed.pop(worker, None)  # the ask was stale: no reply is due for it
 
     def tick(self, now: float) -> Outgoing:
         """Do what is due by the clock: the rule's Wake, and results of evaluations."""
@@ -209,7 +216,7 @@ class Server:
         """End the run: held pushes are dropped, and every worker's next reply tells it to stop."""
         yield from self._event(Done(), now)
 
-    def _receive_push(self, parts: list[PushMessage], now: float) -> Outgoing:
+    def _take_push(self, parts: list[PushMessage], now: float) -> Outgoing:
         last = parts[-1]
         nbytes = 0
         for part in parts:
@@ -225,9 +232,10 @@ class Server:
             self._units,
         )
         seat = self.ledger.workers.get(last.worker)
-        skipped = self._under_way(last.worker) if seat and last.step > seat.seen + 1 else []
+        skipped = self._under_way(last.worker) if seat and last.step > seat.seen + 1 else None
         outgoing = self._event(push, now)
-        self._forget(skipped)
+        if skipped:
+            self._forget(skipped)
         if push.id in self.ledger.held and push.id not in self._arrived:
             self.calculator.take(push.id, parts)
             self._arrived[push.id] = Arrived(push, last.samples)
@@ -235,7 +243,7 @@ class Server:
             self.totals.note_push(push, last.samples, last.loss, len(self.ledger.held), last.waited_s)
             if self._evaluator and last.statistics is not None:
                 self._evaluator.statistics[last.worker] = last.statistics.copy()
-        yield from outgoing
+        return outgoing
 
     def _event(self, event: Event, now: float) -> Outgoing:
         """Let the rule decide (the event is noted before this returns), then carry its actions out."""
@@ -273,14 +281,15 @@ class Server:
         fresh = [term for term in step.terms if term.stands_for is None and term.push in observer.sent]
         alpha = self._alpha_now()
         self.calculator.combine(step)
-        total = 1.0 if step.combine == "sum" else sum(term.weight for term in step.terms)
+        total = 1.0 if step.combine == "sum" else sum([term.weight for term in step.terms])
         for term in fresh:
             self.totals.samples += self._arrived[term.push].samples
         if step.apply == "amend":
             alpha, moved = self._amend(step.terms[0].push, now)
         else:
-            self._use_terms(step, alpha, total, now)
-            moved = self.calculator.apply(step, self._rate(alpha) * step.share)
+            rate = self._rate(alpha)
+            self._use_terms(step, alpha, rate, total, now)
+            moved = self.calculator.apply(step, rate * step.share)
             observer.stepped(step, alpha, moved)
             moved = moved / alpha if alpha else step.share * self.calculator.direction_norm()
             self.measures.note_step(step, [self._arrived[term.push].header for term in fresh], moved)
@@ -289,16 +298,17 @@ class Server:
             self._evaluator.submit(self.calculator.x, self.totals.samples, version + 1, now)
         self._answer(Applied(version + 1, moved, alpha, *self._bounds()), now)
 
-    def _use_terms(self, step: Step, alpha: float, total: float, now: float) -> None:
+    def _use_terms(self, step: Step, alpha: float, rate: float, total: float, now: float) -> None:
         """Measure the views of the pushes that the step uses for the first time, and of those it owes."""
+        observer = self._observer
         for term in step.terms:
             weight, push = term.weight / total, term.stands_for or term.push
-            if push not in self._observer.sent:
+            if push not in observer.sent:
                 continue
             header = None if term.stands_for else self._arrived[push].header
-            distance = self._observer.use(push, header, self.ledger.version, alpha, weight, step.share, now)
+            distance = observer.use(push, header, self.ledger.version, alpha, weight, step.share, now)
             if header is not None:
-                self._settle(push, Fate("used", distance, self._rate(alpha) * step.share * weight))
+                self._settle(push, Fate("used", distance, rate * step.share * weight))
 
     def _amend(self, missing: PushId, now: float) -> tuple[float, float]:
         """Repay the debt on `missing`; return (largest alpha since it was made, motion divided by it)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
+from ps_elastic.compressors.identity import Identity
 from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
@@ -86,6 +87,7 @@ class Worker:
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
         self._view = torch.empty_like(self.x) if discrepancy == "exact" else None
         self._sent: dict[int, tuple[float, list[Payload]]] = {}  # (alpha, payloads) of pushes that may yet be dropped
+        self._sends_gradient = len(compressors) == 1 and isinstance(compressors[0], Identity)
         self._feeds_back = any(isinstance(c, ErrorFeedback) for c in compressors)
         self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
         self._drawn = 0  # batches, for the push being made
@@ -96,6 +98,8 @@ class Worker:
 
     def _measure_residual(self) -> float:
         """||e||_2 over all buckets; 0 without error feedback."""
+        if not self._feeds_back:
+            return 0.0
         return math.hypot(*(float(c.residual.norm()) for c in self._compressors if isinstance(c, ErrorFeedback)))
 
     def load(self, reply: Reply) -> bool:
@@ -146,19 +150,20 @@ class Worker:
         if self._feeds_back:
             kept = [tuple(self._keep(array) for array in payload) for payload in payloads]
             self._sent[self.step] = self._alpha, kept
-        norms = [_plain(c).payload_norm(p, b.numel) for (b, c), p in zip(pairs, payloads, strict=True)]
+        norms = [norm]
+        if not self._sends_gradient:
+            norms = [_plain(c).payload_norm(p, b.numel) for (b, c), p in zip(pairs, payloads, strict=True)]
         statistics = None
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
-        messages = [
-            PushMessage(self.rank, self.step, self.base, tuple(array.numpy() for array in payload), i, len(pairs))
-            for i, payload in enumerate(payloads)
-        ]
-        self.samples = self._task.batch_size * self._drawn
-        messages[-1] = messages[-1]._replace(
-            samples=self.samples, loss=loss, norm=norm, payload_norm=math.hypot(*norms),
-            residual_norm=self._residual_norm, waited_s=self._waited_s,
-            statistics=statistics,
+        arrays = [tuple([array.numpy() for array in payload]) for payload in payloads]
+        self.samples, last = self._task.batch_size * self._drawn, len(pairs) - 1
+        messages = [PushMessage(self.rank, self.step, self.base, arrays[i], i, len(pairs)) for i in range(last)]
+        messages.append(
+            PushMessage(
+                self.rank, self.step, self.base, arrays[last], last, len(pairs), self.samples, loss, norm,
+                math.hypot(*norms), self._residual_norm, self._waited_s, statistics,
+            )
         )  # fmt: skip
         self._durations = {"compute_s": computed - started, "encode_s": self._clock() - computed}
         return messages
@@ -203,7 +208,7 @@ class Worker:
             difference = self._view.sub_(self.x)
             if reply.weight and self._update.units == "gradient":
                 difference.sub_(self._decoded().to(self._device), alpha=reply.weight)
-            self._moved = float(difference.norm())
+            self._moved = float(torch.linalg.vector_norm(difference))
 
     def _decoded(self) -> Tensor:
         """What the server decoded from the last push (d,)."""
@@ -250,7 +255,8 @@ class Worker:
         return total / self._accumulate
 
     def _next_batch(self) -> Any:
-        _seed(self._device, draw_seed(self._seed, self.rank, self.step, self._drawn))
+        if not self._shortcut:
+            _seed(self._device, draw_seed(self._seed, self.rank, self.step, self._drawn))
         self._drawn += 1
         return to_device(next(self._batches), self._device)
 

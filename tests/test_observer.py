@@ -21,6 +21,13 @@ from ps_elastic.policies.deadline import Deadline
 from ps_elastic.policies.norm_bounded import NormBounded
 from ps_elastic.policies.variance_bounded import VarianceBounded
 
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As every command sets it: threads that wait for work on so few numbers cost more than they do."""
+    torch.set_num_threads(1)
+
+
 P, SIZE = 5, 64
 Vector = NDArray[np.float64]
 
@@ -134,3 +141,17 @@ def test_a_view_of_the_version_in_use_has_none() -> None:
     desk = Desk(Asynchronous(), 1, alpha=lambda samples: 0.0)
     desk.push(1)
     assert desk.told("used")[0]["B"] == 0.0
+
+
+def test_an_own_gradient_stands_for_all_that_is_owed_of_earlier_rounds_and_for_who_comes_late_too() -> None:
+    desk = Desk(VarianceBounded(quorum=0.5), 4, optimizer=Optimizer(lr=1.0))
+
+    def added(replies: dict[int, Any], worker: int) -> float:
+        return float(replies[worker].model[0] - desk.x[0])
+
+    desk.push(1, 2.0)
+    assert added(desk.push(2, 6.0), 1) == pytest.approx(-2.0 * 2 / 4)
+    desk.push(1, 2.0)
+    assert added(desk.push(2, 6.0), 2) == pytest.approx(-6.0 * 2 / 4)  # 3 and 4 owe the first round still
+    assert added(desk.push(3, 8.0), 3) == pytest.approx(-8.0 * 1 / 4)  # and now 4 alone
+    assert added(desk.push(4, 8.0), 4) == 0.0

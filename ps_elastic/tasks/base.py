@@ -47,7 +47,7 @@ class Task(ABC):
     def differentiate(self, model: nn.Module, batch: Any, out: Mapping[str, Tensor]) -> float:
         """The mean loss of `batch`, and its gradient in `out`, by parameter name: a shortcut past autograd.
 
-        A task need not have it. It must fill all of `out` with what autograd would, bit for bit.
+        A task need not have it. It must fill all of `out` with what autograd would, bit for bit, and draw nothing.
         """
         raise NotImplementedError
 
