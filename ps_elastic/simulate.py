@@ -6,7 +6,9 @@ At equal times what was decided first happens first, and the rule's Wake comes l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -138,6 +140,10 @@ class Simulator:
 
     def run(self) -> float:
         """Run to the end. Raises Stalled, WorkersLost, and what a worker or a rule raises."""
+        with _patient_collector():
+            return self._run()
+
+    def _run(self) -> float:
         server, heap = self._server, self._heap
         joining = sum(len(entry.ranks or ()) for entry in self._plan.faults.join)
         for happening in self._plan.happenings(len(self._nodes) + joining):
@@ -327,3 +333,18 @@ class Simulator:
         left = len(server.ledger.workers)
         if left < self._min_workers and not server.ledger.done:
             raise WorkersLost(f"{left} workers are left at {at:g} virtual s, expected at least {self._min_workers}")
+
+
+@contextmanager
+def _patient_collector() -> Iterator[None]:
+    """Within, the garbage collector looks at young objects every 100,000 instead of every 700.
+
+    Thousands of pushes that are held are no garbage, but it goes through them again and again: a quarter of the time
+    of synchronous rounds of 4,096 workers.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
