@@ -14,6 +14,7 @@ the rule yields it. The laws, checked as it runs (a breach raises PolicyError na
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -97,7 +98,8 @@ class Ledger:
         self._own: dict[PushId, PushId] = {}  # held push -> the push its view contains
         self._gone: dict[int, Seat] = {}  # a worker that comes back must not repeat a PushId
         self._at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
-        self._unmeasured: dict[PushId, float] = {}  # views in the order sent, which is the order of `travelled`
+        # Views in the order sent, which is the order of `travelled`; a plain dict finds its first key in O(p).
+        self._unmeasured: OrderedDict[PushId, float] = OrderedDict()
         self._measured: list[tuple[float, PushId]] = []  # heap, entries may be stale
         self._owed: Step | list[PushId] | None = None  # what the server has still to answer
         self.freed: list[PushId] = []  # since last taken

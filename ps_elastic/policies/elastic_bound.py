@@ -70,6 +70,7 @@ class ElasticBound(Policy):
         self.norms += push.payload_norm
         self.squares += push.payload_norm**2
         self.pushes += 1
+        self.measured.pop(push.id, None)
         yield from self._use_held(ledger)
 
     def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
@@ -91,7 +92,8 @@ class ElasticBound(Policy):
                 yield Measure((oldest,))
         yield Step.mean(ledger.held, share)
         self.norms, self.granted = 0.0, budget
-        self.measured = {view: version for view, version in self.measured.items() if view in ledger.views}
+        if len(self.measured) > len(ledger.views):  # some are of pushes that were lost
+            self.measured = {view: version for view, version in self.measured.items() if view in ledger.views}
         if ledger.waiting:
             yield Release(tuple(ledger.waiting))
 
