@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def fork(thing: Any) -> Any:
     """A copy of a world, ledger or model that shares nothing that changes."""
     new = object.__new__(type(thing))
     for name, value in vars(thing).items():
-        if type(value) in (dict, set, list):
+        if type(value) in (dict, OrderedDict, set, list):
             value = value.copy()
         elif type(value) in (Ledger, Model):
             value = fork(value)
