@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from ps_elastic.assemble import Parts, make_parts, make_server, make_worker
 from ps_elastic.measures import SLACK, Measures
-from ps_elastic.simulate import Stopwatch, Turns
 from ps_elastic.simulation import make_simulator
 from ps_elastic.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.totals import Mean
 from ps_elastic.tracker import Tracker
+from ps_elastic.turns import Stopwatch, Turns
 from ps_elastic.worker import Workbench
 
 if TYPE_CHECKING:

@@ -1,0 +1,48 @@
+"""Many workers in one process and one memory: each computes its push at one moment, then the next takes its turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ps_elastic.messages import PushMessage, Reply
+
+if TYPE_CHECKING:
+    from ps_elastic.worker import Worker
+
+
+class Stopwatch:
+    """A worker's clock: it shows when the computation began, and from the second look on when it ended."""
+
+    def __init__(self) -> None:
+        self._times = [0.0]
+
+    def set(self, began: float, ended: float) -> None:
+        self._times = [ended, began]
+
+    def __call__(self) -> float:
+        return self._times.pop() if len(self._times) > 1 else self._times[0]
+
+
+class Turns:
+    """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock."""
+
+    def __init__(self, worker: Worker, stopwatch: Stopwatch) -> None:
+        self._worker, self._stopwatch = worker, stopwatch
+
+    @property
+    def step(self) -> int:
+        return self._worker.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._worker.step = step
+
+    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+        self._stopwatch.set(arrived, now)
+        self._worker.load(reply._replace(model=model))
+        self._worker.note(reply, arrived, 0.0, wait_s)
+        return self._worker.push()
+
+    def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
+        self._worker.load(reply)
+        self._worker.note(reply, arrived, 0.0, wait_s)
