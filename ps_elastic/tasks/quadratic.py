@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -99,9 +100,10 @@ class Quadratic(Task):
     def differentiate(self, model: nn.Module, batch: Batch, out: Mapping[str, Tensor]) -> float:
         """c (x - b_i) + noise: a tenth of the time of autograd where d is small."""
         optimum, noise = batch
-        x, g = model.x.detach(), out["x"]
+        point, g = cast(Point, model), out["x"]
+        x = point.x.detach()
         away = x - optimum
-        torch.mul(away, model.c, out=g)
+        torch.mul(away, point.c, out=g)
         loss = 0.5 * float(away.dot(g)) + float(noise.dot(x))
         g.add_(noise)
         return loss
@@ -123,6 +125,7 @@ class Point(nn.Module):
 
     def __init__(self, x: Tensor, c: Tensor) -> None:
         super().__init__()
+        self.c: Tensor
         self.x = nn.Parameter(x)
         self.register_buffer("c", c, persistent=False)
 
