@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ps_elastic.costs import Cores, Durations, Wires, typical_s
 from ps_elastic.errors import OK, ConfigError
-from ps_elastic.faults import Plan
+from ps_elastic.fault_plan import Plan
 from ps_elastic.rundir import new_run_dir
 
 if TYPE_CHECKING:
     from ps_elastic.assemble import Parts
+    from ps_elastic.calculator import Calculator
     from ps_elastic.config import Config
     from ps_elastic.evaluate import Evaluator
     from ps_elastic.record import Record
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ps_elastic.simulate import Machine, Simulator
 
 LIVES = 100  # times what one worker alone would need, after which a run is given up where no deadline is stated
-MOVED_BYTES = 1 << 28  # most memory for what each worker remembers to tell `moved`
 
 
 def simulate(
@@ -70,11 +70,11 @@ def simulate(
         make = partial(setting.worker, server=server)
         simulator = make_simulator(config, parts, server, workers, make, None if quiet else live.update)
         with live:
-            started = time.perf_counter()
+            started, processor = time.perf_counter(), time.process_time()
             now = simulator.run()
-            wall_s = time.perf_counter() - started
+            wall_s, cpu_s = time.perf_counter() - started, time.process_time() - processor
             summary = setting.finish(server, record, now, wall_s)
-            return _told(record, summary, now, wall_s, headers_only)
+            return _told(record, summary, virtual_s=now, cpu_s=cpu_s, headers_only=headers_only)
     except BaseException as error:
         _failed(config, record, server, error, simulator.now if simulator else 0.0, time.perf_counter() - started)
         raise
@@ -88,7 +88,7 @@ class Setting:
 
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
         from ps_elastic.assemble import choose_device
-        from ps_elastic.simulate import Stopwatch
+        from ps_elastic.turns import Stopwatch
         from ps_elastic.worker import Workbench
 
         self._stopwatch = Stopwatch()
@@ -111,8 +111,8 @@ class Setting:
 
     def worker(self, rank: int, server: Server) -> Machine:
         from ps_elastic.assemble import make_worker
-        from ps_elastic.simulate import Turns
         from ps_elastic.tracker import Tracker
+        from ps_elastic.turns import Turns
 
         pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
         self._pages.append(pages)
@@ -141,8 +141,10 @@ class HeaderSetting:
     def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
         from ps_elastic.headers import RecordedNorms
 
-        self._config, self._layout, self._task = config, parts.layout, parts.task
+        self._config, self._layout = config, parts.layout
         self._push_bytes = sum(parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets)
+        steps = getattr(config.update.plugin.build(), "local_steps", 1)
+        self._samples = parts.task.batch_size * config.update.accumulate * steps  # of a push
         self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
 
     def server(self, workers: int, record: Record) -> Server:
@@ -152,12 +154,13 @@ class HeaderSetting:
 
         config, train = self._config, self._config.train
         coherence = config.simulation.norms.coherence
-        calculator = HeaderCalculator(config.optimizer, 4 * self._layout.size, self._layout.numel, coherence)
+        made = HeaderCalculator(config.optimizer, 4 * self._layout.size, self._layout.numel, coherence)
+        calculator = cast("Calculator", made)  # what the server asks of one
         alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
         return Server(
             config.policy.build(), workers, calculator, alpha, train.samples, record.tracker, record.events().write,
             discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     def worker(self, rank: int, server: Server) -> Machine:
         from ps_elastic.headers import HeaderWorker, modelled
@@ -165,7 +168,7 @@ class HeaderSetting:
         config, totals = self._config, server.totals
         model = config.simulation.norms
         headers = self._norms.of(rank) if self._norms else modelled(model, rank, config.seed, lambda: totals.samples)
-        return HeaderWorker(rank, headers, self._push_bytes, self._task.batch_size * config.update.accumulate)
+        return HeaderWorker(rank, headers, self._push_bytes, self._samples)
 
     def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
         from ps_elastic.training import summarise
@@ -226,11 +229,10 @@ def make_simulator(
     )
 
 
-def _told(record: Record, summary: dict[str, Any], now: float, wall_s: float, headers_only: bool) -> dict[str, Any]:
+def _told(record: Record, summary: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The summary, written again, with what a simulation has to add."""
-    run_dir = summary.pop("run_dir")
-    summary |= {"virtual_s": now, "pushes_per_s": summary["pushes"] / wall_s if wall_s > 0 else None}
-    summary["headers_only"] = headers_only
+    run_dir, wall_s = summary.pop("run_dir"), summary["wall_s"]
+    summary |= {**more, "pushes_per_s": summary["pushes"] / wall_s if wall_s > 0 else None}
     return {**record.write_summary(summary), "run_dir": run_dir}
 
 

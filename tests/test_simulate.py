@@ -353,7 +353,7 @@ def test_the_folder_is_that_of_train(tmp_path: Path) -> None:
         return {str(path.relative_to(made.directory)) for path in made.directory.rglob("*")}
 
     assert names(simulated) == names(real)
-    assert simulated.summary.keys() - real.summary.keys() == {"virtual_s", "pushes_per_s", "headers_only"}
+    assert simulated.summary.keys() - real.summary.keys() == {"virtual_s", "cpu_s", "pushes_per_s", "headers_only"}
     assert not real.summary.keys() - simulated.summary.keys()
     written = json.loads((simulated.directory / "summary.json").read_text())
     assert written["virtual_s"] == simulated.summary["virtual_s"] > 0 and written["pushes_per_s"] > 0

@@ -1,0 +1,68 @@
+"""What a benchmark is: a dataclass that measures, and rows that say what was compared with what."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ps_elastic.registry import Registry, parse_one_line
+
+
+class Row(NamedTuple):
+    """One measurement beside its baseline; ratio = ours / baseline. See `row` for the target."""
+
+    case: str
+    ours: float
+    baseline: float | None
+    baseline_name: str
+    unit: str
+    ratio: float | None
+    target: str | None
+    met: bool | None
+
+
+_RELATIONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+
+
+def row(
+    case: str, ours: float, unit: str, baseline: float | None, baseline_name: str, target: str | None = None
+) -> Row:
+    """A row, measured against its target: of `ours`, as in ">= 5000", or of the ratio, as in "ratio <= 1.6"."""
+    ratio = ours / baseline if baseline else None
+    met = None
+    if target is not None:
+        *of, relation, value = target.split()
+        measured = ratio if of == ["ratio"] else ours
+        met = measured is not None and _RELATIONS[relation](measured, float(value))
+    return Row(case, ours, baseline, baseline_name, unit, ratio, target, met)
+
+
+class Benchmark(ABC):
+    """Its init fields are its settings, as in `simulate:workers=1024`."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row]:
+        """Measure, and yield each row as soon as it is known."""
+
+
+benchmarks: Registry[Benchmark] = Registry("benchmark", "ps_elastic.bench")
+
+
+def run_benchmark(text: str, on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
+    """Run the benchmark named in the one-line form; return {bench, env, rows}. Raises ConfigError."""
+    from ps_elastic.layers import read_yaml
+    from ps_elastic.record import environment
+    from ps_elastic.values import make
+
+    name, options = parse_one_line(text)
+    cls = benchmarks.load(name)
+    bench, _, problems = make(cls, {key: read_yaml(value) for key, value in options.items()}, noun="setting")
+    if problems:
+        raise problems[0]
+    found = []
+    for measured in bench.rows():
+        on_row(measured)
+        found.append(measured._asdict())
+    return {"bench": text, "env": environment(), "rows": found}

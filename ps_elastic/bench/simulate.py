@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Any
+
+from ps_elastic.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.events import Action, Push, PushId, Release, Step, event_text
+from ps_elastic.values import expect
+
+# Rules that drop what comes too late: with half of the workers per step, half of the pushes at most.
+HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch"}
+SPEED = {True: 30_000, False: 5_000}  # pushes a second that are asked for, with headers alone and with numbers
+
+
+@benchmarks.register("simulate")
+@dataclass
+class Simulate(Benchmark):
+    """Pushes a second of the simulator, its log on, and how its cost per push grows with the workers.
+
+    The bare loop is what any simulator in Python must do: a heap, a header, a rule that is a generator, a line of log.
+    """
+
+    workers: int = 4096
+    few: int = 64  # workers that the growth is measured from
+    pushes: int = 50_000  # of each run, at least ten of each worker
+    repeats: int = 3  # the best of so many counts
+    rules: tuple[str, ...] = ()  # whose growth is measured; empty: every rule
+
+    def __post_init__(self) -> None:
+        expect(self.few >= 2, self, "few", "a number of workers >= 2")
+        expect(self.workers >= self.few, self, "workers", f"a number of workers >= few = {self.few}")
+        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
+        expect(self.repeats >= 1, self, "repeats", "a number of runs >= 1")
+
+    def rows(self) -> Iterator[Row]:
+        from ps_elastic.policies import policies
+
+        bare = 1e6 / min(_bare_us(self.workers, self.pushes) for _ in range(self.repeats))
+        for headers_only in (True, False):
+            for policy in ("synchronous", "asynchronous"):
+                speed = 1e6 / self._best("wall_us", policy, self.workers, headers_only)
+                with_what = "headers only" if headers_only else "a quadratic of 4 numbers"
+                case = f"{policy}, {with_what}, {self.workers} workers"
+                yield row(case, speed, "pushes/s", bare, "bare event loop", f">= {SPEED[headers_only]}")
+        for rule in self.rules or [name for name, _ in policies.items()]:
+            few, many = (self._best("cpu_us", rule, workers, True) for workers in (self.few, self.workers))
+            case = f"{rule}, headers only, {self.workers} workers"
+            yield row(case, many, "us/push", few, f"{self.few} workers", "ratio <= 1.6")
+
+    def _best(self, figure: str, rule: str, workers: int, headers_only: bool) -> float:
+        pushes = max(self.pushes, 10 * workers)
+        return min(_measure(rule, workers, pushes, headers_only)[figure] for _ in range(self.repeats))
+
+
+def _measure(rule: str, workers: int, pushes: int, headers_only: bool) -> dict[str, float]:
+    """Microseconds a push of one run, by the clock on the wall and by that of the processor."""
+    from ps_elastic.policies import policies
+    from ps_elastic.simulation import simulate
+
+    config: dict[str, Any] = {
+        "task": "quadratic",
+        "policy": f"{rule}:{HALF[rule]}={workers // 2}" if rule in HALF else rule,
+        "update": "sgd" if "gradient" in policies.load(rule.partition(":")[0]).units else "sisa",
+        "optimizer": {"lr": 1e-4},
+        "train": {"samples": pushes},
+        "simulation": {"compute": {"name": "exponential"}},
+    }
+    folder = tempfile.mkdtemp(prefix="ps-elastic-bench-")
+    try:
+        summary = simulate(config, workers=workers, run_dir=Path(folder) / "run", headers_only=headers_only)
+    finally:
+        shutil.rmtree(folder)
+    return {"wall_us": 1e6 / summary["pushes_per_s"], "cpu_us": 1e6 * summary["cpu_s"] / summary["pushes"]}
+
+
+def _bare_us(workers: int, pushes: int) -> float:
+    """Microseconds a push of a loop that does nothing but what every simulator must."""
+
+    def rule(push: Push) -> Iterator[Action]:
+        yield Step.mean([push.id], share=1 / workers)
+        yield Release((push.id.worker,))
+
+    heap = [(float(worker), 1, worker) for worker in range(1, workers + 1)]
+    held: dict[PushId, Push] = {}
+    log: list[str] = []
+    started = time.perf_counter()
+    for number in range(pushes):
+        now, step, worker = heappop(heap)
+        push = Push(PushId(worker, step), number, 1.0, 1.0, 0.0, 16)
+        held[push.id] = push
+        for action in rule(push):
+            log.append(f"{{{event_text(push)}, {now!r}, {action!r}}}")
+        del held[push.id]
+        heappush(heap, (now + workers + number % 7, step + 1, worker))
+    return 1e6 * (time.perf_counter() - started) / pushes

@@ -1,0 +1,33 @@
+"""`ps-elastic bench NAME`: measure, beside a baseline."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ps_elastic.bench import Row
+
+
+@click.command(short_help="Measure, beside a baseline.")
+@click.argument("name")
+@click.option("--check", is_flag=True, help="Exit 6 if a target is missed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(name: str, check: bool, as_json: bool) -> int:
+    """Run the benchmark NAME, such as `simulate` or `simulate:workers=1024:repeats=5`; `list benchmarks` names all."""
+    from ps_elastic.bench import run_benchmark
+    from ps_elastic.errors import CHECK_FAILED, OK
+
+    document = run_benchmark(name, lambda row: click.echo(_line(row), err=as_json))
+    if as_json:
+        click.echo(json.dumps(document))
+    missed = any(row["met"] is False for row in document["rows"])
+    return CHECK_FAILED if check and missed else OK
+
+
+def _line(row: Row) -> str:
+    compared = "" if row.baseline is None else f"; {row.baseline_name} {row.baseline:.4g}, ratio {row.ratio:.3g}"
+    verdict = "" if row.met is None else f"; {row.target}: {'met' if row.met else 'MISSED'}"
+    return f"{row.case}: {row.ours:.4g} {row.unit}{compared}{verdict}"

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from ps_elastic.bench import Benchmark, Row, benchmarks, row, run_benchmark
+from ps_elastic.cli import main
+from ps_elastic.errors import CHECK_FAILED, ConfigError
+
+
+@dataclass
+class Fixed(Benchmark):
+    """Measures nothing."""
+
+    ours: float = 6.0
+
+    def rows(self) -> Iterator[Row]:
+        yield row("one", self.ours, "pushes/s", 4.0, "theirs", ">= 5")
+        yield row("two", self.ours, "us", None, "nobody")
+
+
+def test_a_target_is_of_the_figure_or_of_the_ratio() -> None:
+    assert row("x", 6.0, "s", 4.0, "b", ">= 5")._asdict() == {
+        "case": "x", "ours": 6.0, "baseline": 4.0, "baseline_name": "b", "unit": "s", "ratio": 1.5, "target": ">= 5",
+        "met": True,
+    }  # fmt: skip
+    assert row("x", 6.0, "s", 4.0, "b", "<= 5").met is False
+    assert row("x", 6.0, "s", 4.0, "b", "ratio <= 1.6").met is True
+    assert row("x", 6.0, "s", 3.0, "b", "ratio <= 1.6").met is False
+    assert row("x", 6.0, "s", None, "b").met is None
+
+
+def test_a_document_has_the_benchmark_the_machine_and_the_rows() -> None:
+    seen: list[Row] = []
+    document = run_benchmark("test_bench:Fixed:ours=4", seen.append)
+    assert document["bench"] == "test_bench:Fixed:ours=4" and "processor" in document["env"]
+    assert [line["met"] for line in document["rows"]] == [False, None]
+    assert [line._asdict() for line in seen] == document["rows"]
+
+
+def test_the_command_prints_one_document_and_checks_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "test_bench:Fixed", "--json", "--check"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"][0]["ratio"] == 1.5
+    assert "one: 6 pushes/s; theirs 4, ratio 1.5; >= 5: met" in captured.err
+    assert main(["bench", "test_bench:Fixed:ours=4"]) == 0
+    assert main(["bench", "test_bench:Fixed:ours=4", "--check"]) == CHECK_FAILED
+    assert ">= 5: MISSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("simlate", "unknown benchmark 'simlate'; nearest 'simulate'"),
+        ("simulate:wrkers=3", "unknown setting 'wrkers'; nearest 'workers'"),
+        ("simulate:workers=3", "workers: got 3, expected a number of workers >= few = 64"),
+    ],
+)
+def test_a_wrong_name_or_setting_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_benchmark(text)
+
+
+def test_the_simulator_is_measured_for_speed_and_for_growth() -> None:
+    document = run_benchmark("simulate:workers=32:few=8:pushes=300:repeats=1:rules=[stale_synchronous, first_k]")
+    speed, growth = document["rows"][:4], document["rows"][4:]
+    assert [line["target"] for line in speed] == [">= 30000"] * 2 + [">= 5000"] * 2
+    assert [line["case"].split(",")[0] for line in growth] == ["stale_synchronous", "first_k"]
+    assert all(line["ours"] > 0 and line["baseline"] > 0 for line in document["rows"])
+    assert "simulate" in dict(benchmarks.items())
