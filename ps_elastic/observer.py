@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
+from ps_elastic.alphas import Alphas
 from ps_elastic.events import Push, PushId, Step
 from ps_elastic.measures import Measures
 from ps_elastic.totals import Totals
@@ -61,6 +62,7 @@ class Observer:
     def __init__(
         self,
         calculator: Calculator,
+        alphas: Alphas,
         totals: Totals,
         measures: Measures,
         tracker: Tracker,
@@ -69,7 +71,8 @@ class Observer:
         limit: Callable[[], float],
     ) -> None:
         self.sent: dict[PushId, Sent] = {}
-        self._calculator, self._totals, self._measures, self._tracker = calculator, totals, measures, tracker
+        self._calculator, self._alphas, self._tracker = calculator, alphas, tracker
+        self._totals, self._measures = totals, measures
         self._mode, self._x, self._limit = mode, x, limit
         self._is_exact = mode == "exact" and x == "srv"
         self._path = 0.0  # sum of ||x_{s+1} - x_s||
@@ -101,11 +104,11 @@ class Observer:
     ) -> float:
         """The step from `version` is about to use the push `id`, or owes it (then `push` is None): measure its view.
 
-        alpha: of that step, which is not in `totals` yet. Returns the discrepancy, nan if it is not known yet.
+        alpha: of that step, which is not in `alphas` yet. Returns the discrepancy, nan if it is not known yet.
         """
         distance, path = self._distance(id, version)
         sent = self.sent[id]
-        largest = max(self._totals.largest_alpha(sent.version), sent.owed_alpha)
+        largest = max(self._alphas.largest(sent.version), sent.owed_alpha)
         scaled = _scaled(distance, largest)
         self._measures.note_use(self._shares - sent.shares, scaled if self._is_exact else math.nan, self._limit())
         ideal = None
@@ -165,7 +168,7 @@ class Observer:
 
     def measure(self, view: PushId) -> float:
         """||x - v|| / (largest alpha since the view was sent); 0 if that is 0."""
-        largest = self._totals.largest_alpha(self.sent[view].version)
+        largest = self._alphas.largest(self.sent[view].version)
         return self._calculator.distance(view) / largest if largest else 0.0
 
     def _settle(self, missing: PushId, now: float, *, paid: bool) -> list[tuple[PushId, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic.evaluate import Evaluation
@@ -12,9 +11,6 @@ from ps_elastic.tracker import finite
 
 if TYPE_CHECKING:
     from ps_elastic.config import Target
-
-
-_TRIM = 1024
 
 
 class Mean:
@@ -51,8 +47,6 @@ class Totals:
         self.target = target
         self.time_to_target_s: float | None = None
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
-        self._alphas: list[tuple[int, float]] = []  # (version, alpha), alphas falling: the largest since any version
-        self._trim_at = _TRIM
 
     def note_push(self, push: Push, samples: int, loss: float, held: int, waited_s: float) -> None:
         self.pushes += 1
@@ -61,22 +55,6 @@ class Totals:
         self.held_max = max(self.held_max, held)
         self.loss = loss
         self.waited[push.id.worker] = waited_s
-
-    def note_alpha(self, version: int, alpha: float, oldest: int) -> None:
-        """The step from `version` is made with `alpha`; nobody will ask for what was before version `oldest`."""
-        if len(self._alphas) > self._trim_at:
-            del self._alphas[: bisect_left(self._alphas, oldest, key=lambda entry: entry[0])]
-            self._trim_at = _TRIM + 2 * len(self._alphas)
-        while self._alphas and self._alphas[-1][1] <= alpha:
-            self._alphas.pop()
-        self._alphas.append((version, alpha))
-
-    def largest_alpha(self, since: int) -> float:
-        """The largest step size of the steps made from version `since` on; 0 without any."""
-        if self._alphas and self._alphas[0][0] >= since:
-            return self._alphas[0][1]
-        at = bisect_left(self._alphas, since, key=lambda entry: entry[0])
-        return self._alphas[at][1] if at < len(self._alphas) else 0.0
 
     def note_used(self, staleness: int, distance: float, scaled: float) -> None:
         """scaled: the distance over the largest step size between view and use; nan where that is 0."""

@@ -23,6 +23,7 @@ LAYERS = (
     ("policies",),
     ("decide",),
     ("layout", "compressors", "combiners", "updates", "tasks"),
+    ("lane",),
     ("server", "worker"),
     ("transport", "simulate"),
     ("commands", "cli", "__main__"),

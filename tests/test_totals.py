@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 
 import pytest
 
@@ -50,17 +49,6 @@ def test_a_summary_of_nothing_is_zeros_and_nulls_in_json() -> None:
     assert summary["staleness"] == {"mean": None, "max": None}
     assert summary["discrepancy"] == {"rms": None, "max": None}
     assert summary["metrics"] == {"loss": None, "accuracy": None}
-
-
-def test_the_largest_step_size_since_a_version_is_that_of_a_plain_search() -> None:
-    totals, draw = Totals(1), random.Random(3)
-    alphas: list[float] = []
-    for version in range(5000):
-        alphas.append(draw.choice([0.0, 0.1, 0.2, 0.5, 1.0]) * 0.999**version)
-        oldest = max(0, version - 40)
-        totals.note_alpha(version, alphas[version], oldest)
-        since = draw.randint(oldest, version + 1)
-        assert totals.largest_alpha(since) == max(alphas[since:], default=0.0)
 
 
 def test_discrepancy_and_its_multiple_of_the_step_size_are_counted_apart() -> None:

@@ -1,0 +1,279 @@
+"""One ledger's part of a run: a copy of the rule, its ledger, the calculator of its vectors, and what it observed.
+
+It asks the rule what to do with each event (`decide`), carries the actions out by its calculator, and tells what
+happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ps_elastic.alphas import Alphas
+from ps_elastic.decide import Decision, decide
+from ps_elastic.events import Applied, Drop, Event, Measure, Measured, Push, PushId, Release, Step
+from ps_elastic.ledger import Ledger
+from ps_elastic.measures import Measures
+from ps_elastic.messages import MOST_SETTLED, PushMessage, Reply, Settled
+from ps_elastic.observer import Observer
+from ps_elastic.policies.base import Policy
+from ps_elastic.totals import Totals
+from ps_elastic.tracker import Tracker
+
+if TYPE_CHECKING:
+    from ps_elastic.calculator import Calculator
+
+Outgoing = Iterator[tuple[int, Reply]]
+
+
+class Arrived(NamedTuple):
+    """A push that is here, and how many samples it is worth."""
+
+    header: Push
+    samples: int
+
+
+class Fate(NamedTuple):
+    """What became of a push; weight = alpha x share x weight it was applied with (share x weight if not a gradient)."""
+
+    outcome: str
+    discrepancy: float = math.nan
+    weight: float = 0.0
+
+
+HELD = Fate("held")
+
+
+class Run(Protocol):
+    """What a lane asks of the run that it belongs to: the server."""
+
+    totals: Totals
+    measures: Measures
+    tracker: Tracker
+    units: str  # of the pushes
+    owed: dict[int, int]  # worker -> the step that its next reply answers
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has all it wants."""
+
+    def alpha(self) -> float:
+        """The step size now."""
+
+    def arrived(self, push: Push, last: PushMessage) -> None:
+        """A push is held, and its payload lies in the transport's memory."""
+
+    def stepped(self, version: int, now: float) -> None:
+        """The model is `version` now."""
+
+    def release(self, worker: int) -> Reply | None:
+        """The rule lets a worker go: its reply, if one is due."""
+
+    def stop(self, now: float) -> Outgoing:
+        """End the run."""
+
+
+class Lane:
+    """A rule at work on one ledger. `event` and `push` yield (worker, reply) as soon as each is ready.
+
+    discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        workers: int,
+        calculator: Calculator,
+        log: Callable[[str], None] | None,
+        discrepancy: str,
+    ) -> None:
+        self.policy, self.calculator, self._run = policy, calculator, run
+        self.ledger = Ledger(
+            range(1, workers + 1),
+            jobs=policy.jobs,
+            keeps_last=policy.keeps_last,
+            own_views=policy.own_views,
+            log=log,
+        )
+        self._totals, self._measures, self._tracker = run.totals, run.measures, run.tracker
+        self._alphas = Alphas()
+        self._observer = Observer(
+            calculator,
+            self._alphas,
+            run.totals,
+            run.measures,
+            run.tracker,
+            discrepancy,
+            policy.view_of,
+            policy.limit,
+        )
+        self._arrived: dict[PushId, Arrived] = {}
+        self._fates: dict[int, Fate] = {}  # worker -> of its push that is not answered yet
+        self._settled: dict[int, list[Settled]] = {}  # of pushes answered as "held", to be told
+
+    def start(self, now: float) -> Outgoing:
+        return self.event(Applied(0, 0.0, self._run.alpha(), *self._bounds()), now)
+
+    def event(self, event: Event, now: float) -> Outgoing:
+        """Let the rule decide (the event is noted before this returns), then carry its actions out."""
+        return self._carry_out(decide(self.policy, self.ledger, event, now), now)
+
+    def ending(self, worker: int, event: Event, now: float) -> Outgoing:
+        """As `event`, where what `worker` has under way may come to nothing by it."""
+        under_way = self._under_way(worker)
+        outgoing = self.event(event, now)
+        self._forget(under_way)
+        return outgoing
+
+    def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
+        """As `event`, of a push that came in `parts`."""
+        worker, step = push.id
+        seat = self.ledger.workers.get(worker)
+        skips = seat is not None and step > seat.seen + 1
+        outgoing = self.ending(worker, push, now) if skips else self.event(push, now)
+        if push.id in self.ledger.held and push.id not in self._arrived:
+            last = parts[-1]
+            self.calculator.take(push.id, parts)
+            self._arrived[push.id] = Arrived(push, last.samples)
+            self._run.arrived(push, last)
+        return outgoing
+
+    def forget(self, worker: int) -> None:
+        """`worker` is gone: nothing is to be told to it."""
+        self._fates.pop(worker, None)
+
+    def give(self, worker: int) -> tuple[int, Any]:
+        """The version and the model that the next push of `worker` is to be computed on."""
+        return self._give(PushId(worker, self.ledger.workers[worker].seen + 1))
+
+    def queue(self, worker: int) -> None:
+        """Keep the models of the jobs queued last for a worker that computes."""
+        seat = self.ledger.workers[worker]
+        for step in range(seat.assigned, seat.seen + 1, -1):
+            if (job := PushId(worker, step)) in self._observer.sent:
+                break
+            self._give(job)
+
+    def told(self, worker: int) -> tuple[Fate, tuple[Settled, ...]]:
+        """What to tell `worker` of the push answered now, and of earlier ones: as many as go into one reply."""
+        told = self._settled.pop(worker, ())
+        if rest := told[MOST_SETTLED:]:
+            self._settled[worker] = list(rest)
+        return self._fates.pop(worker, HELD), tuple(told[:MOST_SETTLED])
+
+    def _carry_out(self, decisions: Iterator[Decision], now: float) -> Outgoing:
+        run, ledger = self._run, self.ledger
+        for action, freed in decisions:
+            match action:
+                case Step():
+                    self._step(action, now)
+                case Release(workers):
+                    for worker in workers:
+                        if (reply := run.release(worker)) is not None:
+                            yield worker, reply
+                case Drop(push, reason):
+                    self._totals.dropped += 1
+                    self._measures.lost += not ledger.done
+                    self._tracker.note("dropped", now, worker=push.worker, step=push.step, reason=reason)
+                    self._settle(push, Fate("dropped"))
+                case Measure(pushes):
+                    for push in pushes:
+                        self._answer(Measured(push, self._observer.measure(push)), now)
+            for push in freed:
+                self._arrived.pop(push, None)
+                self.calculator.free(push)
+            if self._observer.debts:
+                self._tell(self._observer.forgiven(ledger.debts, now, ended=ledger.done))
+        if run.over and not ledger.done:
+            yield from run.stop(now)
+
+    def _step(self, step: Step, now: float) -> None:
+        observer, version = self._observer, self.ledger.version
+        fresh = [term for term in step.terms if term.stands_for is None and term.push in observer.sent]
+        alpha = self._run.alpha()
+        self.calculator.combine(step)
+        total = 1.0 if step.combine == "sum" else sum([term.weight for term in step.terms])
+        for term in fresh:
+            self._totals.samples += self._arrived[term.push].samples
+        if step.apply == "amend":
+            alpha, moved = self._amend(step.terms[0].push, now)
+        else:
+            rate = self._rate(alpha)
+            self._use_terms(step, alpha, rate, total, now)
+            moved = self.calculator.apply(step, rate * step.share)
+            observer.stepped(step, alpha, moved)
+            moved = moved / alpha if alpha else step.share * self.calculator.direction_norm()
+            self._measures.note_step(step, [self._arrived[term.push].header for term in fresh], moved)
+        self._alphas.note(version, alpha, observer.oldest(version))
+        self._run.stepped(version + 1, now)
+        self._answer(Applied(version + 1, moved, alpha, *self._bounds()), now)
+
+    def _use_terms(self, step: Step, alpha: float, rate: float, total: float, now: float) -> None:
+        """Measure the views of the pushes that the step uses for the first time, and of those it owes."""
+        observer = self._observer
+        for term in step.terms:
+            weight, push = term.weight / total, term.stands_for or term.push
+            if push not in observer.sent:
+                continue
+            header = None if term.stands_for else self._arrived[push].header
+            distance = observer.use(push, header, self.ledger.version, alpha, weight, step.share, now)
+            if header is not None:
+                self._settle(push, Fate("used", distance, rate * step.share * weight))
+
+    def _amend(self, missing: PushId, now: float) -> tuple[float, float]:
+        """Repay the debt on `missing`; return (largest alpha since it was made, motion divided by it)."""
+        alpha = self._observer.largest_alpha_owed(missing)
+        moved = self.calculator.amend(missing)
+        self._settle(missing, Fate("used"))
+        self._tell(self._observer.repaid(self._arrived[missing].header, moved, now))
+        return alpha, moved / alpha if alpha else 0.0
+
+    def _tell(self, known: list[tuple[PushId, float]]) -> None:
+        """These pushes were used a while ago, and only now their discrepancy is known."""
+        for push, distance in known:
+            self._settled.setdefault(push.worker, []).append(Settled(push.step, "used", distance))
+
+    def _rate(self, alpha: float) -> float:
+        """What a push is multiplied by when the step size is `alpha`: updates are scaled already."""
+        return alpha if self._run.units == "gradient" else 1.0
+
+    def _answer(self, answer: Applied | Measured, now: float) -> None:
+        for _ in decide(self.policy, self.ledger, answer, now):
+            raise AssertionError("an answer has no actions")
+
+    def _bounds(self) -> tuple[float, float, float]:
+        """(coast, gain, rounding) of the next step, where the rule asks for them.
+
+        rounding = 2^-24 ||x|| / alpha: how far float32 may move the model beyond its step.
+        """
+        if not self.policy.uses_reach:
+            return 0.0, 1.0, 0.0
+        alpha = self._run.alpha()
+        return *self.calculator.coast(), 2.0**-24 * self.calculator.x_norm() / alpha if alpha else 0.0
+
+    def _give(self, view: PushId) -> tuple[int, Any]:
+        """The version and the model that the push `view` is to be computed on; both are remembered."""
+        given = self.ledger.views[view]
+        self._observer.give(view, given.version)
+        return given.version, self.calculator.give(view, given, self._rate(self.ledger.applied.alpha))
+
+    def _settle(self, push: PushId, fate: Fate) -> None:
+        """`push` has met its fate: its view ends, and its worker is told with the next reply."""
+        self._observer.end(push)
+        if self._run.owed.get(push.worker) == push.step:
+            self._fates[push.worker] = fate
+        else:
+            self._settled.setdefault(push.worker, []).append(Settled(push.step, fate.outcome, fate.discrepancy))
+
+    def _under_way(self, worker: int) -> list[PushId]:
+        """The pushes that `worker` computes or has queued."""
+        seat = self.ledger.workers.get(worker)
+        return [PushId(worker, step) for step in range(seat.seen + 1, seat.assigned + 1)] if seat else []
+
+    def _forget(self, under_way: list[PushId]) -> None:
+        """An event was noted: the views end of those that nothing will come of any more."""
+        for push in under_way:
+            if push not in self.ledger.views and push not in self.ledger.held:
+                self._observer.end(push)
