@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ps_elastic import environment
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import Interrupted, PlatformError
+from ps_elastic.transport.futex import find_futex
 
 SHM = Path("/dev/shm")
 SHM_WARN, SHM_FAIL = 1 << 30, 64 << 20  # bytes; Open MPI maps 16 MB a rank before anything is sent
@@ -51,6 +52,7 @@ def examine(ranks: int = 4) -> Iterator[Finding]:
         yield Finding("mpi", "ok", f"{mpi}, {mpi.mpirun}")
         yield on_path(mpi)
         yield from two_ranks(mpi)
+    yield waiting()
     yield cores(ranks)
     yield threads()
     yield shared_memory()
@@ -88,6 +90,14 @@ def two_ranks(mpi: Mpi) -> Iterator[Finding]:
     if seen["size"] == 2:
         speed = f"{seen['latency_us']:.3g} us for 8 bytes, {seen['bandwidth_bytes_per_s'] / 1e9:.3g} GB/s for 8 MB"
         yield Finding("two ranks", "ok", speed)
+
+
+def waiting() -> Finding:
+    """Whether ranks of one host can wake each other."""
+    if find_futex() is not None:
+        return Finding("waiting", "ok", "ranks of one host sleep until they are woken")
+    remedy = "nothing to do but to allow futex(2), which a container's profile may forbid: waiting is slower without"
+    return Finding("waiting", "warn", "no futex here: a rank that waits looks again and again", remedy)
 
 
 def library(mpi: Mpi, seen: dict[str, Any]) -> Finding:

@@ -17,6 +17,7 @@ allocated or read. Each array starts at a multiple of 8 bytes.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ HEADER_BYTES = _HEADER.size
 MAX_ARRAYS = 4
 _PUSH, _REPLY, _ASK, _FAREWELL = range(1, 5)
 _STOP, _MODEL_APART, _STATISTICS = 1, 2, 4
+_COPIED_BYTES = 1 << 13  # copying so little onto itself is quicker than asking whether it already stands there
 _TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES, 1)}  # 0 is no array; an empty one has its type
 
@@ -39,6 +41,13 @@ class Packed(NamedTuple):
 
     head: np.ndarray
     apart: np.ndarray | None = None
+
+
+class _Form(NamedTuple):
+    """What the sizes in a header say: bytes of the message, and type, start and stop of each array."""
+
+    nbytes: int
+    places: tuple[tuple[np.dtype, int, int], ...]
 
 
 def padded(nbytes: int) -> int:
@@ -86,7 +95,7 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model_apart: bo
             raise WireError(f"an array of {array.dtype} cannot be sent; known: {', '.join(_TYPES)}")
         sizes[i] = code << 56 | array.size
         target = buffer[end : end + array.nbytes]
-        if array.size and target.ctypes.data != array.ctypes.data:
+        if array.nbytes <= _COPIED_BYTES or target.ctypes.data != array.ctypes.data:
             target.view(array.dtype)[:] = array
         end += padded(array.nbytes)
     _HEADER.pack_into(
@@ -102,8 +111,7 @@ def size_of(head: np.ndarray, layout: bytes, source: str) -> tuple[int, bool]:
     Raises WireError naming `source` for another magic, version or layout, an unknown kind, or an unknown type.
     """
     fields = _fields(head, layout, source)
-    nbytes = sum(padded(count * dtype.itemsize) for dtype, count in _described(fields, source))
-    return HEADER_BYTES + nbytes, bool(fields[2] == _REPLY and fields[3] & _MODEL_APART)
+    return _form_of(fields, source).nbytes, bool(fields[2] == _REPLY and fields[3] & _MODEL_APART)
 
 
 def unpack(frame: np.ndarray, layout: bytes, source: str, model: np.ndarray | None = None) -> Message:
@@ -112,14 +120,11 @@ def unpack(frame: np.ndarray, layout: bytes, source: str, model: np.ndarray | No
     Raises WireError as `size_of` does, and where `frame` is shorter than its header says or does not hold what its
     kind needs.
     """
-    nbytes, _ = size_of(frame, layout, source)
+    fields = _fields(frame, layout, source)
+    nbytes, places = _form_of(fields, source)
     if frame.size < nbytes:
         raise WireError(f"{source}: got {frame.size} bytes, expected {nbytes}")
-    fields = _HEADER.unpack_from(frame)
-    arrays, end = [], HEADER_BYTES
-    for dtype, count in _described(fields, source):
-        arrays.append(frame[end : end + count * dtype.itemsize].view(dtype))
-        end += padded(count * dtype.itemsize)
+    arrays = [frame[start:stop].view(dtype) for dtype, start, stop in places]
     try:
         return _message(fields, arrays, model)
     except (IndexError, ValueError, OverflowError) as error:
@@ -142,15 +147,26 @@ def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarra
     return Reply(worker, step, base, None if flags & _STOP else model, OUTCOMES[flags >> 8], a, b, c, settled)
 
 
-def _described(fields: tuple[Any, ...], source: str) -> list[tuple[np.dtype, int]]:
-    """Type and number of entries of each array in the message."""
-    found = []
-    for word in filter(None, fields[-MAX_ARRAYS:]):
+def _form_of(fields: tuple[Any, ...], source: str) -> _Form:
+    try:
+        return _form(fields[-MAX_ARRAYS:])
+    except ValueError as error:
+        raise WireError(f"{source}: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def _form(sizes: tuple[int, ...]) -> _Form:
+    """Worked out once for each kind of message. Raises ValueError for an unknown type."""
+    places, end = [], HEADER_BYTES
+    for word in filter(None, sizes):
         code, count = word >> 56, word & ((1 << 56) - 1)
         if not 1 <= code <= len(_TYPES):
-            raise WireError(f"{source}: unknown array type {code}")
-        found.append((np.dtype(_TYPES[code - 1]), count))
-    return found
+            raise ValueError(f"unknown array type {code}")
+        dtype = np.dtype(_TYPES[code - 1])
+        nbytes = count * dtype.itemsize
+        places.append((dtype, end, end + nbytes))
+        end += padded(nbytes)
+    return _Form(end, tuple(places))
 
 
 def _fields(head: np.ndarray, layout: bytes, source: str) -> tuple[Any, ...]:

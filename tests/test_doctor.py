@@ -89,6 +89,13 @@ def test_two_ranks_tell_their_speed(monkeypatch):
     assert list(doctor.two_ranks(OPENMPI))[1].value == "1.25 us for 8 bytes, 5 GB/s for 8 MB"
 
 
+def test_ranks_that_cannot_wake_each_other_are_a_warning(monkeypatch):
+    monkeypatch.setattr(doctor, "find_futex", lambda: None)
+    assert doctor.waiting().status == "warn"
+    monkeypatch.setattr(doctor, "find_futex", lambda: print)
+    assert doctor.waiting().status == "ok"
+
+
 def stand_in(tmp_path: Path, script: str) -> Mpi:
     path = tmp_path / "mpirun"
     path.write_text(f"#!/bin/sh\n{script}\n")

@@ -46,14 +46,6 @@ def test_the_end_of_a_long_traceback_is_told_in_as_many_bytes_as_fit(monkeypatch
     assert 59_990 <= len(farewell.text.encode()) <= 60_000
 
 
-def test_ranks_spin_briefly_where_they_outnumber_the_cores(monkeypatch):
-    monkeypatch.setattr(job, "usable_cores", lambda: 4)
-    monkeypatch.setattr(job, "local_size", lambda: 4)
-    alone = job._spins()
-    monkeypatch.setattr(job, "local_size", lambda: 5)
-    assert job._spins() < alone / 10
-
-
 def test_the_word_of_the_launcher_says_who_asked_to_stop(tmp_path):
     assert job._word(tmp_path).startswith("SIGUSR1")
     (tmp_path / INTERRUPT).touch()

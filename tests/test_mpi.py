@@ -37,6 +37,9 @@ ENDS = {
     "a_wait_ends_in_time",
     "a_rank_that_takes_nothing_in_is_told_by_name",
     "a_message_that_has_left_leaves_the_end_idle",
+    "ranks_of_one_host_find_each_other_and_count_their_cores",
+    "who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost",
+    "one_who_is_slow_is_looked_after",
     "more_chunks_than_tags_are_refused",
 }
 

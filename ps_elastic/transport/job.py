@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ps_elastic.environment import INSTALL, launcher_rank, local_rank, local_size, refuse_split_world, usable_cores
-from ps_elastic.errors import INTERRUPTED, OK, ConfigError, PlatformError
+from ps_elastic.environment import INSTALL, launcher_rank, local_rank, refuse_split_world
+from ps_elastic.errors import INTERRUPTED, OK, ConfigError, PlatformError, WorkersLost
 from ps_elastic.messages import Farewell
 from ps_elastic.rundir import INTERRUPT, new_run_dir
 from ps_elastic.training import describe, exit_code
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from ps_elastic.config import Config
     from ps_elastic.evaluate import Evaluator
     from ps_elastic.server import Server
+    from ps_elastic.transport.bell import Bells
     from ps_elastic.transport.mpi import WorkerEnd
 
 _ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
 _LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
-_SPINS_ALONE, _SPINS_CROWDED = 300, 3  # probes before a waiting rank sleeps: with a core for each rank, and without
+_SPINS_ALONE, _SPINS_CROWDED = 1000, 10  # probes before a waiting rank sleeps: with a core for each thread, and without
 
 
 class Setting(NamedTuple):
@@ -38,6 +39,13 @@ class Setting(NamedTuple):
     parts: Parts
     threads: str  # for the user
     directory: Path
+
+
+class Waiting(NamedTuple):
+    """How a rank waits for messages: so many probes first, then asleep until the bell of its host rings."""
+
+    spins: int
+    bells: Bells | None
 
 
 def run_rank(
@@ -53,15 +61,24 @@ def run_rank(
     the same code elsewhere) where some rank cannot begin.
     """
     comm = _world()
+    from ps_elastic.transport.bell import make_bells
+    from ps_elastic.transport.host import find_host
+
     with ending_all(comm):
         signals = Signals(comm.Get_rank())
         setting = _prepare(comm, source if isinstance(source, Mapping) else str(source), overrides, run_dir)
+        host = find_host(comm)
+        crowded = host.crowded(max(setting.config.threads, setting.config.server_threads))
+        waiting = Waiting(_SPINS_CROWDED if crowded else _SPINS_ALONE, make_bells(host, comm.Get_rank()))
         summary = None
         if comm.Get_rank() == 0:
-            summary = _be_server(comm, setting, signals, quiet=quiet)
+            summary = _be_server(comm, setting, waiting, signals, quiet=quiet)
         else:
-            _be_worker(comm, setting)
+            _be_worker(comm, setting, waiting)
         meet(comm)
+        if waiting.bells is not None:
+            waiting.bells.free()
+        host.comm.Free()
         comm.Free()
     return summary
 
@@ -122,7 +139,7 @@ def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
     return new_run_dir(name, None if given is None else os.fspath(given)).absolute()
 
 
-def _be_server(comm: MPI.Comm, setting: Setting, signals: Signals, *, quiet: bool) -> dict[str, Any]:
+def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Signals, *, quiet: bool) -> dict[str, Any]:
     from psutil import pid_exists
 
     from ps_elastic.assemble import make_server
@@ -137,11 +154,16 @@ def _be_server(comm: MPI.Comm, setting: Setting, signals: Signals, *, quiet: boo
 
     def make() -> tuple[Record, Server, Evaluator, ServerEnd]:
         record = Record(directory, 0)
-        record.write_setting(config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport="messages")
+        record.write_setting(
+            config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport="messages",
+            waiting="bells" if waiting.bells else "polling",
+        )  # fmt: skip
         log = record.events().write
         server, evaluator = make_server(config, parts, workers, record.tracker, log, background=True)
         patience_s = survive.stall_deadline_s
-        end = ServerEnd(comm, layout.digest, parts.frame_bytes, 4 * layout.size, _spins(), patience_s)
+        end = ServerEnd(
+            comm, layout.digest, parts.frame_bytes, 4 * layout.size, waiting.spins, patience_s, bells=waiting.bells
+        )
         return record, server, evaluator, end
 
     record, server, evaluator, end = agree(comm, make)
@@ -153,11 +175,18 @@ def _be_server(comm: MPI.Comm, setting: Setting, signals: Signals, *, quiet: boo
     def clock() -> float:
         return time.perf_counter() - started
 
+    def look() -> None:
+        lost = [rank for rank, pid in processes.items() if not pid_exists(pid)]
+        server.lost_workers += lost
+        if signals.end:
+            raise ended_by(signals.end, lost)
+        if lost:
+            raise WorkersLost(f"ranks {lost} died")
+
     def on_turn(now: float) -> None:
         nonlocal code
         if signals.end:
-            server.lost_workers += [rank for rank, pid in processes.items() if not pid_exists(pid)]
-            raise ended_by(signals.end, server.lost_workers)
+            look()
         if signals.stop and code == OK:
             code = INTERRUPTED
             live.say(f"asked to stop ({_word(directory)}): the workers finish their steps")
@@ -165,6 +194,7 @@ def _be_server(comm: MPI.Comm, setting: Setting, signals: Signals, *, quiet: boo
                 end.send(worker, reply)
         live.update(now)
 
+    end.look = look
     try:
         with live:
             serve(
@@ -183,7 +213,7 @@ def _be_server(comm: MPI.Comm, setting: Setting, signals: Signals, *, quiet: boo
     return summary
 
 
-def _be_worker(comm: MPI.Comm, setting: Setting) -> None:
+def _be_worker(comm: MPI.Comm, setting: Setting, waiting: Waiting) -> None:
     from ps_elastic.assemble import make_worker
     from ps_elastic.record import Record
     from ps_elastic.transport.loops import work
@@ -199,8 +229,9 @@ def _be_worker(comm: MPI.Comm, setting: Setting) -> None:
 
         record = Record(directory, rank)
         end = WorkerEnd(
-            comm, layout.digest, parts.frame_bytes, 4 * layout.size, _spins(), patience_s, in_place=parts.in_place
-        )
+            comm, layout.digest, parts.frame_bytes, 4 * layout.size, waiting.spins, patience_s,
+            in_place=parts.in_place, bells=waiting.bells,
+        )  # fmt: skip
         memory = (torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]))
         worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank())
         return record, worker, end
@@ -229,10 +260,6 @@ def _tell_server(end: WorkerEnd, rank: int, error: BaseException) -> None:
     deadline = time.monotonic() + _ABORT_WITHIN_S
     while time.monotonic() < deadline:
         end.recv(0.2)
-
-
-def _spins() -> int:
-    return _SPINS_ALONE if local_size() <= usable_cores() else _SPINS_CROWDED
 
 
 def _word(directory: Path) -> str:

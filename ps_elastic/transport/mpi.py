@@ -10,68 +10,115 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.memory import aligned
 from ps_elastic.messages import MOST_SETTLED, Message, PushMessage
-from ps_elastic.transport.slot import MPI, Slot, chunk_count, chunks
+from ps_elastic.transport.bell import Bells
+from ps_elastic.transport.slot import MPI, Outbox, Slot, chunk_count
 from ps_elastic.wire import HEADER_BYTES, pack, padded, size_of, unpack
 
 INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header
 _TEXT_BYTES = 1 << 16  # longest farewell
 _CONTROL, _REPLY, _MODEL, _PUSH = 1, 2, 1000, 10_000
 _TAGS = 1000  # per bucket: most chunks of a frame
-_SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 2e-3
+_POLLED_S = 50e-6, 2e-3  # shortest and longest sleep where a message comes without a ring
+_LOOK_S = 0.1  # between two calls of `look`
+_RUNG_S = 5e-3, 50e-3  # and where it rings
 
 
 class _End:
-    """What both ends share: slots to receive into, and sends that have not left yet."""
+    """What both ends share: slots to receive into, sends that have not left yet, and how they wait.
 
-    def __init__(self, comm: MPI.Comm, layout: bytes, spins: int, patience_s: float) -> None:
+    bells: of this host. peers: the ranks that may send here. look: called every 0.1 s where a rank is slow to take
+    something in; it may raise.
+    """
+
+    look: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(
+        self, comm: MPI.Comm, layout: bytes, spins: int, patience_s: float, bells: Bells | None, peers: Iterable[int]
+    ) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._comm, self._layout, self._spins, self._patience_s = comm, layout, spins, patience_s
+        self._bells = bells
+        self._probes, self._heard = 0, 0.0  # since the last message, and when there were so many that sleeping began
+        self._all_ring = bells is not None and all(peer in bells for peer in peers)
         self._slots: list[Slot] = []
+        self._outboxes: list[Outbox] = []
         self._requests: list[MPI.Prequest] = []
         self._places: list[tuple[Slot, int]] = []
         self._ready: deque[tuple[int, Message]] = deque()
-        self._sending: dict[tuple[int, int], list[MPI.Request]] = {}
+        self._sending: set[Outbox] = set()
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
-        """The next message and its source, or None after `timeout` seconds: spin first, then sleep ever longer."""
-        started, probes, sleep = time.monotonic(), 0, _SHORTEST_SLEEP_S
-        while not self._ready:
+        """The next message and its source, or None after `timeout` seconds: spin first, then sleep."""
+        if not self._ready:
             self._probe()
-            if self._ready:
-                break
-            probes += 1
-            if probes < self._spins:
-                continue
-            waited = time.monotonic() - started
-            if waited >= timeout:
-                return None
-            time.sleep(min(sleep, timeout - waited))
-            # In proportion to the time waited: late by a few percent at most, and idle while nothing happens.
-            sleep = min(_LONGEST_SLEEP_S, max(_SHORTEST_SLEEP_S, 0.1 * waited))
-            self._probe()  # Testsome tells of an arrival only when it is called again
+        started = 0.0
+        while not self._ready:
+            self._probes += 1
+            if self._probes > self._spins:
+                now = time.monotonic()
+                started = started or now
+                if now - started >= timeout:
+                    return None
+                self._heard = self._heard or now
+                self._rest(now - self._heard, timeout - (now - started))
+            self._probe()
+        self._probes, self._heard = 0, 0.0
         return self._ready.popleft()
+
+    def _rest(self, waited: float, most: float) -> None:
+        """Sleep for at most `most` seconds: until the bell rings, or in proportion to the time `waited` so far.
+
+        So a message that does not ring is late by a few percent, and little is done while nothing happens. What has
+        not left yet needs us to look after it, as large messages may travel in many pieces.
+        """
+        idle = self.idle()
+        shortest, longest = _RUNG_S if self._all_ring and idle else _POLLED_S
+        sleep = min(most, longest, max(shortest, 0.1 * waited))
+        if self._bells is None:
+            time.sleep(sleep)
+        else:
+            if not idle:
+                self._nudge()
+            self._bells.sleep(sleep, self._arrived)
+        self._probe()  # Testsome tells of an arrival only when it is called again
+
+    def _arrived(self) -> bool:
+        self._probe()
+        self._probe()
+        return bool(self._ready)
+
+    def _nudge(self) -> None:
+        """Let those who sleep take in the next piece of what is under way to them."""
+        if self._bells is not None:
+            for outbox in self._sending:
+                self._bells.ring(outbox.dest)
 
     def flush(self) -> None:
         """Return when everything sent has left. Raises Stalled where a rank takes nothing in for `patience_s`."""
-        for dest, tag in tuple(self._sending):
-            self._left(dest, tag)
+        for outbox in tuple(self._sending):
+            self._left(outbox)
 
     def idle(self) -> bool:
         """Whether everything sent has left."""
-        return all(MPI.Request.Testall(requests) for requests in self._sending.values())
+        for outbox in tuple(self._sending):
+            if outbox.left():
+                self._sending.remove(outbox)
+        return not self._sending
 
     def close(self) -> None:
         """Take the posted receives back. Everything sent must have left."""
         self.flush()
         for slot in self._slots:
             slot.free()
+        for outbox in self._outboxes:
+            outbox.free()
 
     def _add(self, slot: Slot) -> Slot:
         self._slots.append(slot)
@@ -89,25 +136,37 @@ class _End:
     def _look(self, slot: Slot) -> None:
         raise NotImplementedError
 
-    def _send(self, dest: int, tag: int, data: np.ndarray) -> None:
-        requests = self._sending.setdefault((dest, tag), [])
-        for i, chunk in enumerate(chunks(data)):
-            requests.append(self._comm.Isend([chunk, MPI.BYTE], dest, tag + i))
+    def _outbox(self, dest: int, tag: int, memory: np.ndarray | None = None) -> Outbox:
+        self._outboxes.append(Outbox(self._comm, dest, tag, memory))
+        return self._outboxes[-1]
 
-    def _left(self, dest: int, tag: int) -> None:
-        """Return when what was last sent to `dest` under `tag` has left, so that its memory may change."""
-        requests = self._sending.pop((dest, tag), [])
-        started, probes = time.monotonic(), 0
-        while not MPI.Request.Testall(requests):  # not Waitall, from which neither a signal nor a deadline gets us out
+    def _send(self, outbox: Outbox, data: np.ndarray) -> None:
+        outbox.start(data)
+        self._sending.add(outbox)
+
+    def _left(self, outbox: Outbox) -> None:
+        """Return when what was last sent there has left, so that its memory may change."""
+        if outbox in self._sending:  # not Waitall, from which neither a signal nor a deadline gets us out
+            self._until(outbox.left, outbox.dest)
+            self._sending.remove(outbox)
+
+    def _until(self, done: Callable[[], bool], dest: int) -> None:
+        """Return when `dest` has done its part. Raises Stalled where that takes more than `patience_s`."""
+        probes, started, looked = 0, 0.0, 0.0
+        while not done():
             probes += 1
-            if probes < self._spins:
+            if probes <= self._spins:
                 continue
-            if time.monotonic() - started > self._patience_s:
+            now = time.monotonic()
+            started, looked = started or now, looked or now
+            if now - started > self._patience_s:
                 raise Stalled(f"rank {dest} took nothing in for {self._patience_s:.0f} s")
-            time.sleep(_SHORTEST_SLEEP_S)
-
-    def _source(self, slot: Slot) -> str:
-        return f"rank {self.rank}: message from rank {slot.source}"
+            if now - looked > _LOOK_S:
+                looked = now
+                self.look()
+            if self._bells is not None:
+                self._bells.ring(dest)
+            time.sleep(_POLLED_S[0])
 
 
 class ServerEnd(_End):
@@ -117,18 +176,27 @@ class ServerEnd(_End):
     """
 
     def __init__(
-        self, comm: MPI.Comm, layout: bytes, frames: Sequence[int], model_bytes: int, spins: int, patience_s: float
+        self,
+        comm: MPI.Comm,
+        layout: bytes,
+        frames: Sequence[int],
+        model_bytes: int,
+        spins: int,
+        patience_s: float,
+        *,
+        bells: Bells | None = None,
     ) -> None:
-        super().__init__(comm, layout, spins, patience_s)
+        super().__init__(comm, layout, spins, patience_s, bells, range(1, comm.Get_size()))
         _refuse_untaggable(comm, frames, model_bytes)
         self._apart = model_bytes > INLINE_BYTES
         self._read: dict[int, list[Slot]] = {}  # worker -> where its push lies until it is answered
         self._control: set[int] = set()
-        self._heads: dict[int, np.ndarray] = {}
+        self._replies: dict[int, tuple[Outbox, Outbox]] = {}  # worker -> for heads, for models that go apart
         for worker in range(1, self.size):
             for i, nbytes in enumerate(frames):
                 self._add(Slot(comm, worker, _PUSH + i * _TAGS, aligned(nbytes, HEADER_BYTES)))
-            self._heads[worker] = aligned(_reply_bytes(model_bytes), HEADER_BYTES)
+            head = aligned(_reply_bytes(model_bytes), HEADER_BYTES)
+            self._replies[worker] = self._outbox(worker, _REPLY, head), self._outbox(worker, _MODEL)
         for worker in range(1, self.size):  # after the pushes: of two arrivals a push is looked at before an Ask
             control = self._add(Slot(comm, worker, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES)))
             self._control.add(id(control))
@@ -139,24 +207,25 @@ class ServerEnd(_End):
         """Send a reply; from now on the memory of the push that it answers is received into again."""
         for slot in self._read.pop(dest, ()):
             slot.start()
-        self._left(dest, _REPLY)
-        self._left(dest, _MODEL)
-        packed = pack(message, self._layout, self._heads[dest], model_apart=self._apart)
-        self._send(dest, _REPLY, packed.head)
+        head, body = self._replies[dest]
+        self._left(head)
+        self._left(body)
+        assert head.memory is not None
+        packed = pack(message, self._layout, head.memory, model_apart=self._apart)
+        self._send(head, packed.head)
         if packed.apart is not None:
-            self._send(dest, _MODEL, packed.apart.view(np.uint8))
+            self._send(body, packed.apart.view(np.uint8))
+        if self._bells is not None:
+            self._bells.ring(dest)
 
     def _look(self, slot: Slot) -> None:
         if not slot.has_first():
             return
-        nbytes, _ = size_of(slot.memory, self._layout, self._source(slot))
-        if nbytes > slot.memory.size:
-            raise WireError(f"{self._source(slot)}: {nbytes} bytes, expected at most {slot.memory.size}")
-        if not slot.complete(nbytes):
+        if not slot.whole and not slot.complete(size_of(slot.memory, self._layout, slot.name)[0]):
             return
-        message = unpack(slot.memory[:nbytes], self._layout, self._source(slot))
+        message = unpack(slot.memory, self._layout, slot.name)
         if message.worker != slot.source:
-            raise WireError(f"{self._source(slot)}: says it is of worker {message.worker}")
+            raise WireError(f"{slot.name}: says it is of worker {message.worker}")
         self._ready.append((slot.source, message))
         if id(slot) in self._control:
             slot.start()
@@ -180,11 +249,13 @@ class WorkerEnd(_End):
         patience_s: float,
         *,
         in_place: bool,
+        bells: Bells | None = None,
     ) -> None:
-        super().__init__(comm, layout, spins, patience_s)
+        super().__init__(comm, layout, spins, patience_s, bells, (0,))
         _refuse_untaggable(comm, frames, model_bytes)
         self._frames = [aligned(nbytes, HEADER_BYTES) for nbytes in frames]
-        self._farewell = aligned(HEADER_BYTES + _TEXT_BYTES)
+        self._pushes = [self._outbox(0, _PUSH + i * _TAGS, frame) for i, frame in enumerate(self._frames)]
+        self._control = self._outbox(0, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES))
         self._model = aligned(model_bytes)
         self._head = self._add(Slot(comm, 0, _REPLY, aligned(_reply_bytes(model_bytes), HEADER_BYTES)))
         self._body = self._add(Slot(comm, 0, _MODEL, self._model)) if model_bytes > INLINE_BYTES else None
@@ -195,12 +266,12 @@ class WorkerEnd(_End):
 
     def send(self, dest: int, message: Message) -> None:
         self._post()
-        if isinstance(message, PushMessage):
-            tag, buffer = _PUSH + message.bucket * _TAGS, self._frames[message.bucket]
-        else:
-            tag, buffer = _CONTROL, self._farewell
-        self._left(dest, tag)
-        self._send(dest, tag, pack(message, self._layout, buffer).head)
+        outbox = self._pushes[message.bucket] if isinstance(message, PushMessage) else self._control
+        self._left(outbox)
+        assert outbox.memory is not None
+        self._send(outbox, pack(message, self._layout, outbox.memory).head)
+        if self._bells is not None:
+            self._bells.ring(dest)
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
         self._post()
@@ -217,14 +288,14 @@ class WorkerEnd(_End):
     def _look(self, slot: Slot) -> None:
         if not self._head.has_first():
             return
-        head, source = self._head.memory, self._source(self._head)
+        head, source = self._head.memory, self._head.name
         nbytes, apart = size_of(head, self._layout, source)
         if nbytes > head.size or (apart and self._body is None):
             raise WireError(f"{source}: {nbytes} bytes, expected at most {head.size}")
         if not self._head.complete(nbytes) or (apart and self._body and not self._body.complete(self._model.size)):
             return
         model = self._model.view(np.float32) if apart else None
-        self._ready.append((0, unpack(head[:nbytes], self._layout, source, model)))
+        self._ready.append((0, unpack(head, self._layout, source, model)))
         self._taken = True
 
 

@@ -1,4 +1,4 @@
-"""Where messages arrive: memory cut into chunks, each with a receive of its own that is posted ahead."""
+"""Where messages arrive, and from where they leave: memory cut into chunks, each with a request of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import mpi4py
 import numpy as np
 
 mpi4py.rc.thread_level = "funneled"  # only the main thread calls MPI
+os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # which says on each rank that makes a window that it has no network
 
 from mpi4py import MPI  # noqa: E402
 
@@ -31,6 +32,7 @@ class Slot:
 
     def __init__(self, comm: MPI.Comm, source: int, tag: int, memory: np.ndarray) -> None:
         self.source, self.memory = source, memory
+        self.name = f"rank {comm.Get_rank()}: message from rank {source}"
         self.requests = [comm.Recv_init([chunk, MPI.BYTE], source, tag + i) for i, chunk in enumerate(chunks(memory))]
         self._here: set[int] = set()
         self._idle = list(range(len(self.requests)))
@@ -50,6 +52,11 @@ class Slot:
         """Whether all chunks of a frame of `nbytes` are here."""
         return len(self._here) == chunk_count(nbytes)
 
+    @property
+    def whole(self) -> bool:
+        """Whether a frame is always in one chunk."""
+        return len(self.requests) == 1
+
     def has_first(self) -> bool:
         return 0 in self._here
 
@@ -59,3 +66,38 @@ class Slot:
                 request.Cancel()
                 request.Wait()
             request.Free()
+
+
+class Outbox:
+    """What is sent to one rank under one tag, one message at a time.
+
+    memory: where every message starts, so that its requests are made once for messages of one size; None: anywhere.
+    """
+
+    def __init__(self, comm: MPI.Comm, dest: int, tag: int, memory: np.ndarray | None = None) -> None:
+        self.dest, self.memory = dest, memory
+        self._comm, self._tag, self._nbytes = comm, tag, -1
+        self._requests: list[MPI.Request] = []
+
+    def start(self, data: np.ndarray) -> None:
+        """Begin to send `data` (uint8). What was sent before must have left."""
+        if self.memory is None:
+            parts = enumerate(chunks(data))
+            self._requests = [self._comm.Isend([part, MPI.BYTE], self.dest, self._tag + i) for i, part in parts]
+            return
+        if data.size != self._nbytes:
+            self.free()
+            parts, self._nbytes = enumerate(chunks(self.memory[: data.size])), data.size
+            self._requests = [self._comm.Send_init([part, MPI.BYTE], self.dest, self._tag + i) for i, part in parts]
+        for request in self._requests:
+            request.Start()  # type: ignore[attr-defined]
+
+    def left(self) -> bool:
+        """Whether the last message has left, so that its memory may change."""
+        return bool(MPI.Request.Testall(self._requests))
+
+    def free(self) -> None:
+        if self.memory is not None:
+            for request in self._requests:
+                request.Free()
+        self._requests, self._nbytes = [], -1

@@ -6,6 +6,7 @@ Every check is a function that both ranks run; FILE gets a JSON object of check 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -18,6 +19,8 @@ import numpy as np
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.messages import Ask, Farewell, PushMessage, Reply
 from ps_elastic.transport import mpi, slot
+from ps_elastic.transport.bell import Bells, make_bells
+from ps_elastic.transport.host import find_host
 from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
 
@@ -25,13 +28,14 @@ WORLD = slot.MPI.COMM_WORLD
 RANK = WORLD.Get_rank()
 LAYOUT = b"the layout, 32 bytes of a digest"
 PATIENCE_S = 0.6
+BELLS: Bells | None = None  # every check is made without bells, then with them
 
 
 def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) -> ServerEnd | WorkerEnd:
     frames = frames or [HEADER_BYTES + 4 * floats]
     if RANK == 0:
-        return ServerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S)
-    return WorkerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, in_place=in_place)
+        return ServerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, bells=BELLS)
+    return WorkerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, in_place=in_place, bells=BELLS)
 
 
 def expect(end: ServerEnd | WorkerEnd, kind: type):
@@ -172,7 +176,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
         assert isinstance(end, ServerEnd)
         end.send(1, Reply(1, 0, 0, np.ones(floats, np.float32)))
         assert not end.idle()
-        started, requests = time.monotonic(), list(end._sending.values())
+        started, under_way = time.monotonic(), list(end._sending)
         try:
             end.flush()
         except Stalled as error:
@@ -180,8 +184,8 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
             assert time.monotonic() - started < 2 * PATIENCE_S
         else:
             raise AssertionError("it left")
-        for several in requests:
-            slot.MPI.Request.Waitall(several)
+        while not all(outbox.left() for outbox in under_way):
+            pass
     end.close()
 
 
@@ -192,6 +196,45 @@ def a_message_that_has_left_leaves_the_end_idle() -> None:
         end.flush()
         assert end.idle()
     else:
+        expect(end, Reply)
+    end.close()
+
+
+def ranks_of_one_host_find_each_other_and_count_their_cores() -> None:
+    host = find_host(WORLD)
+    assert host.ranks == (0, 1)
+    assert 1 <= host.cores <= (os.cpu_count() or 1)
+    assert host._replace(cores=2).crowded(1) is False and host._replace(cores=3.5).crowded(2) is True
+    host.comm.Free()
+
+
+def who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost() -> None:
+    if BELLS is None:
+        return
+    usual, mpi._RUNG_S = mpi._RUNG_S, (15.0, 15.0)  # so long that nothing but a bell ends a sleep in time
+    try:
+        for floats in (64, 20_000):  # the model behind the header, and apart
+            end, model = ends(floats), np.zeros(floats, np.float32)
+            for step in range(1500):
+                started = time.monotonic()
+                round_trip(end, model, step)
+                assert time.monotonic() - started < 10, f"round {step}"
+            end.close()
+            WORLD.Barrier()
+    finally:
+        mpi._RUNG_S = usual
+
+
+def one_who_is_slow_is_looked_after() -> None:
+    looks = []
+    end = ends(3_000_000)
+    if isinstance(end, ServerEnd):
+        end.look = lambda: looks.append(1)
+        end.send(1, Reply(1, 0, 0, np.ones(3_000_000, np.float32)))
+        end.flush()
+        assert 1 <= len(looks) <= 4, looks  # every 0.1 s
+    else:
+        time.sleep(0.3)
         expect(end, Reply)
     end.close()
 
@@ -219,20 +262,26 @@ CHECKS: list[Callable[[], None]] = [
     a_wait_ends_in_time,
     a_rank_that_takes_nothing_in_is_told_by_name,
     a_message_that_has_left_leaves_the_end_idle,
+    ranks_of_one_host_find_each_other_and_count_their_cores,
+    who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost,
+    one_who_is_slow_is_looked_after,
     more_chunks_than_tags_are_refused,
 ]
 
 
 def main() -> None:
     assert "torch" not in sys.modules, "the transport must not import torch: threads are set before it is"
-    outcomes = {}
-    for check in CHECKS:
-        try:
-            check()
-            text = ""
-        except Exception:
-            text = f"rank {RANK}: {traceback.format_exc()}"
-        outcomes[check.__name__] = "".join(WORLD.allgather(text))
+    global BELLS
+    host = find_host(WORLD)
+    outcomes: dict[str, str] = {}
+    for BELLS in (None, make_bells(host, RANK)):
+        for check in CHECKS:
+            try:
+                check()
+                text = ""
+            except Exception:
+                text = f"rank {RANK}, bells {BELLS}: {traceback.format_exc()}"
+            outcomes[check.__name__] = outcomes.get(check.__name__, "") + "".join(WORLD.allgather(text))
     if RANK == 0:
         Path(sys.argv[1]).write_text(json.dumps(outcomes))
 
