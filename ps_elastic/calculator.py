@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ps_elastic.combiners import Combiner, Part, make_combiner
+from ps_elastic.combiners import Part
+from ps_elastic.combiners.base import no_drift
 from ps_elastic.compressors import Compressor, Payload
-from ps_elastic.errors import PolicyError
 from ps_elastic.events import ZERO, PushId, Step, Term
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage
-from ps_elastic.optimizer import FlatOptimizer, Response
+from ps_elastic.norms import norm
+from ps_elastic.optimizer import FlatOptimizer, Response, Sweep
 from ps_elastic.snapshots import Snapshots
+from ps_elastic.terms import Terms
 
 
 class Calculator:
@@ -48,8 +50,10 @@ class Calculator:
         self._settlement: Settlement | None = None
         self._settled_at = -1  # version at which it began
         self._responses: dict[PushId, Response] = {}  # missing push -> what the optimizer made of its debt so far
-        self._combiners: dict[str, list[Combiner]] = {}  # one for each bucket, since they may keep state
-        self._combined, self._scratch = torch.zeros_like(x), torch.empty_like(x)
+        self._terms = Terms(layout, compressors, optimizer.stops)
+        self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
+        self._combined, self._scratch = torch.zeros_like(x), torch.empty_like(x)  # nothing until they are written
+        self._distances: dict[PushId, float] = {}  # of the views that the last step measured
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
         """Note the payload of a push; it stays in the transport's memory until `keep`. Raises WireError."""
@@ -103,42 +107,51 @@ class Calculator:
         """||x - v||_2 of a view given."""
         if self._views.get(view) == self.snapshots.version:
             return 0.0
-        return norm(self.drift(view))
+        return self._optimizer.difference.norm(self.x, self._vector(view))
+
+    def distance_when_used(self, view: PushId) -> float:
+        """||x - v||_2 of a view that the last step measured, x the model that the step was made from."""
+        return self._distances[view]
 
     def combine(self, step: Step) -> None:
-        """Make of the terms' payloads the one vector that `apply` applies."""
-        made = PushId(0, self.snapshots.version + 1)
-        terms = [term for term in step.terms if term.push != made]  # the mean of the others leaves their mean as it is
-        if step.combine not in self._combiners:
-            self._combiners[step.combine] = [make_combiner(step.combine) for _ in self.layout.buckets]
-        for i, (bucket, compressor) in enumerate(zip(*self._buckets(), strict=True)):
-            parts = [self._part(term, i, bucket) for term in terms]
-            self._combiners[step.combine][i].combine(compressor, parts, self._combined[bucket.start : bucket.stop])
-        for term in step.terms:
-            if term.stands_for is not None and term.push == made:
-                self._dense[made] = self._combined.clone()
-                break
+        """Take the terms of the step that `apply` or `amend` makes next."""
+        self._step, self._is_combined = step, False
 
-    def apply(self, step: Step, rate: float) -> float:
-        """Make the next version from the vector combined, `rate` = alpha x share; return ||x_new - x_old||."""
-        self.before_change()
-        self.snapshots.advance()
-        if step.apply == "assign":
-            moved = norm(torch.sub(self._combined, self.x, out=self._scratch))
-            self.x.copy_(self._combined)
-            return moved
-        for response in self._responses.values():
-            self._optimizer.continue_response(response, rate)
+    def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        """Make the next version, `rate` = alpha x share, in one pass over x; return ||x_new - x_old||.
+
+        views: of the pushes that the step uses; their distances are measured on the way, and those of its terms end.
+        """
+        gradient = None
+        if all(term.stands_for is None for term in step.terms):
+            gradient = self._terms.in_blocks(step.combine, self._parts_of)
+        if gradient is None:
+            gradient = self._whole()
+        keys = {view: self._views.get(view, view) for view in views}
+        apart = {key: self._vector(view) for view, key in keys.items() if key != self.snapshots.version}
         for term in step.terms:
-            if term.stands_for is not None:
-                self._responses[term.stands_for] = self._optimizer.respond(rate)
-        return self._optimizer.step(self._combined, rate)
+            if term.stands_for is None:
+                self.end(term.push)  # its memory, read in this pass, may be where the model of before is kept
+        self.before_change()
+        sweep = Sweep(tuple(apart.values()), self.snapshots.advance())
+        if step.apply == "assign":
+            moved = self._optimizer.assign(gradient, sweep)
+        else:
+            for response in self._responses.values():
+                self._optimizer.continue_response(response, rate)
+            for term in step.terms:
+                if term.stands_for is not None:
+                    self._responses[term.stands_for] = self._optimizer.respond(rate)
+            moved = self._optimizer.step(gradient, rate, sweep)
+        measured = dict(zip(apart, sweep.distances, strict=True))
+        self._distances = {view: measured.get(key, 0.0) for view, key in keys.items()}
+        return moved
 
     def amend(self, missing: PushId) -> float:
         """Repay a debt with the vector combined: x += c_x delta, m += c_m delta; return ||x_new - x_old||."""
+        delta = self._whole()
         self.before_change()
-        self.snapshots.advance()
-        return self._optimizer.amend(self._combined, self._responses.pop(missing))
+        return self._optimizer.amend(delta, self._responses.pop(missing), Sweep(kept=self.snapshots.advance()))
 
     def forgive(self, missing: PushId) -> None:
         """The debt on `missing` is closed unpaid."""
@@ -146,7 +159,7 @@ class Calculator:
 
     def direction_norm(self) -> float:
         """||direction|| of the step just made at rate 0."""
-        return self._optimizer.direction_norm(self._combined)
+        return self._optimizer.direction_norm(self._whole())
 
     def coast(self) -> tuple[float, float]:
         return self._optimizer.coast()
@@ -167,17 +180,31 @@ class Calculator:
         return Ideal(drifts[version] if version is not None else drifts.pop(None), self._settlement)
 
     def delta(self) -> Tensor:
-        """The vector combined last (d,): of an amend, what the debt owed."""
+        """The vector (d,) of the amend just made: what the debt owed."""
         return self._combined
+
+    def _whole(self) -> Tensor:
+        """The terms of the step as one vector (d,), kept where a stand-in is made of it."""
+        step, made = self._step, PushId(0, self.snapshots.version + 1)
+        if not self._is_combined:
+            self._terms.whole(step.combine, self._parts_of, self._combined)
+            self._is_combined = True
+            if any(term.stands_for is not None and term.push == made for term in step.terms):
+                self._dense[made] = self._combined.clone()
+        return self._combined
+
+    def _parts_of(self, i: int, bucket: Bucket) -> list[Part]:
+        made = PushId(0, self.snapshots.version + 1)  # the mean of the others leaves their mean as it is
+        return [self._part(term, i, bucket) for term in self._step.terms if term.push != made]
 
     def _vector(self, view: PushId) -> Tensor:
         return self._own[view] if view in self._own else self.snapshots.vector(self._views[view])
 
     def _part(self, term: Term, i: int, bucket: Bucket) -> Part:
         if term.push == ZERO:
-            return Part(None, None, term.weight, _no_drift)
+            return Part(None, None, term.weight, no_drift)
         if term.push in self._dense:
-            return Part(None, self._dense[term.push][bucket.start : bucket.stop], term.weight, _no_drift)
+            return Part(None, self._dense[term.push][bucket.start : bucket.stop], term.weight, no_drift)
         view = term.push
         return Part(self._payloads[view][i], None, term.weight, lambda: self.drift(view, bucket))
 
@@ -224,12 +251,3 @@ class Ideal(NamedTuple):
     def distance(self) -> float | None:
         """||x_ideal - v||, or None while a debt is open."""
         return None if self.settlement.debts else norm(self.drift + self.settlement.total)
-
-
-def norm(vector: Tensor) -> float:
-    """||vector||_2, summed in double precision."""
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
-
-
-def _no_drift() -> Tensor:
-    raise PolicyError("a combiner needs the view of a term that has none")

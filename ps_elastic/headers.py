@@ -60,6 +60,7 @@ class HeaderCalculator:
         self._owed: dict[PushId, float] = {}  # missing push -> rate of the step that owes it
         self._combined = self._moved = self._momentum = (0.0, 0.0)
         self._version = 0
+        self._distances: dict[PushId, float] = {}  # of the views that the last step measured
         self._settlement: HeaderSettlement | None = None
         self._settled_at = -1  # version at which it began
 
@@ -103,7 +104,11 @@ class HeaderCalculator:
         if len(terms) < len(step.terms):
             self._payloads[made] = self._combined
 
-    def apply(self, step: Step, rate: float) -> float:
+    def distance_when_used(self, view: PushId) -> float:
+        return self._distances[view]
+
+    def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        self._distances = {view: self.distance(view) for view in views}
         self._version += 1
         mu, direction = self._optimizer.momentum, self._combined
         if self._optimizer.name != "sgd":  # every coordinate moves by about the rate, whatever the gradient

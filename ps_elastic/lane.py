@@ -201,8 +201,8 @@ class Lane:
             alpha, moved = self._amend(step.terms[0].push, now)
         else:
             rate = self._rate(alpha)
+            moved = self.calculator.apply(step, rate * step.share, observer.watch(step))
             self._use_terms(step, alpha, rate, total, now)
-            moved = self.calculator.apply(step, rate * step.share)
             observer.stepped(step, alpha, moved)
             moved = moved / alpha if alpha else step.share * self.calculator.direction_norm()
             self._measures.note_step(step, [self._arrived[term.push].header for term in fresh], moved)
@@ -211,7 +211,7 @@ class Lane:
         self._answer(Applied(version + 1, moved, alpha, *self._bounds()), now)
 
     def _use_terms(self, step: Step, alpha: float, rate: float, total: float, now: float) -> None:
-        """Measure the views of the pushes that the step uses for the first time, and of those it owes."""
+        """Tell of the views of the pushes that the step used for the first time, and of those it owes."""
         observer = self._observer
         for term in step.terms:
             weight, push = term.weight / total, term.stands_for or term.push

@@ -15,6 +15,8 @@ from ps_elastic.tracker import Tracker, number
 if TYPE_CHECKING:
     from ps_elastic.calculator import Calculator, Ideal
 
+_WIDER = 1 + 4e-6  # a distance, and the moves whose sum bounds it, are good to norms.ACCURACY = 1.2e-6 each
+
 
 class Sent(NamedTuple):
     """A view given away: its version, and how far the model had travelled by then."""
@@ -81,6 +83,7 @@ class Observer:
         self._open: dict[int, list[Use]] = {}  # version -> uses whose ideal model is not known yet
         self._owed_uses: dict[PushId, Use] = {}  # of pushes owed, until they are repaid and their distance is known
         self.debts: dict[PushId, Owed] = {}  # by the missing push
+        self._ideals: dict[PushId, Ideal] = {}  # of the views that the step under way uses, while debts are open
         self._steps = 0
 
     def give(self, view: PushId, version: int) -> None:
@@ -99,12 +102,22 @@ class Observer:
         first = next(iter(self.sent.values()), None)
         return version if first is None else first.version
 
+    def watch(self, step: Step) -> list[PushId]:
+        """The views that the step about to be made uses for the first time or owes, and is to measure."""
+        if self._mode != "exact":
+            return []
+        views = [view for term in step.terms if (view := term.stands_for or term.push) in self.sent]
+        if self._x == "ideal" and self.debts:
+            self._ideals = {view: self._calculator.ideal(view) for view in views}
+        return views
+
     def use(
         self, id: PushId, push: Push | None, version: int, alpha: float, weight: float, share: float, now: float
     ) -> float:
-        """The step from `version` is about to use the push `id`, or owes it (then `push` is None): measure its view.
+        """The step from `version` used the push `id`, or owes it (then `push` is None): tell of its view.
 
-        alpha: of that step, which is not in `alphas` yet. Returns the discrepancy, nan if it is not known yet.
+        The calculator has made the step, but `stepped` and `alphas` were not told of it yet. alpha: of that step.
+        Returns the discrepancy, nan if it is not known yet.
         """
         distance, path = self._distance(id, version)
         sent = self.sent[id]
@@ -113,7 +126,7 @@ class Observer:
         self._measures.note_use(self._shares - sent.shares, scaled if self._is_exact else math.nan, self._limit())
         ideal = None
         if self._x == "ideal" and self.debts and self._mode == "exact":
-            ideal, distance = self._calculator.ideal(id), math.nan
+            ideal, distance = self._ideals.pop(id), math.nan
         use = Use(id, push, version, distance, path, largest, alpha, weight, share, ideal)
         if push is None:
             self._owed_uses[id] = use
@@ -204,9 +217,9 @@ class Observer:
         path = 0.0
         if sent.version != version:
             # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
-            path = (self._path - sent.path) * (1 + 1e-12) + 2 * math.ulp(self._path)
+            path = (self._path - sent.path) * _WIDER + 2 * math.ulp(self._path)
         if self._mode == "exact":
-            return self._calculator.distance(push), path
+            return self._calculator.distance_when_used(push), path
         return (path if self._mode == "bound" else math.nan), path
 
     def _note(self, use: Use, push: Push, distance: float, scaled: float, now: float) -> None:

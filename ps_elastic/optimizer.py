@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from ps_elastic.errors import PolicyError
 from ps_elastic.layout import Layout
+from ps_elastic.norms import Difference, norm
 
 if TYPE_CHECKING:
     from ps_elastic.config import Optimizer, Schedule
 
-_BLOCK = 1 << 17  # floats: model, gradient, momentum and the old model of a block stay in cache
+BLOCK = 1 << 16  # floats: model, gradient, momentum and room for differences of a block stay in 2 MB of cache
+
+Quotient = tuple[Tensor, float]  # vector (n,) and divisor; it may be overwritten unless the divisor is 1
 
 
 class Response(NamedTuple):
@@ -43,6 +47,23 @@ class _Block(NamedTuple):
     second: Tensor | None
 
 
+class Sweep:
+    """What a pass over the model does besides changing it, while a block is in cache.
+
+    It measures the distances of `views` (d,) from the model of before, and copies that model to `kept` (d,), which may
+    be one of the views.
+    """
+
+    def __init__(self, views: Sequence[Tensor] = (), kept: Tensor | None = None) -> None:
+        self.views, self.kept = views, kept
+        self.squares = [0.0] * len(views)
+
+    @property
+    def distances(self) -> list[float]:
+        """||x_old - v|| of each view, after the pass."""
+        return [math.sqrt(square) for square in self.squares]
+
+
 class FlatOptimizer:
     """SGD, Adam or AdamW on the flat vector x (d,), in place, by torch's fused kernels, block by block.
 
@@ -56,40 +77,74 @@ class FlatOptimizer:
     def __init__(self, settings: Optimizer, layout: Layout, x: Tensor) -> None:
         self.x, self._settings = x, settings
         self._count, self._steps = 0, torch.zeros(())  # the same number, as the two kernels want it
+        self._divisor = torch.ones(())  # of the gradient: the kernels divide by it
         self._runs = _runs(settings, layout)
-        old = torch.empty(max(stop - start for start, stop, _ in self._runs))
+        self.difference = Difference(max(stop - start for start, stop, _ in self._runs))
         self._first = torch.zeros_like(x)  # momentum, or Adam's first moment
         self._second = torch.zeros_like(x) if settings.name != "sgd" else None
         self._kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
         second = self._second
         self._blocks = [
-            _Block(i, j, decayed, x[i:j], old[: j - i], self._first[i:j], None if second is None else second[i:j])
+            _Block(
+                i, j, decayed, x[i:j], self.difference.room[: j - i], self._first[i:j],
+                None if second is None else second[i:j],
+            )
             for i, j, decayed in self._runs
-        ]
+        ]  # fmt: skip
 
-    def step(self, gradient: Tensor, rate: float) -> float:
-        """x <- x - rate * direction(gradient (d,)); return ||x_new - x_old|| as stored."""
-        squares = 0.0
+    @property
+    def stops(self) -> list[int]:
+        """Where the blocks end, in the order in which a pass goes over them."""
+        return [stop for _, stop, _ in self._runs]
+
+    def step(self, gradient: Tensor | Iterable[Quotient], rate: float, sweep: Sweep | None = None) -> float:
+        """x <- x - rate * direction(gradient); return ||x_new - x_old|| as stored.
+
+        gradient: (d,), or of each block in turn, asked for when the pass has come to it.
+        """
         self._count += 1
-        for block in self._blocks:
-            old = block.old.copy_(block.x)  # one block at a time: it is still in cache for the norm
-            self._step_block(block, gradient[block.start : block.stop], rate)
-            squares += float(torch.linalg.vector_norm(old.sub_(block.x), dtype=torch.float64)) ** 2
-        return math.sqrt(squares)
+        return self._pass(gradient, lambda block, g, divisor: self._step_block(block, g, divisor, rate), sweep)
 
-    def _step_block(self, block: _Block, g: Tensor, rate: float) -> None:
+    def assign(self, model: Tensor | Iterable[Quotient], sweep: Sweep | None = None) -> float:
+        """x <- model, given as the gradient of a step is; return ||x_new - x_old||."""
+        return self._pass(model, lambda block, m, divisor: torch.div(m, divisor, out=block.x), sweep)
+
+    def _pass(
+        self,
+        vector: Tensor | Iterable[Quotient],
+        change: Callable[[_Block, Tensor, float], object],
+        sweep: Sweep | None,
+    ) -> float:
+        """Change x block by block, all that is to be done with a block at once; return ||x_new - x_old||."""
+        sweep, square, moved = sweep or Sweep(), self.difference.square, 0.0
+        views, kept, squares = sweep.views, sweep.kept, sweep.squares
+        quotients = self._cut(vector) if isinstance(vector, Tensor) else vector
+        for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
+            for i, view in enumerate(views):
+                squares[i] += square(block.x, view[block.start : block.stop])
+            old = block.old if kept is None else kept[block.start : block.stop]
+            old.copy_(block.x)
+            change(block, part, divisor)
+            moved += square(block.x, old)
+        return math.sqrt(moved)
+
+    def _cut(self, vector: Tensor) -> Iterator[Quotient]:
+        return ((vector[block.start : block.stop], 1.0) for block in self._blocks)
+
+    def _step_block(self, block: _Block, g: Tensor, divisor: float, rate: float) -> None:
         s = self._settings
         decay = s.weight_decay if block.decayed else 0.0
+        scale = None if divisor == 1 else self._divisor.fill_(divisor)
         if block.second is None:
             torch._fused_sgd_(
                 [block.x], [g], [block.first] if s.momentum else [], weight_decay=decay, momentum=s.momentum, lr=rate,
-                dampening=0.0, nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1,
+                dampening=0.0, nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
             )  # fmt: skip
         else:
             self._steps.fill_(self._count)
             self._kernel(
                 [block.x], [g], [block.first], [block.second], [], [self._steps], lr=rate, beta1=s.betas[0],
-                beta2=s.betas[1], weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False,
+                beta2=s.betas[1], weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
             )  # fmt: skip
 
     def respond(self, rate: float) -> Response:
@@ -114,17 +169,19 @@ class FlatOptimizer:
             target[start:stop].add_(delta[start:stop], alpha=response.x[decayed])
         return target
 
-    def amend(self, delta: Tensor, response: Response) -> float:
+    def amend(self, delta: Tensor, response: Response, sweep: Sweep | None = None) -> float:
         """Give the model and the momentum what they would have had with `delta` (d,) in the owed step.
 
         x += c_x delta, m += c_m delta: exact at any lateness, since SGD is linear in its gradients. Returns ||move||.
         """
-        old = self.x.clone()
-        self.add_response(self.x, delta, response)
-        if self._settings.momentum:
-            for start, stop, decayed in self._runs:
-                self._first[start:stop].add_(delta[start:stop], alpha=response.m[decayed])
-        return float(torch.linalg.vector_norm(old.sub_(self.x), dtype=torch.float64))
+        heavy = self._settings.momentum
+
+        def repay(block: _Block, part: Tensor, _: float) -> None:
+            block.x.add_(part, alpha=response.x[block.decayed])
+            if heavy:
+                block.first.add_(part, alpha=response.m[block.decayed])
+
+        return self._pass(delta, repay, sweep)
 
     def coast(self) -> tuple[float, float]:
         """(coast, gain) of the next step, as `Applied` carries them; infinite with Adam, which has no such bound.
@@ -134,26 +191,26 @@ class FlatOptimizer:
         s = self._settings
         if s.name != "sgd":
             return math.inf, math.inf
-        mu, decay = s.momentum, s.weight_decay * float(self.x.norm())
-        m_norm = float(self._first.norm()) if mu else 0.0
+        mu, decay = s.momentum, s.weight_decay * norm(self.x) if s.weight_decay else 0.0
+        m_norm = norm(self._first) if mu else 0.0
         return (mu * mu * m_norm + (1 + mu) * decay, 1 + mu) if s.nesterov else (mu * m_norm + decay, 1.0)
 
     def direction_norm(self, gradient: Tensor) -> float:
         """||direction|| of the step just made at rate 0 with `gradient` (d,): x has not moved, the momentum has."""
         s = self._settings
         if s.name == "sgd" and s.momentum and not s.nesterov:
-            return float(self._first.norm())
+            return norm(self._first)
         direction = gradient.clone()
         for start, stop, decayed in self._runs:
             if decayed:
                 direction[start:stop].add_(self.x[start:stop], alpha=s.weight_decay)
         if s.nesterov:
             direction.add_(self._first, alpha=s.momentum)
-        return float(direction.norm())
+        return norm(direction)
 
 
 def _runs(settings: Optimizer, layout: Layout) -> list[tuple[int, int, bool]]:
-    """(start, stop, decayed) of the blocks: tensors with and without decay apart, each cut at _BLOCK floats."""
+    """(start, stop, decayed) of the blocks: tensors with and without decay apart, each cut at BLOCK floats."""
     runs: list[tuple[int, int, bool]] = []
     stops = [slot.offset for slot in layout.slots[1:]] + [layout.size]
     for slot, stop in zip(layout.slots, stops, strict=True):
@@ -163,9 +220,9 @@ def _runs(settings: Optimizer, layout: Layout) -> list[tuple[int, int, bool]]:
         else:
             runs.append((slot.offset, stop, decayed))
     return [
-        (first, min(first + _BLOCK, stop), decayed)
+        (first, min(first + BLOCK, stop), decayed)
         for start, stop, decayed in runs
-        for first in range(start, stop, _BLOCK)
+        for first in range(start, stop, BLOCK)
     ]
 
 

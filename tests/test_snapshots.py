@@ -8,7 +8,8 @@ from ps_elastic.snapshots import Snapshots
 
 def changed(snapshots: Snapshots, value: float) -> None:
     """What the server does for each version."""
-    snapshots.advance()
+    if (kept := snapshots.advance()) is not None:
+        kept.copy_(snapshots.x)
     snapshots.x.fill_(value)
 
 

@@ -95,12 +95,12 @@ def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
         TopK(ratio)
 
 
-@pytest.mark.parametrize("index", [-1, 10, 2**31 - 1])
-def test_an_index_outside_the_bucket_is_refused(index: int) -> None:
+@pytest.mark.parametrize("given", [[-1, 3], [3, 10], [3, 2**31 - 1], [3, -1], [5, 5], [5, 4]], ids=str)
+def test_an_index_outside_the_bucket_or_out_of_order_is_refused(given: list[int]) -> None:
     coder = TopK(ratio=0.2)
-    indices, values = coder.encode(torch.randn(10))
-    indices[1] = index
-    with pytest.raises(WireError, match=r"top_k: an index is outside 0\.\.9"):
+    _, values = coder.encode(torch.randn(10))
+    indices = torch.tensor(given, dtype=torch.int32)
+    with pytest.raises(WireError, match=r"top_k: the indices are not ascending numbers within 0\.\.9"):
         coder.check((indices, values), 10)
 
 

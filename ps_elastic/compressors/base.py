@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ps_elastic.registry import Registry
@@ -23,6 +24,7 @@ class Compressor(ABC):
     """
 
     biased: ClassVar[bool] = True  # E[decode(encode(v))] != v: error feedback is then on unless switched off
+    cuts: ClassVar[bool] = False  # whether `cut` is there; else the server decodes a whole bucket at once
 
     def fresh(self, numel: int, generator: Generator) -> Compressor:
         """A working copy for a bucket of `numel` entries; random methods draw from `generator` alone."""
@@ -43,6 +45,10 @@ class Compressor(ABC):
         out = torch.zeros(numel)
         self.accumulate(payload, out)
         return out
+
+    def cut(self, payload: Payload, stops: Sequence[int]) -> list[Payload]:
+        """Payloads of the entries [0, stops[0]), [stops[0], stops[1]) ..., counted anew in each; the last stop is n."""
+        raise NotImplementedError
 
     @abstractmethod
     def check(self, payload: Payload, numel: int) -> None:

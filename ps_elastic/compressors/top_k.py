@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ class TopK(Compressor):
     "Sparse communication for distributed gradient descent", EMNLP 2017.
     """
 
+    cuts = True
     ratio: float = 0.01  # of the entries, in (0, 1]; larger: more bytes, smaller error
 
     def __post_init__(self) -> None:
@@ -42,14 +45,21 @@ class TopK(Compressor):
         indices, values = payload
         out.index_add_(0, indices, values, alpha=weight)
 
+    def cut(self, payload: Payload, stops: Sequence[int]) -> list[Payload]:
+        indices, values = payload
+        ends = [0, *np.searchsorted(indices.numpy(), np.array(stops, np.int32)).tolist()]
+        starts = (0, *stops)
+        return [(indices[i:j] - start, values[i:j]) for start, (i, j) in zip(starts, pairwise(ends), strict=False)]
+
     def check(self, payload: Payload, numel: int) -> None:
         types = [array.dtype for array in payload]
         lengths = [array.numel() for array in payload]
         k = self.count(numel)
         if types != [torch.int32, torch.float32] or lengths != [k, k]:
             raise WireError(f"top_k: got {types} of {lengths}, expected int32 and float32 of {k}")
-        if not 0 <= int(payload[0].min()) <= int(payload[0].max()) < numel:
-            raise WireError(f"top_k: an index is outside 0..{numel - 1}")
+        indices = payload[0].numpy()
+        if not (indices[0] >= 0 and indices[-1] < numel and (indices[1:] > indices[:-1]).all()):
+            raise WireError(f"top_k: the indices are not ascending numbers within 0..{numel - 1}")
 
     def max_nbytes(self, numel: int) -> int:
         return 8 * self.count(numel) + 8
