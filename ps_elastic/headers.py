@@ -191,7 +191,7 @@ class HeaderWorker:
         self._headers, self._arrays = headers, (Weight(nbytes),)
         self._waited_s = 0.0
 
-    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+    def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
         self.step = reply.step + 1
         self._waited_s += wait_s
         norm, payload_norm, residual_norm = next(self._headers)

@@ -10,11 +10,11 @@ import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ps_elastic.costs import Cores, Durations, Wires
 from ps_elastic.errors import Stalled, WorkersLost
-from ps_elastic.events import PushId
 from ps_elastic.fault_plan import Happening, Plan
 from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
 from ps_elastic.transport.loops import awaited
@@ -31,34 +31,22 @@ class Machine(Protocol):
 
     step: int  # the last one finished
 
-    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
-        """The next push, on `model`, whose arrays nobody overwrites; `reply` came at `arrived`, after `wait_s`."""
+    def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+        """The next push, whose arrays nobody overwrites; `reply`, which it answers, came at `arrived`, after `wait_s`."""
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         """The run is over, as `reply` says."""
 
 
 class Node:
-    """A worker as the world sees it. What was under way for an earlier `life` of it comes to nothing."""
+    """A worker as the world sees it. One that comes back is another node: of this one nothing more will come."""
 
-    __slots__ = (
-        "alive",
-        "armed",
-        "down",
-        "draw",
-        "leaving",
-        "life",
-        "machine",
-        "rank",
-        "sent",
-        "since",
-        "up",
-        "waiting",
-    )
+    __slots__ = ("alive", "armed", "arrived", "down", "draw", "leaving", "machine", "rank", "sent", "since", "up")
 
     def __init__(self, rank: int, machine: Machine, draw: Callable[[], float]) -> None:
-        self.rank, self.life, self.machine, self.draw = rank, 0, machine, draw
-        self.alive, self.waiting, self.leaving = True, True, False
+        self.rank, self.machine, self.draw = rank, machine, draw
+        self.alive, self.leaving = True, False
+        self.arrived = inf  # when the reply arrives that it computes for; infinite while it waits for one
         self.since = self.sent = 0.0  # when it began to wait, and when it last sent something
         self.armed = False  # whether a moment to ask again lies ahead
         self.up = self.down = 0.0  # when the last message to and from the server arrives: none overtakes another
@@ -84,7 +72,7 @@ class Simulator:
         service_s: float = 0.0,
         ask_again_s: float = 60.0,
         silence_s: float = 300.0,
-        deadline_s: float = float("inf"),
+        deadline_s: float = inf,
         min_workers: int = 1,
         on_turn: Callable[[float], None] | None = None,
     ) -> None:
@@ -92,10 +80,12 @@ class Simulator:
         self._server, self._make, self._durations, self._cores = server, make, durations, cores
         self._wires, self._plan = wires, plan
         self._faulty, self._finished = bool(plan.faults), False
+        # Nobody queues and nothing is lost or late: with a reply it is known when the push that answers it is sent.
+        self._plain = not self._faulty and cores is None and wires.unlimited and not service_s
         self._service_s, self._ask_again_s, self._silence_s = service_s, ask_again_s, silence_s
         self._deadline_s, self._min_workers, self._on_turn = deadline_s, min_workers, on_turn
         self._nodes = {rank: Node(rank, make(rank), durations.of(rank)) for rank in range(1, workers + 1)}
-        self._heap: list[tuple[Any, ...]] = []  # (time, number, what to do, arguments ...)
+        self._heap: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []  # (time, number, act, arguments)
         self._number = 0
         self._heard, self._limit = 0.0, min(silence_s, deadline_s)
 
@@ -113,81 +103,91 @@ class Simulator:
             self._arm(node)
         self._send_all(server.start(0.0), 0.0)
         wakes = 0
-        ledger, wires = server.ledger, self._wires
+        ledger = server.ledger
         while not self._finished:
             wake = ledger.wake_at
             if heap and (wake is None or heap[0][0] <= wake):
-                self.now, _, act, *arguments = heappop(heap)
+                self.now, _, act, subject, what = heappop(heap)
                 wakes = 0
-                act(*arguments)
+                act(subject, what)
             elif wake is not None:
                 wakes = wakes + 1 if wake <= self.now else 0
                 self.now = max(self.now, wake)
-                at = wires.serve(self.now, 0.0)
+                at = self._wires.serve(self.now, 0.0)
                 self._send_all(server.tick(at), at)
                 if wakes > MOST_WAKES:
                     raise Stalled(f"the rule asks to be woken at {self.now:g} s without end; {awaited(server)}")
             else:
                 raise Stalled(f"nothing is left to happen; {awaited(server)}")
             if self.now > self._limit:
-                self._give_up()
+                self._check_silence()
         return self.now
 
-    def _give_up(self) -> None:
+    def _check_silence(self) -> None:
+        """Give up, unless somebody was heard since the moment to do so was last worked out."""
+        self._limit = min(self._heard + self._silence_s, self._deadline_s)
         if self.now > self._deadline_s:
             raise Stalled(f"not done after {self._deadline_s:g} virtual s; {awaited(self._server)}")
-        raise Stalled(f"no push for {self.now - self._heard:g} virtual s; {awaited(self._server)}")
+        if self.now > self._limit:
+            raise Stalled(f"no push for {self.now - self._heard:g} virtual s; {awaited(self._server)}")
 
-    def _at(self, time: float, act: Callable[..., None], *arguments: Any) -> None:
+    def _at(self, time: float, act: Callable[[Any, Any], None], subject: Any, what: Any = None) -> None:
         self._number += 1
-        heappush(self._heap, (time, self._number, act, *arguments))
+        heappush(self._heap, (time, self._number, act, subject, what))
 
     # From the server to a worker
 
     def _send_all(self, outgoing: Iterable[tuple[int, Reply]], now: float) -> None:
+        nodes, send = self._nodes, self._send
         for rank, reply in outgoing:
-            self._send(self._nodes[rank], reply, now)
+            send(nodes[rank], reply, now)
 
     def _send(self, node: Node, reply: Reply, now: float) -> None:
-        nbytes = MESSAGE_BYTES + (0 if reply.model is None else reply.model.nbytes)
-        arrives = self._wires.down(now, nbytes)
+        model = reply.model
+        arrives = self._wires.down(now, MESSAGE_BYTES if model is None else MESSAGE_BYTES + model.nbytes)
+        if self._plain and model is not None:
+            self._begin(node, reply, arrives)
+            return
         if self._faulty:
             if self._plan.happens("lost_reply", node.rank, reply.step, now):
                 return
             arrives += self._plan.delay("reply", node.rank, reply.step, now)
         node.down = arrives = max(arrives, node.down)
-        self._number += 1
-        heappush(self._heap, (arrives, self._number, self._get, node, node.life, reply))
+        self._at(arrives, self._get, node, reply)
 
-    def _get(self, node: Node, life: int, reply: Reply) -> None:
-        """A reply is here. One that answers something else is a second copy of an earlier one."""
-        machine = node.machine
-        if node.life != life or not node.alive or not node.waiting or reply.step != machine.step:
+    def _get(self, node: Node, reply: Reply) -> None:
+        """A reply is here."""
+        if not node.alive:
             return
-        node.waiting = False
-        if reply.model is None:
-            machine.stop(reply, self.now, self.now - node.since)
+        if reply.model is not None:
+            self._begin(node, reply, self.now)
+        elif node.arrived == inf and reply.step == node.machine.step:
+            node.machine.stop(reply, self.now, self.now - node.since)
             node.alive = False
             self._arrive_later(node, MESSAGE_BYTES, 0.0, self._take, [Farewell(node.rank, reply.step)])
+
+    def _begin(self, node: Node, reply: Reply, arrives: float) -> None:
+        """Let the worker compute from `arrives` on; not on a second copy of an earlier reply, which answers no more."""
+        if node.arrived != inf or reply.step != node.machine.step:
             return
-        begins, duration = self.now, node.draw()
+        node.arrived, begins, duration = arrives, arrives, node.draw()
         if self._faulty:
             duration *= self._plan.factor(node.rank, reply.step + 1, begins)
         if self._cores is not None:
             begins = self._cores.take(begins, duration)
         ends = self._plan.end(node.rank, begins, duration) if self._faulty else begins + duration
         self._number += 1
-        heappush(self._heap, (ends, self._number, self._finish, node, life, reply, self.now))
+        heappush(self._heap, (ends, self._number, self._finish, node, reply))
 
     # From a worker to the server
 
-    def _finish(self, node: Node, life: int, reply: Reply, arrived: float) -> None:
-        """A worker has its push: compute it, on the model of `reply`, which arrived a while ago; and send it."""
-        if node.life != life or not node.alive:
+    def _finish(self, node: Node, reply: Reply) -> None:
+        """A worker has its push, which it computes now, on the model of `reply`; and sends it."""
+        if not node.alive:
             return
-        model = self._server.calculator.view(PushId(node.rank, reply.step + 1))
-        messages = node.machine.compute(reply, model, arrived, self.now, arrived - node.since)
-        node.waiting, node.since, node.sent = True, self.now, self.now
+        now, arrived = self.now, node.arrived
+        messages = node.machine.compute(reply, arrived, now, arrived - node.since)
+        node.arrived, node.since, node.sent = inf, now, now
         self._send_push(node, messages)
         if node.leaving:
             self._go(node)
@@ -195,8 +195,9 @@ class Simulator:
             self._arm(node)
 
     def _send_push(self, node: Node, messages: list[PushMessage]) -> None:
-        nbytes = MESSAGE_BYTES * len(messages)
+        nbytes = 0
         for message in messages:
+            nbytes += MESSAGE_BYTES
             for array in message.arrays:
                 nbytes += array.nbytes
         if not self._faulty:
@@ -209,30 +210,32 @@ class Simulator:
             for _ in range(copies):
                 self._arrive_later(node, nbytes, delay, self._take, messages)
 
-    def _arrive_later(self, node: Node, nbytes: int, delay: float, act: Callable[..., None], *arguments: Any) -> None:
+    def _arrive_later(
+        self, node: Node, nbytes: int, delay: float, act: Callable[[Any, Any], None], what: Any = None
+    ) -> None:
         """Let `act` happen when `nbytes` that the worker sends now, and that take `delay` longer, are at the server."""
         node.up = arrives = max(self._wires.up(self.now, nbytes) + delay, node.up)
         self._number += 1
-        heappush(self._heap, (arrives, self._number, act, *arguments))
+        heappush(self._heap, (arrives, self._number, act, node, what))
 
-    def _take(self, messages: list[Message]) -> None:
+    def _take(self, node: Node, messages: list[Message]) -> None:
         """Messages are at the server, which deals with them when it is free."""
-        kind = type(messages[0])
+        kind, server, nodes, send = type(messages[0]), self._server, self._nodes, self._send
         at = self._wires.serve(self.now, self._service_s if kind is PushMessage else 0.0)
         if kind is not Ask:  # those who wait ask again and again while nobody gets on
-            self._heard, self._limit = at, min(at + self._silence_s, self._deadline_s)
+            self._heard = at
         for message in messages:
-            for rank, answer in self._server.take(message, at):
-                self._send(self._nodes[rank], answer, at)
+            for rank, answer in server.take(message, at):
+                send(nodes[rank], answer, at)
         if kind is Farewell:
-            self._finished = self._server.finished
+            self._finished = server.finished
         if self._on_turn is not None:
             self._on_turn(at)
 
-    def _ask(self, node: Node, life: int) -> None:
+    def _ask(self, node: Node, _: None) -> None:
         """Ask for a reply, if the worker has been without one for long enough."""
         node.armed = False
-        if node.life != life or not node.alive or not node.waiting:
+        if not node.alive or node.arrived <= self.now:
             return
         if node.sent + self._ask_again_s <= self.now:
             node.sent = self.now
@@ -242,11 +245,11 @@ class Simulator:
     def _arm(self, node: Node) -> None:
         """Let the worker think of asking when it has sent nothing for long enough."""
         node.armed = True
-        self._at(node.sent + self._ask_again_s, self._ask, node, node.life)
+        self._at(node.sent + self._ask_again_s, self._ask, node)
 
     # Who comes and goes
 
-    def _happen(self, happening: Happening) -> None:
+    def _happen(self, happening: Happening, _: None) -> None:
         node = self._nodes.get(happening.worker)
         if happening.what == "join":
             if node is None or not node.alive:
@@ -255,12 +258,12 @@ class Simulator:
             return
         elif happening.what == "notice":
             if not node.alive:
-                self._leave(node)
+                self._leave(node, None)
         elif node.alive:
             node.leaving = happening.what == "leave"
             if happening.what == "crash":
-                node.alive, node.life = False, node.life + 1
-            elif node.waiting:
+                node.alive = False
+            elif node.arrived == inf:
                 self._go(node)
 
     def _join(self, rank: int) -> None:
@@ -270,7 +273,7 @@ class Simulator:
             return
         before, node = self._nodes.get(rank), Node(rank, self._make(rank), self._durations.of(rank))
         if before is not None:
-            node.life, node.draw, node.up, node.down = before.life + 1, before.draw, before.up, before.down
+            node.draw, node.up, node.down = before.draw, before.up, before.down
         self._nodes[rank], node.since, node.sent = node, self.now, self.now
         at = self._wires.serve(self.now, 0.0)
         self._send_all(server.join(rank, at), at)
@@ -280,10 +283,10 @@ class Simulator:
 
     def _go(self, node: Node) -> None:
         """The worker takes its leave, behind what it has sent."""
-        node.alive, node.life = False, node.life + 1
-        self._arrive_later(node, MESSAGE_BYTES, 0.0, self._leave, node)
+        node.alive = False
+        self._arrive_later(node, MESSAGE_BYTES, 0.0, self._leave)
 
-    def _leave(self, node: Node) -> None:
+    def _leave(self, node: Node, _: None) -> None:
         """The server learns that a worker is gone."""
         server = self._server
         if node.rank not in server.ledger.workers:

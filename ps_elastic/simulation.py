@@ -120,7 +120,7 @@ class Setting:
             self._config, self._shared, rank, self._ranks, Tracker(rank, pages.write), bench=self._bench,
             clock=self._stopwatch,
         )  # fmt: skip
-        return Turns(worker, self._stopwatch)
+        return Turns(worker, self._stopwatch, server.calculator.view)
 
     def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
         from ps_elastic.training import finish

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ps_elastic.events import PushId
 from ps_elastic.messages import PushMessage, Reply
 
 if TYPE_CHECKING:
@@ -24,10 +26,13 @@ class Stopwatch:
 
 
 class Turns:
-    """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock."""
+    """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock.
 
-    def __init__(self, worker: Worker, stopwatch: Stopwatch) -> None:
-        self._worker, self._stopwatch = worker, stopwatch
+    view: the model that the server keeps for a push under way.
+    """
+
+    def __init__(self, worker: Worker, stopwatch: Stopwatch, view: Callable[[PushId], Any]) -> None:
+        self._worker, self._stopwatch, self._view = worker, stopwatch, view
 
     @property
     def step(self) -> int:
@@ -37,8 +42,9 @@ class Turns:
     def step(self, step: int) -> None:
         self._worker.step = step
 
-    def compute(self, reply: Reply, model: Any, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+    def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
         self._stopwatch.set(arrived, now)
+        model = self._view(PushId(self._worker.rank, reply.step + 1))
         self._worker.load(reply._replace(model=model))
         self._worker.note(reply, arrived, 0.0, wait_s)
         return self._worker.push()

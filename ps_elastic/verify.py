@@ -132,12 +132,12 @@ def play(config: Config, workers: int) -> Played:
     server.calculator.keeps_versions = True
     server.measures.pushes, server.measures.applied = Kept(), Kept()
     stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
-    start, ranks = server.calculator.x.clone(), workers + config.faults.check(workers)
+    view, start, ranks = server.calculator.view, server.calculator.x.clone(), workers + config.faults.check(workers)
     bench, shared = Workbench(model, parts.layout), parts._replace(model=model)
 
     def make(rank: int) -> Turns:
         silent = Tracker(rank, lambda line: None)
-        return Turns(make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch)
+        return Turns(make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view)
 
     make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
