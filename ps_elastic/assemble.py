@@ -22,7 +22,8 @@ from ps_elastic.server import Server
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
-from ps_elastic.worker import Workbench, Worker, draw_seed
+from ps_elastic.workbench import Workbench
+from ps_elastic.worker import Worker, draw_seed
 
 if TYPE_CHECKING:
     from ps_elastic.config import Config
@@ -41,7 +42,7 @@ class Parts(NamedTuple):
         """Most bytes that the frame of each bucket can take."""
         statistics = sum(4 * buffer.numel() for buffer in statistics_of(self.model))
         sizes = [HEADER_BYTES + padded(self.compressor.max_nbytes(bucket.numel)) for bucket in self.layout.buckets]
-        sizes[-1] += padded(statistics) + 8 * 4
+        sizes[0] += padded(statistics) + 8 * 4
         return sizes
 
     @property

@@ -65,7 +65,7 @@ class HeaderCalculator:
         self._settled_at = -1  # version at which it began
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
-        square = parts[-1].payload_norm ** 2
+        square = parts[0].payload_norm ** 2
         common = self._coherence * square
         self._payloads[push] = math.sqrt(common), square - common
 

@@ -61,7 +61,7 @@ class Run(Protocol):
     def alpha(self) -> float:
         """The step size now."""
 
-    def arrived(self, push: Push, last: PushMessage) -> None:
+    def arrived(self, push: Push, head: PushMessage) -> None:
         """A push is held, and its payload lies in the transport's memory."""
 
     def stepped(self, version: int, now: float) -> None:
@@ -134,10 +134,10 @@ class Lane:
         skips = seat is not None and step > seat.seen + 1
         outgoing = self.ending(worker, push, now) if skips else self.event(push, now)
         if push.id in self.ledger.held and push.id not in self._arrived:
-            last = parts[-1]
+            head = parts[0]
             self.calculator.take(push.id, parts)
-            self._arrived[push.id] = Arrived(push, last.samples)
-            self._run.arrived(push, last)
+            self._arrived[push.id] = Arrived(push, head.samples)
+            self._run.arrived(push, head)
         return outgoing
 
     def forget(self, worker: int) -> None:

@@ -14,7 +14,7 @@ OUTCOMES = ("held", "used", "dropped")  # by their code on the wire
 
 
 class PushMessage(NamedTuple):
-    """One bucket of a push. The header's numbers belong to the whole push and are right in its last bucket."""
+    """One bucket of a push. The header's numbers belong to the whole push and stand in its bucket 0, the last sent."""
 
     worker: int
     step: int
@@ -28,7 +28,7 @@ class PushMessage(NamedTuple):
     payload_norm: float = 0.0
     residual_norm: float = 0.0
     waited_s: float = 0.0  # by the worker for replies, since the run began
-    statistics: Any = None  # running statistics of BatchNorm, (s,) float32, in the last bucket; None without any
+    statistics: Any = None  # running statistics of BatchNorm, (s,) float32, in bucket 0; None without any
 
 
 class Settled(NamedTuple):

@@ -23,7 +23,8 @@ from ps_elastic.events import Applied, Asked, Done, Joined, Left, Push, PushId, 
 from ps_elastic.messages import Ask, PushMessage, Reply
 from ps_elastic.replay import Mismatch, Recorded, Replay, read_line
 from ps_elastic.tracker import Tracker
-from ps_elastic.worker import Workbench, Worker
+from ps_elastic.workbench import Workbench
+from ps_elastic.worker import Worker
 
 if TYPE_CHECKING:
     from ps_elastic.config import Config
@@ -143,7 +144,9 @@ class _Run:
         view = self._server.calculator.view(PushId(rank, reply.step + 1))
         compute_on(self._threads)
         worker.load(reply._replace(model=view))
-        return worker.push()
+        messages: list[PushMessage] = []
+        worker.push(messages.append)
+        return messages
 
     def _deliver(self, replies: Iterator[tuple[int, Reply]]) -> None:
         """Keep what a worker is to go on from; a second copy of a reply is not needed, and a stop ends nothing here."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ps_elastic.errors import TaskError, WireError
 from ps_elastic.events import Asked, Done, Joined, Left, Push, PushId, Woke
+from ps_elastic.gathering import Gathering
 from ps_elastic.lane import Fate, Lane, Outgoing
 from ps_elastic.measures import Measures
 from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply, Settled
@@ -64,7 +65,7 @@ class Server:
         self._alpha_last = -1, 0.0
         self._lane = Lane(self, policy, workers, calculator, log, discrepancy)
         self.ledger = self._lane.ledger
-        self._partial: dict[int, list[PushMessage]] = {}  # worker -> the buckets here so far
+        self._gathering = Gathering()
         self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
         self._answers: dict[int, Answer] = {}
         self._gone: set[int] = set()  # workers that said farewell
@@ -104,13 +105,8 @@ class Server:
         """Note the message at once; the replies are to be taken from what this returns."""
         match message:
             case PushMessage():
-                parts = [message] if message.buckets == 1 else self._partial.setdefault(message.worker, [])
-                if message.buckets > 1:
-                    parts.append(message)
-                    if len(parts) < message.buckets:
-                        return iter(())
-                    del self._partial[message.worker]
-                return self._lane.push(_header(parts, self.units), parts, now)
+                parts = self._gathering.add(message)
+                return self._lane.push(_header(parts, self.units), parts, now) if parts else iter(())
             case Ask():
                 return self._take_ask(message, now)
             case Farewell(worker, _, text, code):
@@ -143,6 +139,7 @@ class Server:
     def join(self, worker: int, now: float) -> Outgoing:
         """`worker` becomes a member; its Ask follows."""
         self._gone.discard(worker)
+        self._gathering.forget(worker)
         self._answers.pop(worker, None)  # of its earlier life
         outgoing = self._lane.event(Joined(worker), now)
         self.measures.note_workers(len(self.ledger.workers))
@@ -152,7 +149,7 @@ class Server:
         """`worker` is gone for good."""
         self.lost_workers.append(worker)
         self.owed.pop(worker, None)
-        self._partial.pop(worker, None)
+        self._gathering.forget(worker)
         self._lane.forget(worker)
         outgoing = self._lane.ending(worker, Left(worker), now)
         if not self.ledger.done:
@@ -173,13 +170,13 @@ class Server:
             self._alpha_last = self.totals.samples, alpha
         return alpha
 
-    def arrived(self, push: Push, last: PushMessage) -> None:
+    def arrived(self, push: Push, head: PushMessage) -> None:
         """A push is held: it lies in the transport's memory until its worker is answered."""
-        worker = last.worker
-        self._borrowed[worker], self.owed[worker] = push.id, last.step
-        self.totals.note_push(push, last.samples, last.loss, len(self.ledger.held), last.waited_s)
-        if self._evaluator and last.statistics is not None:
-            self._evaluator.statistics[worker] = last.statistics.copy()
+        worker = head.worker
+        self._borrowed[worker], self.owed[worker] = push.id, head.step
+        self.totals.note_push(push, head.samples, head.loss, len(self.ledger.held), head.waited_s)
+        if self._evaluator and head.statistics is not None:
+            self._evaluator.statistics[worker] = head.statistics.copy()
 
     def stepped(self, version: int, now: float) -> None:
         """The model is `version` now: it may be time to evaluate it."""
@@ -211,10 +208,10 @@ class Server:
 
 def _header(parts: list[PushMessage], units: str) -> Push:
     """What the rule sees of a push."""
-    last, nbytes = parts[-1], 0
+    head, nbytes = parts[0], 0
     for part in parts:
         for array in part.arrays:
             nbytes += array.nbytes
     return Push(
-        PushId(last.worker, last.step), last.base, last.norm, last.payload_norm, last.residual_norm, nbytes, units
+        PushId(head.worker, head.step), head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, units
     )

@@ -89,7 +89,7 @@ class Setting:
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
         from ps_elastic.assemble import choose_device
         from ps_elastic.turns import Stopwatch
-        from ps_elastic.worker import Workbench
+        from ps_elastic.workbench import Workbench
 
         self._stopwatch = Stopwatch()
         self._config, self._parts, self._ranks = config, parts, ranks

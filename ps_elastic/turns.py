@@ -47,7 +47,9 @@ class Turns:
         model = self._view(PushId(self._worker.rank, reply.step + 1))
         self._worker.load(reply._replace(model=model))
         self._worker.note(reply, arrived, 0.0, wait_s)
-        return self._worker.push()
+        messages: list[PushMessage] = []
+        self._worker.push(messages.append)
+        return messages
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         self._worker.load(reply)

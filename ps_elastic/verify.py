@@ -26,7 +26,7 @@ from ps_elastic.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.totals import Mean
 from ps_elastic.tracker import Tracker
 from ps_elastic.turns import Stopwatch, Turns
-from ps_elastic.worker import Workbench
+from ps_elastic.workbench import Workbench
 
 if TYPE_CHECKING:
     from ps_elastic.config import Config

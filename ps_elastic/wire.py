@@ -25,7 +25,7 @@ import numpy as np
 from ps_elastic.errors import WireError
 from ps_elastic.messages import OUTCOMES, Ask, Farewell, Message, PushMessage, Reply, Settled
 
-MAGIC, WIRE_VERSION = b"PSEL", 1
+MAGIC, WIRE_VERSION = b"PSEL", 2
 _HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
 HEADER_BYTES = _HEADER.size
 MAX_ARRAYS = 4

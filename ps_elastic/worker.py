@@ -14,40 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
-from ps_elastic.compressors.identity import Identity
 from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
 from ps_elastic.messages import PushMessage, Reply
+from ps_elastic.parcel import Courier, Parcel, plain
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
+from ps_elastic.updates.sgd import Sgd
+from ps_elastic.workbench import Workbench
 
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
-
-
-class Workbench:
-    """Where gradients are made: the module's parameters live in x (d,), their gradients land in g (d,).
-
-    On the CPU x and g are the transport's `memory` (x, g) where it offers some, so that a model is received and a
-    gradient sent in place. Workers that take turns may share a bench: each loads a model and pushes before the next.
-    """
-
-    def __init__(self, model: nn.Module, layout: Layout, memory: tuple[Tensor, Tensor] | None = None) -> None:
-        self.device = next(model.parameters()).device
-        x, self.g = memory or (layout.empty(), layout.empty())
-        self.x = x.to(self.device)
-        layout.attach(model, self.x)
-        model.train()
-        self.made = self.g if self.device.type == "cpu" else layout.empty().to(self.device)  # g, where backward is
-        self.gradient = _Gradient(model, layout, self.made)
 
 
 class Worker:
     """Worker `rank` of 1..p: `load` takes a reply, `push` computes the next push, `note` logs the reply.
 
     x, g: the model and the gradient, flat (d,), of its bench: its own, with the transport's `memory`, or a shared one.
-    clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop".
+    clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop". overlap: buckets may leave during
+    backward, where nothing of the gradient is decided after it.
     """
 
     def __init__(
@@ -70,6 +56,7 @@ class Worker:
         memory: tuple[Tensor, Tensor] | None = None,
         bench: Workbench | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        overlap: bool = True,
     ) -> None:
         self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
         self._task, self._model, self._batches, self._update, self._tracker = task, model, batches, update, tracker
@@ -83,24 +70,18 @@ class Worker:
         )
         self._shortcut = type(task).differentiate is not Task.differentiate and accumulate == 1 and dtype is None
         self._statistics = statistics_of(model)
-        self._shares_bench = bench is not None
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
         self._view = torch.empty_like(self.x) if discrepancy == "exact" else None
         self._sent: dict[int, tuple[float, list[Payload]]] = {}  # (alpha, payloads) of pushes that may yet be dropped
-        self._sends_gradient = len(compressors) == 1 and isinstance(compressors[0], Identity)
-        self._feeds_back = any(isinstance(c, ErrorFeedback) for c in compressors)
+        self._courier = Courier(rank, layout.buckets, compressors, self._g, self.g, clock, lends=bench is not None)
+        final = type(update).run is Sgd.run and clip_norm is None and on_nonfinite == "stop" and not self._shortcut
+        self._overlaps = overlap and final and self._device.type == "cpu" and len(layout.buckets) > 1
         self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
         self._drawn = 0  # batches, for the push being made
         self._durations = {"compute_s": 0.0, "encode_s": 0.0}
         self._moved = math.nan
         self._pushed: list[Payload] = []  # the last push
         self._residual_norm = self._waited_s = 0.0
-
-    def _measure_residual(self) -> float:
-        """||e||_2 over all buckets; 0 without error feedback."""
-        if not self._feeds_back:
-            return 0.0
-        return math.hypot(*(float(c.residual.norm()) for c in self._compressors if isinstance(c, ErrorFeedback)))
 
     def load(self, reply: Reply) -> bool:
         """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
@@ -127,46 +108,31 @@ class Worker:
         self.step, self.base = reply.step, reply.version
         return True
 
-    def push(self) -> list[PushMessage]:
-        """Compute the next push at the model loaded: a message a bucket. Raises TaskError by step and loss.
+    def push(self, emit: Callable[[PushMessage], None]) -> None:
+        """Compute the next push at the model loaded and `emit` it, a message a bucket, bucket 0 last.
 
+        Where the gradient is final as backward makes it, a bucket leaves as soon as backward has finished it (nothing
+        can be yielded from there, so that it is a callback). Raises TaskError by step and loss, and what `emit` raises.
         The arrays stay valid until the next `push`.
         """
         self.step += 1
         started = self._clock()
         _copy(self._own_statistics, self._statistics)
-        loss, norm = self._finite_gradient()
+        parcel = Parcel(self._courier, self.step, self.base, emit)
+        loss, norm = self._finite_gradient(parcel)
         _copy(self._statistics, self._own_statistics)
-        computed = self._clock()
-        if self._g is not self.g:
-            self.g.copy_(self._g)
+        compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
         if self._view is not None:
             self._view.copy_(self.x if self._update.view is None else self._update.view)
-        pairs = list(zip(self.layout.buckets, self._compressors, strict=True))
-        payloads = [compressor.encode(self.g[bucket.start : bucket.stop]) for bucket, compressor in pairs]
-        if self._shares_bench:
-            payloads = [tuple(self._keep(array) for array in payload) for payload in payloads]
-        self._pushed, self._residual_norm = payloads, self._measure_residual()
-        if self._feeds_back:
-            kept = [tuple(self._keep(array) for array in payload) for payload in payloads]
-            self._sent[self.step] = self._alpha, kept
-        norms = [norm]
-        if not self._sends_gradient:
-            norms = [_plain(c).payload_norm(p, b.numel) for (b, c), p in zip(pairs, payloads, strict=True)]
         statistics = None
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
-        arrays = [tuple([array.numpy() for array in payload]) for payload in payloads]
-        self.samples, last = self._task.batch_size * self._drawn, len(pairs) - 1
-        messages = [PushMessage(self.rank, self.step, self.base, arrays[i], i, len(pairs)) for i in range(last)]
-        messages.append(
-            PushMessage(
-                self.rank, self.step, self.base, arrays[last], last, len(pairs), self.samples, loss, norm,
-                math.hypot(*norms), self._residual_norm, self._waited_s, statistics,
-            )
-        )  # fmt: skip
-        self._durations = {"compute_s": computed - started, "encode_s": self._clock() - computed}
-        return messages
+        self.samples = self._task.batch_size * self._drawn
+        parcel.close(self.samples, loss, norm, self._waited_s, statistics)
+        self._pushed, self._residual_norm = parcel.payloads, parcel.residual_norm
+        if self._courier.feeds_back:
+            self._sent[self.step] = self._alpha, [self._courier.keep(payload) for payload in parcel.payloads]
+        self._durations = {"compute_s": compute_s, "encode_s": parcel.encode_s}
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since."""
@@ -213,19 +179,15 @@ class Worker:
     def _decoded(self) -> Tensor:
         """What the server decoded from the last push (d,)."""
         parts = zip(self.layout.buckets, self._compressors, self._pushed, strict=True)
-        vectors = [_plain(compressor).decode(payload, bucket.numel) for bucket, compressor, payload in parts]
+        vectors = [plain(compressor).decode(payload, bucket.numel) for bucket, compressor, payload in parts]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
-    def _keep(self, array: Tensor) -> Tensor:
-        """`array`, or a copy where it lies in g, which the next push overwrites."""
-        inside = array.untyped_storage().data_ptr() == self.g.untyped_storage().data_ptr()
-        return array.clone() if inside else array
-
-    def _finite_gradient(self) -> tuple[float, float]:
+    def _finite_gradient(self, parcel: Parcel) -> tuple[float, float]:
+        self._leave = parcel.leave
         for _ in range(MOST_NONFINITE):
             self._drawn = 0
             loss = self._update.run(self._clipped_gradient, self.x, self._g, self._told_alpha, self.base)
-            norm = float(torch.linalg.vector_norm(self._g))
+            norm = parcel.norm()
             if math.isfinite(norm):
                 return loss, norm
             if self._on_nonfinite == "stop":
@@ -246,10 +208,12 @@ class Worker:
             return self._task.differentiate(self._model, self._next_batch(), self._gradient.views)
         total = 0.0
         with self._gradient.collecting():
-            for _ in range(self._accumulate):
+            for number in range(1, self._accumulate + 1):
                 batch = self._next_batch()
                 with self._autocast():
                     loss = self._task.loss(self._model, batch)
+                if self._overlaps and number == self._accumulate:
+                    self._gradient.tell(self._leave)
                 (loss / self._accumulate if self._accumulate > 1 else loss).backward()
                 total += float(loss.detach())
         return total / self._accumulate
@@ -259,45 +223,6 @@ class Worker:
             _seed(self._device, draw_seed(self._seed, self.rank, self.step, self._drawn))
         self._drawn += 1
         return to_device(next(self._batches), self._device)
-
-
-class _Gradient:
-    """Carries each parameter's gradient into its place in g as soon as backward has it.
-
-    A hook that copies and forgets `p.grad` is faster than gradients preset as views: it saves zeroing and adding.
-    """
-
-    def __init__(self, model: nn.Module, layout: Layout, g: Tensor) -> None:
-        self.views, self._seen = layout.views(g), set[str]()
-        parameters = dict(model.named_parameters())
-        for name in self.views:
-            parameters[name].register_post_accumulate_grad_hook(self._hook(name))
-
-    @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Within, every backward adds to g; a parameter that none of them reached gets zeros."""
-        self._seen.clear()
-        yield
-        for name in self.views.keys() - self._seen:
-            self.views[name].zero_()
-
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        view, seen = self.views[name], self._seen
-
-        def collect(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            if name in seen:
-                view.add_(parameter.grad)
-            else:
-                view.copy_(parameter.grad)
-                seen.add(name)
-            parameter.grad = None
-
-        return collect
-
-
-def _plain(compressor: Compressor | ErrorFeedback) -> Compressor:
-    return compressor.compressor if isinstance(compressor, ErrorFeedback) else compressor
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:

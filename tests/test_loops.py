@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -156,10 +156,11 @@ class Labourer:
     def load(self, reply: Reply) -> bool:
         return reply.model is not None
 
-    def push(self) -> list[PushMessage]:
+    def push(self, emit: Callable[[PushMessage], None]) -> None:
         self.script.now += self.step_s
         self.step += 1
-        return [PushMessage(1, self.step, 0, (), bucket, 2) for bucket in (0, 1)]
+        for bucket in (1, 0):
+            emit(PushMessage(1, self.step, 0, (), bucket, 2))
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         self.noted.append((reply.step, t_s, wait_s))
@@ -179,7 +180,7 @@ def test_a_worker_sends_every_bucket_of_a_push_for_each_reply_and_then_takes_its
     script = Script(reply(0.0, 0), reply(3.0, 1), reply(4.5, 2, stop=True))
     worker = labour(script)
     assert [(at, message.step, getattr(message, "bucket", None)) for at, _, message in script.sent] == [
-        (1.0, 1, 0), (1.0, 1, 1), (4.0, 2, 0), (4.0, 2, 1), (4.5, 2, None),
+        (1.0, 1, 1), (1.0, 1, 0), (4.0, 2, 1), (4.0, 2, 0), (4.5, 2, None),
     ]  # fmt: skip
     assert script.sent[-1][2] == Farewell(1, 2)
     assert script.flushes == 1

@@ -99,7 +99,7 @@ def test_the_header_takes_112_bytes() -> None:
 def test_the_first_bytes_are_as_the_table_says() -> None:
     push = PushMessage(7, 5, 4, (np.ones(3, np.float32),), 1, 2, 32, 0.5, 1.5, 2.5, 3.5, 4.5)
     head = packed(push).tobytes()
-    assert head[:8] == b"PSEL" + bytes([1, 1, 0, 0])
+    assert head[:8] == b"PSEL" + bytes([2, 1, 0, 0])
     assert struct.unpack("<IHH", head[8:16]) == (7, 1, 2)
     assert struct.unpack("<QQ", head[16:32]) == (5, 4)
     assert struct.unpack("<4d", head[32:64]) == (1.5, 2.5, 3.5, 4.5)
@@ -149,7 +149,7 @@ def changed(at: int, value: int) -> np.ndarray:
     ("frame", "message"),
     [
         (changed(0, 0), "rank 9: starts with b'\\x00SEL', expected b'PSEL'"),
-        (changed(4, 2), "rank 9: wire version 2, expected 1"),
+        (changed(4, 1), "rank 9: wire version 1, expected 2"),
         (changed(5, 77), "rank 9: unknown kind of message 77"),
         (changed(72, 9), "rank 9: layout 0901020304050607, expected 0001020304050607: another model or buckets"),
         (changed(87, 200), "rank 9: unknown array type 200"),

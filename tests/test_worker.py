@@ -25,6 +25,13 @@ from ps_elastic.updates.sgd import Sgd
 from ps_elastic.worker import Worker, draw_seed, to_device
 
 
+def pushed(worker: Worker) -> list[PushMessage]:
+    """The messages of the next push, in the order of the buckets."""
+    messages: list[PushMessage] = []
+    worker.push(messages.append)
+    return sorted(messages, key=lambda message: message.bucket)
+
+
 class Hand:
     """A worker, answered by hand."""
 
@@ -50,7 +57,7 @@ class Hand:
     def go(self, x: Tensor | None = None, version: int = 0, **told: Any) -> list[PushMessage]:
         """Reply to the last push with the model x (by default that of the start), and compute the next."""
         assert self.worker.load(self.reply(x, version, **told))
-        return self.worker.push()
+        return pushed(self.worker)
 
     def reply(self, x: Tensor | None = None, version: int = 0, **told: Any) -> Reply:
         model = (self.start if x is None else x).clone().numpy()
@@ -129,13 +136,13 @@ def test_the_header_says_who_which_step_and_on_what() -> None:
     assert (message.samples, message.norm, message.payload_norm, message.residual_norm) == (10, 5.0, 5.0, 0.0)
 
 
-def test_each_bucket_is_a_message_and_the_last_has_the_numbers_of_the_whole_push() -> None:
+def test_each_bucket_is_a_message_and_the_first_has_the_numbers_of_the_whole_push() -> None:
     whole, cut = Hand(Blobs()), Hand(Blobs(), buckets="layer")
     (one,), many = whole.go(), cut.go()
     assert [(m.bucket, m.buckets) for m in many] == [(i, 4) for i in range(4)]
     assert torch.equal(whole.sent([one]), cut.sent(many))
-    assert (many[-1].norm, many[-1].loss, many[-1].samples) == (one.norm, one.loss, one.samples)
-    assert many[-1].payload_norm == pytest.approx(one.payload_norm, rel=1e-6)
+    assert (many[0].loss, many[0].samples) == (one.loss, one.samples)
+    assert many[0].norm == many[0].payload_norm == pytest.approx(one.norm, rel=1e-6)  # sums in float32, a bucket each
 
 
 def test_a_gradient_longer_than_clip_norm_is_scaled_down_to_it() -> None:
@@ -156,7 +163,7 @@ def test_gradients_arrive_in_place_where_the_transport_offers_memory() -> None:
     assert hand.worker.x.data_ptr() == memory[0].data_ptr()
     memory[0].zero_()  # a model received in place
     assert hand.worker.load(Reply(1, 1, 1, memory[0].numpy()))
-    assert hand.worker.push()[0].loss == pytest.approx(math.log(3))
+    assert pushed(hand.worker)[0].loss == pytest.approx(math.log(3))
 
 
 # ---- error feedback and the fate of pushes
@@ -176,7 +183,7 @@ def test_what_was_left_out_is_sent_with_the_next_gradient() -> None:
             hand.layout.views(given)[name].add_(gradient)
         sent += hand.sent(messages)
         assert torch.allclose(sent + hand.residual, given, atol=1e-6), step
-        assert messages[-1].residual_norm == pytest.approx(float(hand.residual.norm()), rel=1e-6)
+        assert messages[0].residual_norm == pytest.approx(float(hand.residual.norm()), rel=1e-6)
     assert float(hand.residual.norm()) > 0
 
 
@@ -280,13 +287,13 @@ def test_moved_is_what_others_did_meanwhile() -> None:
 
 
 def test_a_reply_is_a_line_and_so_is_each_fate_told_late() -> None:
-    clock = iter([0.0, 2.0, 2.5])
+    clock = iter([0.0, 2.0, 2.0, 2.5])
     hand = Hand(Slope(), clock=lambda: next(clock))
     first = hand.reply()
     hand.worker.load(first)
     hand.worker.note(first, 0.0, 0.0, 1.5)
     assert hand.notes == []  # it answers no push
-    hand.worker.push()
+    pushed(hand.worker)
     told = (Settled(1, "used", 0.125), Settled(2, "dropped", math.nan))
     reply = hand.reply(version=4, outcome="held", settled=told)
     hand.worker.load(reply)
@@ -308,7 +315,7 @@ def test_a_push_says_how_long_its_worker_has_waited_in_all() -> None:
         reply = hand.reply()
         hand.worker.load(reply)
         hand.worker.note(reply, 0.0, 0.0, wait_s)
-        (message,) = hand.worker.push()
+        (message,) = pushed(hand.worker)
     assert message.waited_s == 2.25
 
 
@@ -318,12 +325,12 @@ def test_a_reply_without_a_model_says_stop() -> None:
     assert hand.worker.load(Reply(1, 1, 5, None, "dropped")) is False
 
 
-def test_the_running_statistics_travel_with_the_last_bucket() -> None:
+def test_the_running_statistics_travel_with_the_first_bucket() -> None:
     hand = Hand(Images(), buckets="layer")
     messages = hand.go()
-    assert all(message.statistics is None for message in messages[:-1])
+    assert all(message.statistics is None for message in messages[1:])
     expected = torch.cat([buffer.flatten() for buffer in statistics_of(hand.model)]).numpy()
-    assert np.array_equal(messages[-1].statistics, expected)
+    assert np.array_equal(messages[0].statistics, expected)
     assert expected.shape == (24,) and expected[0] != 0
 
 

@@ -36,7 +36,9 @@ def run(server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float]
             deliver(server.receive(inbox.popleft(), now))
         elif ready:
             now += 1 / len(workers)
-            for message in ready.popleft().push():
+            push: list[Message] = []
+            ready.popleft().push(push.append)
+            for message in push:
                 deliver(server.receive(message, now))
             on_turn(now)
         elif server.wake_at is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from ps_elastic.errors import Stalled, WireError
-from ps_elastic.messages import Ask, Farewell, Message, Reply
+from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
 from ps_elastic.server import Server
 from ps_elastic.worker import Worker
 
@@ -85,6 +85,13 @@ def work(
 ) -> None:
     """Run a worker to its end. Raises Stalled when the server does not answer for `deadline_s`."""
     send_s = 0.0
+
+    def send(message: PushMessage) -> None:
+        nonlocal send_s
+        started = clock()
+        endpoint.send(0, message)
+        send_s += clock() - started
+
     while True:
         sent = clock()
         reply = _await_reply(worker, endpoint, clock, ask_again_s, deadline_s)
@@ -93,11 +100,8 @@ def work(
         worker.note(reply, now, send_s, now - sent)
         if not going:
             break
-        messages = worker.push()
-        started = clock()
-        for message in messages:
-            endpoint.send(0, message)
-        send_s = clock() - started
+        send_s = 0.0
+        worker.push(send)
     endpoint.send(0, Farewell(worker.rank, worker.step))
     endpoint.flush()
 

@@ -265,7 +265,8 @@ class WorkerEnd(_End):
         self._post()
 
     def send(self, dest: int, message: Message) -> None:
-        self._post()
+        if not (isinstance(message, PushMessage) and message.bucket):  # else the model may still be computed on
+            self._post()
         outbox = self._pushes[message.bucket] if isinstance(message, PushMessage) else self._control
         self._left(outbox)
         assert outbox.memory is not None

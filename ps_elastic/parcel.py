@@ -1,0 +1,132 @@
+"""A push on its way out: its buckets are encoded and leave one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
+from ps_elastic.compressors.identity import Identity
+from ps_elastic.layout import Bucket
+from ps_elastic.messages import PushMessage
+
+
+class Courier:
+    """What a worker's pushes have in common.
+
+    made, g: the gradient where backward leaves it and on the CPU, flat (d,), mostly the same. lends: another worker
+    may write into g before a push has arrived, so that what leaves is a copy.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        buckets: Sequence[Bucket],
+        compressors: Sequence[Compressor | ErrorFeedback],
+        made: Tensor,
+        g: Tensor,
+        clock: Callable[[], float],
+        *,
+        lends: bool,
+    ) -> None:
+        self.rank, self.buckets, self.compressors, self.clock, self.lends = rank, buckets, compressors, clock, lends
+        self.made, self.g = made, g
+        self.feeds_back = any(isinstance(compressor, ErrorFeedback) for compressor in compressors)
+
+    def part(self, vector: Tensor, i: int) -> Tensor:
+        """What of `vector` (d,) is in bucket i (n,)."""
+        bucket = self.buckets[i]
+        return vector[bucket.start : bucket.stop]
+
+    def residual_norm(self) -> float:
+        """||e||_2 over all buckets; 0 without error feedback."""
+        if not self.feeds_back:
+            return 0.0
+        return math.hypot(*(float(c.residual.norm()) for c in self.compressors if isinstance(c, ErrorFeedback)))
+
+    def keep(self, payload: Payload) -> Payload:
+        """`payload`, with copies of what lies in g, which the next push overwrites."""
+        memory = self.g.untyped_storage().data_ptr()
+        return tuple([a.clone() if a.untyped_storage().data_ptr() == memory else a for a in payload])
+
+
+class Parcel:
+    """One push: `leave` during backward for each bucket that is finished, then `norm`, and `close` for the rest.
+
+    Bucket 0 leaves last and carries the numbers of the whole push: backward mostly finishes the first layers last.
+    """
+
+    def __init__(self, courier: Courier, step: int, base: int, emit: Callable[[PushMessage], None]) -> None:
+        count = len(courier.buckets)
+        self.payloads: list[Payload] = [()] * count
+        self.encode_s = self.emit_s = self.residual_norm = 0.0  # emit_s: of what left during backward
+        self._courier, self._step, self._base, self._emit = courier, step, base, emit
+        self._encoded, self._norms, self._payload_norms = [False] * count, [0.0] * count, [0.0] * count
+        self._sound = True
+
+    def leave(self, i: int) -> None:
+        """Bucket i of g is as it will be. It stays, with all that would follow it, where it is not finite."""
+        if i == 0:
+            return
+        started = self._courier.clock()
+        self._norms[i] = self._measure(i)
+        self._sound = self._sound and math.isfinite(self._norms[i])
+        if self._sound:
+            self._encode(i)
+        encoded = self._courier.clock()
+        if self._sound:
+            self._send(i)
+        self.encode_s += encoded - started
+        self.emit_s += self._courier.clock() - encoded
+
+    def norm(self) -> float:
+        """||g||_2: the root of the sum of the squares of the buckets' norms, each summed in float32."""
+        for i, encoded in enumerate(self._encoded):
+            if not encoded:
+                self._norms[i] = self._measure(i)
+        return math.hypot(*self._norms)
+
+    def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any) -> None:
+        """Let the rest go, after `norm`; the last layers first."""
+        for i in reversed(range(len(self.payloads))):
+            if self._encoded[i]:
+                continue
+            started = self._courier.clock()
+            self._encode(i)
+            if i == 0:
+                self.residual_norm = self._courier.residual_norm()
+            self.encode_s += self._courier.clock() - started
+            if i:
+                self._send(i)
+        self._send(
+            0, samples=samples, loss=loss, norm=norm, payload_norm=math.hypot(*self._payload_norms),
+            residual_norm=self.residual_norm, waited_s=waited_s, statistics=statistics,
+        )  # fmt: skip
+
+    def _measure(self, i: int) -> float:
+        return float(torch.linalg.vector_norm(self._courier.part(self._courier.made, i)))
+
+    def _encode(self, i: int) -> None:
+        courier = self._courier
+        compressor, vector = courier.compressors[i], courier.part(courier.g, i)
+        if courier.made is not courier.g:
+            vector.copy_(courier.part(courier.made, i))
+        payload = compressor.encode(vector)
+        self.payloads[i], self._encoded[i] = courier.keep(payload) if courier.lends else payload, True
+        if isinstance(compressor, Identity):
+            self._payload_norms[i] = self._norms[i]
+        else:
+            self._payload_norms[i] = plain(compressor).payload_norm(payload, vector.numel())
+
+    def _send(self, i: int, **numbers: Any) -> None:
+        rank, arrays = self._courier.rank, tuple([array.numpy() for array in self.payloads[i]])
+        self._emit(PushMessage(rank, self._step, self._base, arrays, i, len(self.payloads), **numbers))
+
+
+def plain(compressor: Compressor | ErrorFeedback) -> Compressor:
+    """What error feedback wraps, or `compressor` itself."""
+    return compressor.compressor if isinstance(compressor, ErrorFeedback) else compressor

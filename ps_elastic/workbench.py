@@ -1,0 +1,93 @@
+"""Where gradients are made: hooks carry each one into its place in g, and tell when a bucket is as it will be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from threading import get_ident
+
+from torch import Tensor, nn
+
+from ps_elastic.errors import TaskError
+from ps_elastic.layout import Layout
+
+
+class Workbench:
+    """The module's parameters live in x (d,), their gradients land in g (d,).
+
+    On the CPU x and g are the transport's `memory` (x, g) where it offers some, so that a model is received and a
+    gradient sent in place. Workers that take turns may share a bench: each loads a model and pushes before the next.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, memory: tuple[Tensor, Tensor] | None = None) -> None:
+        self.device = next(model.parameters()).device
+        x, self.g = memory or (layout.empty(), layout.empty())
+        self.x = x.to(self.device)
+        layout.attach(model, self.x)
+        model.train()
+        self.made = self.g if self.device.type == "cpu" else layout.empty().to(self.device)  # g, where backward is
+        self.gradient = Gradient(model, layout, self.made)
+
+
+class Gradient:
+    """Carries each parameter's gradient into its place in g as soon as backward has it.
+
+    A hook that copies and forgets `p.grad` is faster than gradients preset as views: it saves zeroing and adding.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, g: Tensor) -> None:
+        self.views, self._seen = layout.views(g), set[str]()
+        self._members = [
+            {slot.name for slot in layout.slots if bucket.start <= slot.offset < bucket.stop}
+            for bucket in layout.buckets
+        ]
+        self._awaited: list[set[str]] = []  # of each bucket, in the backward that is told of
+        self._filled: Callable[[int], None] | None = None
+        self._thread = 0
+        parameters = dict(model.named_parameters())
+        for i, names in enumerate(self._members):
+            for name in names:
+                parameters[name].register_post_accumulate_grad_hook(self._hook(name, i))
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Within, every backward adds to g; a parameter that none of them reached gets zeros."""
+        self._seen.clear()
+        try:
+            yield
+        finally:
+            self._filled = None
+        for name in self.views.keys() - self._seen:
+            self.views[name].zero_()
+
+    def tell(self, filled: Callable[[int], None]) -> None:
+        """The next backward is the last: call `filled` with each bucket in which every parameter was reached by it.
+
+        It is called from inside backward, and only on the thread that called this (autograd may use others).
+        """
+        self._awaited = [set(names) for names in self._members]
+        self._filled, self._thread = filled, get_ident()
+
+    def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
+        view, seen = self.views[name], self._seen
+
+        def collect(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            if name in seen:
+                view.add_(parameter.grad)
+            else:
+                view.copy_(parameter.grad)
+                seen.add(name)
+            parameter.grad = None
+            if self._filled is not None:
+                self._count(name, bucket)
+
+        return collect
+
+    def _count(self, name: str, bucket: int) -> None:
+        awaited = self._awaited[bucket]
+        if not awaited:  # a hook is called once a backward, but a segment that is checkpointed is a backward of its own
+            raise TaskError(f"'{name}' got a second gradient after its bucket had left; expected with `buckets: whole`")
+        awaited.discard(name)
+        if not awaited and self._filled is not None and get_ident() == self._thread:
+            self._filled(bucket)
