@@ -21,6 +21,7 @@ from ps_elastic.layout import Layout
 from ps_elastic.messages import PushMessage, Reply, Settled
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
+from ps_elastic.updates import Update
 from ps_elastic.updates.sgd import Sgd
 from ps_elastic.worker import Worker, draw_seed, to_device
 
@@ -37,7 +38,7 @@ class Hand:
 
     def __init__(
         self, task: Task, rank: int = 1, compressor: Compressor | None = None, *, feedback: bool = False,
-        buckets: str | int = "whole", **options: Any,
+        buckets: str | int = "whole", update: Update | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.model = task.model(0)
         self.layout = Layout(self.model, buckets)
@@ -50,7 +51,7 @@ class Hand:
         self.notes: list[dict[str, Any]] = []
         tracker = Tracker(rank, lambda line: self.notes.append(json.loads(line)))
         self.worker = Worker(
-            rank, task, self.model, self.layout, task.batches(rank, 3, 0), Sgd(), coders, tracker, **options
+            rank, task, self.model, self.layout, task.batches(rank, 3, 0), update or Sgd(), coders, tracker, **options
         )
         self.start = self.worker.x.clone()
 
