@@ -46,7 +46,8 @@ def decide(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterator
             ledger.texts.append(action_text(event))  # type: ignore[arg-type]
         _ANSWERS[type(event)](ledger, event)  # the time stays that of the event answered: the log has no other
         return iter(())
-    ledger.now = max(ledger.now, now)
+    if now > ledger.now:
+        ledger.now = now
     try:
         ignored, actions = _NOTES[type(event)](policy, ledger, event)
     except PolicyError as error:
@@ -58,23 +59,24 @@ def _run(
     policy: Policy, ledger: Ledger, event: Event, now: float, ignored: str | None, actions: Iterable[Action]
 ) -> Iterator[Decision]:
     ledger.texts.clear()
+    texts, freed, log = ledger.texts, ledger.freed, ledger.log
     try:
-        if ledger.freed:
-            yield None, _taken(ledger.freed)
+        if freed:
+            yield None, _taken(freed)
         for action in actions:
             take = _TAKES.get(type(action))
             if take is None:
                 raise PolicyError(f"yielded {action!r}; expected a Step, Drop, Release, Wake or Measure")
-            if ledger.log is not None:
-                ledger.texts.append(action_text(action))
+            if log is not None:
+                texts.append(action_text(action))
             take(ledger, action)
-            yield action, (_taken(ledger.freed) if ledger.freed else ())
+            yield action, (_taken(freed) if freed else ())
             ledger.check_answered()
     except PolicyError as error:
         raise _blame(policy, event, error) from None
     finally:
-        if ledger.log is not None:
-            ledger.log(_line(ledger, event, now, ignored))
+        if log is not None:
+            log(_line(ledger, event, now, ignored))
         ledger.closed.clear()
     ledger.check_stalled()
 

@@ -179,11 +179,12 @@ def event_of(record: dict[str, Any]) -> Event:
 def action_text(action: Action | Applied | Measured) -> str:
     """An action, or the answer to one, as a JSON list: `["step", [[worker, step, weight, stands_for], ...], ...]`."""
     if type(action) is Step:
-        terms = [
+        terms, share, combine, apply = action
+        texts = [
             f"[{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
-            for (worker, step), weight, stands_for in action.terms
+            for (worker, step), weight, stands_for in terms
         ]
-        return f'["step", [{", ".join(terms)}], {action.share!r}, "{action.combine}", "{action.apply}"]'
+        return f'["step", [{", ".join(texts)}], {share!r}, "{combine}", "{apply}"]'
     if isinstance(action, Release):
         return f'["release", {list(action.workers)}, {action.own!r}]'
     if type(action) is Drop:

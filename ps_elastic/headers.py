@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,9 +66,10 @@ class HeaderCalculator:
         self._settled_at = -1  # version at which it began
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
-        square = parts[0].payload_norm ** 2
+        norm = parts[0].payload_norm
+        square = norm * norm
         common = self._coherence * square
-        self._payloads[push] = math.sqrt(common), square - common
+        self._payloads[push] = sqrt(common), square - common
 
     def keep(self, push: PushId) -> None:
         """Nothing lies in anybody's memory."""
@@ -88,21 +90,23 @@ class HeaderCalculator:
     def distance(self, view: PushId) -> float:
         """An estimate of ||x - v||: common moves add up since then, the others add in squares."""
         common, noise = self._views[view]
-        return math.sqrt((self._moved[0] - common) ** 2 + (self._moved[1] - noise))
+        common_now, noise_now = self._moved
+        return sqrt((common_now - common) ** 2 + (noise_now - noise))
 
     def combine(self, step: Step) -> None:
-        made = PushId(0, self._version + 1)
+        made, payloads = PushId(0, self._version + 1), self._payloads
         terms = [term for term in step.terms if term.push != made]
-        total = 1.0 if step.combine == "sum" else sum(term.weight for term in terms)
+        total = 1.0 if step.combine == "sum" else sum([term.weight for term in terms])
         common = noise = 0.0
-        for term in terms:
-            if term.push != ZERO:
-                (together, alone), weight = self._payloads[term.push], term.weight / total
+        for push, weight, _ in terms:
+            if push != ZERO:
+                together, alone = payloads[push]
+                weight /= total
                 common += weight * together
                 noise += weight * weight * alone
         self._combined = common, noise
         if len(terms) < len(step.terms):
-            self._payloads[made] = self._combined
+            payloads[made] = self._combined
 
     def distance_when_used(self, view: PushId) -> float:
         return self._distances[view]
@@ -112,7 +116,7 @@ class HeaderCalculator:
         self._version += 1
         mu, direction = self._optimizer.momentum, self._combined
         if self._optimizer.name != "sgd":  # every coordinate moves by about the rate, whatever the gradient
-            scale = math.sqrt(self._size) / (_norm(direction) or 1.0)
+            scale = sqrt(self._size) / (_norm(direction) or 1.0)
             direction = direction[0] * scale, direction[1] * scale * scale
         elif mu:
             heavy = self._momentum
@@ -157,7 +161,7 @@ class HeaderCalculator:
 
 
 def _norm(motion: Motion) -> float:
-    return math.sqrt(motion[0] * motion[0] + motion[1])
+    return sqrt(motion[0] * motion[0] + motion[1])
 
 
 class HeaderSettlement:
@@ -180,7 +184,7 @@ class HeaderIdeal(NamedTuple):
 
     @property
     def distance(self) -> float | None:
-        return None if self.settlement.debts else math.hypot(self.drift, math.sqrt(self.settlement.square))
+        return None if self.settlement.debts else math.hypot(self.drift, sqrt(self.settlement.square))
 
 
 class HeaderWorker:

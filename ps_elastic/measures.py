@@ -33,7 +33,8 @@ class Measures:
 
     def note_use(self, shares: float, distance: float, limit: float) -> None:
         """A push is used after steps of `shares` in all; limit: what its rule promised of `distance`."""
-        self.shares = max(self.shares, shares)
+        if shares > self.shares:
+            self.shares = shares
         if distance > limit * (1 + SLACK):
             self.beyond += 1
 

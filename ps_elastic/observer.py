@@ -85,6 +85,9 @@ class Observer:
         self.debts: dict[PushId, Owed] = {}  # by the missing push
         self._ideals: dict[PushId, Ideal] = {}  # of the views that the step under way uses, while debts are open
         self._steps = 0
+        self._write = tracker.write
+        self._same: tuple[float, ...] = ()
+        self._texts: tuple[str, ...] = ()
 
     def give(self, view: PushId, version: int) -> None:
         """The view of `version` is on its way to the push `view`, perhaps for the second time."""
@@ -119,19 +122,27 @@ class Observer:
         The calculator has made the step, but `stepped` and `alphas` were not told of it yet. alpha: of that step.
         Returns the discrepancy, nan if it is not known yet.
         """
-        distance, path = self._distance(id, version)
-        sent = self.sent[id]
-        largest = max(self._alphas.largest(sent.version), sent.owed_alpha)
+        given, path_then, shares_then, owed_alpha = self.sent[id]
+        path = 0.0
+        if given != version:
+            # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
+            path = (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
+        mode = self._mode
+        distance = self._calculator.distance_when_used(id) if mode == "exact" else path if mode == "bound" else math.nan
+        largest = self._alphas.largest(given)
+        if owed_alpha > largest:
+            largest = owed_alpha
         scaled = _scaled(distance, largest)
-        self._measures.note_use(self._shares - sent.shares, scaled if self._is_exact else math.nan, self._limit())
+        self._measures.note_use(self._shares - shares_then, scaled if self._is_exact else math.nan, self._limit())
         ideal = None
-        if self._x == "ideal" and self.debts and self._mode == "exact":
+        if self.debts and self._x == "ideal" and mode == "exact":
             ideal, distance = self._ideals.pop(id), math.nan
+        if ideal is None and push is not None:
+            self._note(push, version, distance, scaled, path, (now, version, alpha, weight, share))
+            return distance
         use = Use(id, push, version, distance, path, largest, alpha, weight, share, ideal)
         if push is None:
             self._owed_uses[id] = use
-        elif ideal is None:
-            self._note(use, push, distance, scaled, now)
         if ideal is not None:
             self._open.setdefault(version, []).append(use)
         return distance
@@ -208,32 +219,35 @@ class Observer:
         self._owed_uses.pop(use.id, None)
         distance = use.distance if use.ideal is None else use.ideal.distance
         assert use.push is not None and distance is not None
-        self._note(use, use.push, distance, _scaled(distance, use.largest), now)
+        same = now, use.version, use.alpha, use.weight, use.share
+        self._note(use.push, use.version, distance, _scaled(distance, use.largest), use.path, same)
         return [(use.id, distance)]
 
-    def _distance(self, push: PushId, version: int) -> tuple[float, float]:
-        """(||x - v||, path length since v was sent)."""
-        sent = self.sent[push]
-        path = 0.0
-        if sent.version != version:
-            # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
-            path = (self._path - sent.path) * _WIDER + 2 * math.ulp(self._path)
-        if self._mode == "exact":
-            return self._calculator.distance_when_used(push), path
-        return (path if self._mode == "bound" else math.nan), path
-
-    def _note(self, use: Use, push: Push, distance: float, scaled: float, now: float) -> None:
-        staleness = use.version - push.base
+    def _note(
+        self, push: Push, version: int, distance: float, scaled: float, path: float,
+        same: tuple[float, int, float, float, float],
+    ) -> None:  # fmt: skip
+        """same: (time, version, step size, weight, share), which the pushes of a step have in common."""
+        (worker, step), base, norm, payload_norm, residual_norm, _, _ = push
+        staleness = version - base
         self._totals.note_used(staleness, distance, scaled)
-        (worker, step), base, norm, payload_norm, residual_norm, *_ = push
-        plain = math.isfinite(distance + scaled + use.path + norm + payload_norm + residual_norm)
-        text = repr if plain else number
-        self._tracker.write(  # as `note` would write it, in a quarter of the time: there is one line for every push
-            f'{{"event": "used", "t_s": {now!r}, "rank": {self._tracker.rank}, "worker": {worker}, "step": {step}, '
-            f'"base": {base}, "version": {use.version}, "x": "{self._x}", "staleness": {staleness}, '
-            f'"discrepancy": {text(distance)}, "B": {text(scaled)}, "step_size": {use.alpha!r}, '
-            f'"path_length": {text(use.path)}, "norm": {text(norm)}, "payload_norm": {text(payload_norm)}, '
-            f'"residual_norm": {text(residual_norm)}, "weight": {use.weight!r}, "share": {use.share!r}}}'
+        if same != self._same:
+            self._same, self._texts = same, self._texts_of(*same)
+        start, middle, size, end = self._texts
+        text = repr if math.isfinite(distance + scaled + path + norm + payload_norm + residual_norm) else number
+        self._write(  # as `note` of the tracker would write it, in a quarter of the time: one line for every push
+            f'{start}{worker}, "step": {step}, "base": {base}{middle}{staleness}, "discrepancy": {text(distance)}, "B": '
+            f'{text(scaled)}{size}{text(path)}, "norm": {text(norm)}, "payload_norm": {text(payload_norm)}, '
+            f'"residual_norm": {text(residual_norm)}{end}'
+        )
+
+    def _texts_of(self, now: float, version: int, alpha: float, weight: float, share: float) -> tuple[str, ...]:
+        """What the lines of a step have in common: their start, and what follows base, B and residual norm."""
+        return (
+            f'{{"event": "used", "t_s": {now!r}, "rank": {self._tracker.rank}, "worker": ',
+            f', "version": {version}, "x": "{self._x}", "staleness": ',
+            f', "step_size": {alpha!r}, "path_length": ',
+            f', "weight": {weight!r}, "share": {share!r}}}',
         )
 
 

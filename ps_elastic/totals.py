@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 class Mean:
     """Mean, root mean square and maximum of the finite values noted."""
 
+    __slots__ = ("count", "max", "squares", "sum")
+
     def __init__(self) -> None:
         self.count, self.sum, self.squares, self.max = 0, 0.0, 0.0, -math.inf
 
     def note(self, value: float, times: int = 1) -> None:
         if value - value == 0 and times:  # finite, sooner than by a call
             self.count += times
-            self.sum += times * value
-            self.squares += times * value * value
+            weighted = times * value
+            self.sum += weighted
+            self.squares += weighted * value
             if value > self.max:
                 self.max = value
 
@@ -52,7 +55,8 @@ class Totals:
         self.pushes += 1
         self.samples_computed += samples
         self.bytes_up += push.nbytes
-        self.held_max = max(self.held_max, held)
+        if held > self.held_max:
+            self.held_max = held
         self.loss = loss
         self.waited[push.id.worker] = waited_s
 

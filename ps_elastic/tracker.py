@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 
@@ -20,12 +20,12 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._lines: list[str] = []
-        self._size, self._written_at = 0, time.monotonic()
+        self._size, self._due = 0, monotonic() + 1
 
     def write(self, line: str) -> None:
         self._lines.append(line)
         self._size += len(line)
-        if self._size > 65536 or time.monotonic() - self._written_at > 1:
+        if self._size > 65536 or monotonic() > self._due:
             self.flush()
 
     def flush(self) -> None:
@@ -33,7 +33,7 @@ class Lines:
             self._put(("\n".join(self._lines) + "\n").encode())
             self._lines.clear()
         self._file.flush()
-        self._size, self._written_at = 0, time.monotonic()
+        self._size, self._due = 0, monotonic() + 1
 
     def close(self) -> None:
         self.flush()
