@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from ps_elastic.errors import Interrupted
 from ps_elastic.registry import Registry, parse_one_line
 
 
 class Row(NamedTuple):
-    """One measurement beside its baseline; ratio = ours / baseline. See `row` for the target."""
+    """One measurement beside its baseline; ratio = ours / baseline. See `row` for the target, `skipped` for None."""
 
     case: str
-    ours: float
+    ours: float | None
     baseline: float | None
     baseline_name: str
     unit: str
@@ -39,6 +40,11 @@ def row(
     return Row(case, ours, baseline, baseline_name, unit, ratio, target, met)
 
 
+def skipped(case: str, unit: str, reason: str) -> Row:
+    """A row that could not be measured here, and why."""
+    return Row(f"{case}: skipped, {reason}", None, None, "", unit, None, None, None)
+
+
 class Benchmark(ABC):
     """Its init fields are its settings, as in `simulate:workers=1024`."""
 
@@ -52,8 +58,40 @@ benchmarks: Registry[Benchmark] = Registry("benchmark", "ps_elastic.bench")
 
 def run_benchmark(text: str, on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
     """Run the benchmark named in the one-line form; return {bench, env, rows}. Raises ConfigError."""
-    from ps_elastic.layers import read_yaml
     from ps_elastic.record import environment
+
+    found = []
+    for measured in _make(text).rows():
+        on_row(measured)
+        found.append(measured._asdict())
+    return {"bench": text, "env": environment(), "rows": found}
+
+
+def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
+    """Run every registered benchmark as it is by default; return {bench: all, env, rows, failed}.
+
+    Each case begins with its benchmark's name. failed: name -> why; the others are run all the same.
+    """
+    from ps_elastic.record import environment
+    from ps_elastic.training import describe
+
+    found: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for name, _ in benchmarks.items():
+        try:
+            for measured in _make(name).rows():
+                named = measured._replace(case=f"{name}: {measured.case}")
+                on_row(named)
+                found.append(named._asdict())
+        except Interrupted:
+            raise
+        except Exception as error:
+            failed[name] = describe(error)
+    return {"bench": "all", "env": environment(), "rows": found, "failed": failed}
+
+
+def _make(text: str) -> Benchmark:
+    from ps_elastic.layers import read_yaml
     from ps_elastic.values import make
 
     name, options = parse_one_line(text)
@@ -61,8 +99,4 @@ def run_benchmark(text: str, on_row: Callable[[Row], None] = lambda row: None) -
     bench, _, problems = make(cls, {key: read_yaml(value) for key, value in options.items()}, noun="setting")
     if problems:
         raise problems[0]
-    found = []
-    for measured in bench.rows():
-        on_row(measured)
-        found.append(measured._asdict())
-    return {"bench": text, "env": environment(), "rows": found}
+    return bench

@@ -16,18 +16,30 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Exit 6 if a target is missed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(name: str, check: bool, as_json: bool) -> int:
-    """Run the benchmark NAME, such as `simulate` or `simulate:workers=1024:repeats=5`; `list benchmarks` names all."""
-    from ps_elastic.bench import run_benchmark
-    from ps_elastic.errors import CHECK_FAILED, OK
+    """Run the benchmark NAME, such as `simulate` or `simulate:workers=1024:repeats=5`; `list benchmarks` names all.
 
-    document = run_benchmark(name, lambda row: click.echo(_line(row), err=as_json))
+    `bench all` runs every one of them, goes on where one fails, and then ends with 1.
+    """
+    from ps_elastic.bench import run_all, run_benchmark
+    from ps_elastic.errors import CHECK_FAILED, OK, USER_CODE
+
+    def show(row: Row) -> None:
+        click.echo(_line(row), err=as_json)
+
+    document = run_all(show) if name == "all" else run_benchmark(name, show)
+    for failed, reason in document.get("failed", {}).items():
+        click.echo(f"ps-elastic: {failed} failed: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(document))
+    if document.get("failed"):
+        return USER_CODE
     missed = any(row["met"] is False for row in document["rows"])
     return CHECK_FAILED if check and missed else OK
 
 
 def _line(row: Row) -> str:
+    if row.ours is None:
+        return row.case
     compared = "" if row.baseline is None else f"; {row.baseline_name} {row.baseline:.4g}, ratio {row.ratio:.3g}"
     verdict = "" if row.met is None else f"; {row.target}: {'met' if row.met else 'MISSED'}"
     return f"{row.case}: {row.ours:.4g} {row.unit}{compared}{verdict}"

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.bench.jobs import middle, round_trips_s, run_phases, wide
+from ps_elastic.values import expect
+from ps_elastic.wire import HEADER_BYTES
+
+WARM_UP = 10  # round trips of each turn that are not counted
+ABOVE_US = {"spinning": 30, "asleep": 120}
+
+
+@benchmarks.register("latency")
+@dataclass
+class Latency(Benchmark):
+    """Push, apply and pull of a small model, and how much of it is above a bare ping-pong of as many bytes.
+
+    Ours is one worker of a real run, from the start of its sending until the next model is loaded. asleep: the worker
+    computes for so long in between that the server has gone to sleep.
+    """
+
+    parameters: int = 1_000
+    rounds: int = 300  # of each turn while spinning
+    asleep_rounds: int = 50  # of each turn from sleep
+    away_s: float = 0.02  # that the worker computes, for the server to go to sleep
+    repeats: int = 5  # turns; more: steadier
+
+    def __post_init__(self) -> None:
+        for key in ("rounds", "asleep_rounds", "repeats"):
+            expect(getattr(self, key) >= 1, self, key, "a whole number >= 1")
+
+    def rows(self) -> Iterator[Row]:
+        busy = wide(self.parameters, workers=1, pushes=self.rounds + WARM_UP)
+        away = wide(self.parameters, workers=1, pushes=self.asleep_rounds + WARM_UP, compute_s=self.away_s)
+        turn = [
+            ("bare", {"do": "ping_pong", "nbytes": HEADER_BYTES + 4 * self.parameters, "rounds": self.rounds}),
+            ("spinning", {"do": "train", "config": busy}),
+            ("asleep", {"do": "train", "config": away}),
+        ]
+        found = run_phases(2, turn * self.repeats)
+        bare = 1e6 * middle(turn[1] for turn in found["bare"])
+        for case, most in ABOVE_US.items():
+            ours = 1e6 * middle(round_trips_s(turn[1], WARM_UP) for turn in found[case])
+            size = f"{self.parameters:,} parameters, server {case}"
+            yield row(f"{size}, round trip", ours, "us", bare, "bare ping-pong")
+            yield row(f"{size}, above the ping-pong", ours - bare, "us", None, "", f"<= {most}")

@@ -1,0 +1,51 @@
+"""One rank of a benchmark: runs of ours and of what they are compared to, in turn, in the same processes.
+
+`mpirun -n RANKS python -m ps_elastic.transport.bench PLAN FOLDER`. PLAN: a JSON list of phases, each a mapping of
+`do`, the name of a function in `PHASES`, and its arguments. Each rank writes FOLDER/rank-N.json: a list of what each
+phase gave there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ps_elastic.threads import set_threads
+from ps_elastic.transport.agree import ending_all, meet
+from ps_elastic.transport.bench import bare, rivals, runs
+from ps_elastic.transport.slot import MPI
+
+PHASES: Mapping[str, Callable[..., Any]] = {
+    "train": runs.train,
+    "send": runs.send,
+    "weigh": runs.weigh,
+    "blocking_server": bare.blocking_server,
+    "echo": bare.echo,
+    "exchange": bare.exchange,
+    "ping_pong": bare.ping_pong,
+    "local": rivals.local,
+    "ddp": rivals.ddp,
+    "allreduce": rivals.allreduce,
+}
+
+
+def main() -> None:
+    plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    os.chdir(folder)
+    set_threads(1)
+    world, found = MPI.COMM_WORLD, []
+    with ending_all(world):
+        for phase in plan:
+            arguments = dict(phase)
+            measure = PHASES[arguments.pop("do")]
+            meet(world)
+            found.append(measure(world, **arguments))
+        (folder / f"rank-{world.Get_rank()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

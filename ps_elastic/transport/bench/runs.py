@@ -1,0 +1,122 @@
+"""Our side of a benchmark, on one rank: runs of `ps_elastic.train`, and what is seen of them from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ps_elastic import assemble, training
+from ps_elastic.messages import Message, PushMessage, Reply
+from ps_elastic.transport import mpi
+from ps_elastic.transport.agree import meet
+from ps_elastic.transport.slot import MPI
+from ps_elastic.worker import Worker
+
+_KEPT = ("pushes", "wall_s", "held_max", "snapshots_max")  # of the summary
+_PARTS = ("t_s", "compute_s", "encode_s", "send_s", "wait_s")  # of a worker's line for a reply
+
+
+def train(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict[str, Any]:
+    """Train; return {summary, looks} on rank 0, {replies: {t_s, compute_s, ...: a list}} on workers.
+
+    looks: (time, CPU time of the process) in seconds at the server's look for each message that it got. Before each
+    look the server sleeps `pause_s`, counted in neither, so that the messages are there when it looks.
+    """
+    looks: list[tuple[float, float]] = []
+    watched = partial(Watched, looks=looks, pause_s=pause_s)
+    with standing_in(mpi, "ServerEnd", watched):
+        return {**_train(world, config), "looks": looks}
+
+
+def send(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict[str, Any]:
+    """As `train`, with workers that compute nothing, so that only the server limits the pushes a second."""
+    with standing_in(assemble, "Worker", Sender):
+        return train(world, config, pause_s)
+
+
+def weigh(world: MPI.Comm, config: dict[str, Any]) -> dict[str, Any]:
+    """Train; return {summary, before_bytes, peak_bytes}: resident memory of this process before, and at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here (proc(5))
+    before = _status_bytes("VmRSS")
+    done = _train(world, config)
+    return {"before_bytes": before, "peak_bytes": _status_bytes("VmHWM"), **done}
+
+
+def _train(world: MPI.Comm, config: dict[str, Any]) -> dict[str, Any]:
+    folder, rank = Path("run").absolute(), world.Get_rank()
+    summary = training.train(config, run_dir=folder, quiet=True)
+    if summary is not None:
+        found: dict[str, Any] = {"summary": {key: summary[key] for key in _KEPT}}
+    else:
+        lines = (folder / "metrics" / f"rank-{rank:03d}.jsonl").read_text().splitlines()
+        replies = [line for line in map(json.loads, lines) if line["event"] == "reply"]
+        found = {"replies": {part: [reply[part] for reply in replies] for part in _PARTS}}
+    meet(world)
+    if rank == 0:
+        shutil.rmtree(folder)
+    return found
+
+
+class Sender(Worker):
+    """A worker that sends what stands in its gradient's memory again as soon as it may."""
+
+    def load(self, reply: Reply) -> bool:
+        if reply.model is None:
+            return False
+        self.step, self.base = reply.step, reply.version
+        return True
+
+    def push(self) -> list[PushMessage]:
+        self.step += 1
+        return [PushMessage(self.rank, self.step, self.base, (self.g.numpy(),), samples=1)]
+
+    def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
+        """Nothing to tell."""
+
+
+class Watched(mpi.ServerEnd):
+    """The server's end, which notes the time and the CPU time used at each look that found a message."""
+
+    def __init__(self, *args: Any, looks: list[tuple[float, float]], pause_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._looks, self._pause_s = looks, pause_s
+        self._paused_s = self._paused_cpu_s = 0.0
+
+    def recv(self, timeout: float) -> tuple[int, Message] | None:
+        if self._pause_s:
+            self._pause()
+        looked = time.perf_counter() - self._paused_s, time.process_time() - self._paused_cpu_s
+        received = super().recv(timeout)
+        if received is not None:
+            self._looks.append(looked)
+        return received
+
+    def _pause(self) -> None:
+        started, cpu = time.perf_counter(), time.process_time()
+        time.sleep(self._pause_s)
+        self._paused_s += time.perf_counter() - started
+        self._paused_cpu_s += time.process_time() - cpu
+
+
+@contextmanager
+def standing_in(module: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `module.name` is `stand_in`: job.py takes its parts from there whenever a run begins."""
+    usual = getattr(module, name)
+    setattr(module, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(module, name, usual)
+
+
+def _status_bytes(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found, f"no {key} in /proc/self/status"
+    return 1024 * int(found[1])
