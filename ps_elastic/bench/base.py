@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -68,16 +69,18 @@ def run_benchmark(text: str, on_row: Callable[[Row], None] = lambda row: None) -
 
 
 def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
-    """Run every registered benchmark as it is by default; return {bench: all, env, rows, failed}.
+    """Run every registered benchmark as it is by default; return {bench: all, env, rows, took_s, failed}.
 
-    Each case begins with its benchmark's name. failed: name -> why; the others are run all the same.
+    Each case begins with its benchmark's name. took_s: by name. failed: name -> why; the others are run all the same.
     """
     from ps_elastic.record import environment
     from ps_elastic.training import describe
 
     found: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
+    took_s: dict[str, float] = {}
     for name, _ in benchmarks.items():
+        started = time.perf_counter()
         try:
             for measured in _make(name).rows():
                 named = measured._replace(case=f"{name}: {measured.case}")
@@ -87,7 +90,8 @@ def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
             raise
         except Exception as error:
             failed[name] = describe(error)
-    return {"bench": "all", "env": environment(), "rows": found, "failed": failed}
+        took_s[name] = time.perf_counter() - started
+    return {"bench": "all", "env": environment(), "rows": found, "took_s": took_s, "failed": failed}
 
 
 def _make(text: str) -> Benchmark:

@@ -77,10 +77,11 @@ def wide(parameters: int, workers: int, pushes: int, **changes: Any) -> dict[str
     }
 
 
-def round_trips_s(run: Mapping[str, Any], skip: int) -> list[float]:
-    """Seconds from the start of each push's sending until its reply was loaded, without the first `skip` pushes."""
-    replies = run["replies"]
-    return [sent + waited for sent, waited in zip(replies["send_s"][skip:], replies["wait_s"][skip:], strict=True)]
+def round_trips_s(found: Mapping[str, Any]) -> list[float]:
+    """Seconds from the start of each push's sending until its reply was loaded, of what a worker of ours found."""
+    if "trips" in found:
+        return list(found["trips"])
+    return [sent + waited for sent, waited in zip(found["replies"]["send_s"], found["replies"]["wait_s"], strict=True)]
 
 
 def middle(runs: Iterable[Sequence[float]], skip: int = 0) -> float:

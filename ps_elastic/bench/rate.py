@@ -22,7 +22,7 @@ class Rate(Benchmark):
 
     few: int = 4  # ranks
     many: int = 16  # ranks, more than there are cores
-    pushes: int = 6_000  # of each turn
+    pushes: int = 3_000  # of each turn
     parameters: int = 16
     repeats: int = 5  # turns; more: steadier
 

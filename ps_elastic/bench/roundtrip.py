@@ -41,6 +41,6 @@ class RoundTrip(Benchmark):
         found = run_phases(2, plan)
         bare = 1e3 * middle((turn[1] for turn in found["bare"]), WARM_UP)
         for case, _, most in cases:
-            ours = 1e3 * middle(round_trips_s(turn[1], WARM_UP) for turn in found[case])
+            ours = 1e3 * middle((round_trips_s(turn[1]) for turn in found[case]), WARM_UP)
             name = f"{self.parameters / 1e6:g} M parameters {case}"
             yield row(name, ours, "ms", bare, "bare send, update, send", f"ratio <= {most}")

@@ -23,7 +23,7 @@ class Scale(Benchmark):
     """
 
     ranks: tuple[int, ...] = (2, 4, 8, 16)
-    pushes: int = 480  # of each turn
+    pushes: int = 240  # of each turn
     parameters: int = 16
     pause_s: float = 5e-4  # before each look; longer: surer that all messages are there
     repeats: int = 5  # turns in each job

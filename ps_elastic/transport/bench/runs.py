@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ps_elastic import assemble, training
 from ps_elastic.messages import Message, PushMessage, Reply
 from ps_elastic.transport import mpi
@@ -30,15 +32,23 @@ def train(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict
     look the server sleeps `pause_s`, counted in neither, so that the messages are there when it looks.
     """
     looks: list[tuple[float, float]] = []
-    watched = partial(Watched, looks=looks, pause_s=pause_s)
-    with standing_in(mpi, "ServerEnd", watched):
-        return {**_train(world, config), "looks": looks}
+    with standing_in(mpi, "ServerEnd", partial(Watched, looks=looks, pause_s=pause_s)):
+        found = _train(world, config)
+    if world.Get_rank() == 0:
+        assert looks, "the server of a run takes its messages from elsewhere than mpi.ServerEnd"
+        found["looks"] = looks
+    return found
 
 
 def send(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict[str, Any]:
-    """As `train`, with workers that compute nothing, so that only the server limits the pushes a second."""
-    with standing_in(assemble, "Worker", Sender):
-        return train(world, config, pause_s)
+    """As `train`, with workers that compute nothing, so that only server and transport limit the pushes a second.
+
+    On workers {trips}: seconds of each round trip.
+    """
+    trips: list[float] = []
+    with standing_in(assemble, "Worker", partial(Sender, trips=trips)):
+        found = train(world, config, pause_s)
+    return found if world.Get_rank() == 0 else {"trips": trips}
 
 
 def weigh(world: MPI.Comm, config: dict[str, Any]) -> dict[str, Any]:
@@ -65,11 +75,18 @@ def _train(world: MPI.Comm, config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Sender(Worker):
-    """A worker that sends what stands in its gradient's memory again as soon as it may."""
+    """A worker that sends what stands in its gradient's memory again as soon as it has a model to compute on."""
+
+    def __init__(self, *args: Any, trips: list[float], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trips = trips
 
     def load(self, reply: Reply) -> bool:
         if reply.model is None:
             return False
+        model = torch.from_numpy(reply.model)
+        if model.data_ptr() != self.x.data_ptr():
+            self.x.copy_(model)
         self.step, self.base = reply.step, reply.version
         return True
 
@@ -78,7 +95,7 @@ class Sender(Worker):
         return [PushMessage(self.rank, self.step, self.base, (self.g.numpy(),), samples=1)]
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
-        """Nothing to tell."""
+        self._trips.append(send_s + wait_s)
 
 
 class Watched(mpi.ServerEnd):
