@@ -40,7 +40,7 @@ def test_a_job_that_fails_is_told_with_its_last_words_and_leaves_nothing(
 ) -> None:
     before = set(psutil.pids())
     wrong = jobs.wide(100, workers=1, pushes=5, compute_s=-1)
-    with pytest.raises(PlatformError, match=r"a job of 2 ranks ended with \d+: .*compute_s: got -1"):
+    with pytest.raises(PlatformError, match=r"a job of 2 ranks ended with \d+: ps-elastic: task.compute_s: got -1"):
         jobs.run_phases(2, [("ours", {"do": "train", "config": wrong})])
     monkeypatch.setattr(jobs, "LIMIT_S", 3.0)
     with pytest.raises(PlatformError, match="a job of 2 ranks took longer than 3 s"):
@@ -77,5 +77,5 @@ def test_every_benchmark_measures(mpi: Mpi, text: str, rows: int) -> None:
         assert (line["ours"] is None) == skipped
         if line["target"] and not skipped:
             assert line["met"] in (True, False)
-        if line["unit"] != "ms":  # an overhead may come out below zero where so little is measured
-            assert skipped or line["ours"] > 0
+        difference = "overhead" in line["case"] or "above" in line["case"]  # below zero, where so little is measured
+        assert skipped or difference or line["ours"] > 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ps_elastic.threads import set_threads
-from ps_elastic.transport.agree import ending_all, meet
+from ps_elastic.transport.agree import JobFailed, ending_all, meet
 from ps_elastic.transport.bench import bare, rivals, runs
 from ps_elastic.transport.slot import MPI
 
@@ -37,14 +37,18 @@ def main() -> None:
     plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     os.chdir(folder)
     set_threads(1)
-    world, found = MPI.COMM_WORLD, []
-    with ending_all(world):
-        for phase in plan:
-            arguments = dict(phase)
-            measure = PHASES[arguments.pop("do")]
-            meet(world)
-            found.append(measure(world, **arguments))
-        (folder / f"rank-{world.Get_rank()}.json").write_text(json.dumps(found))
+    world = MPI.COMM_WORLD
+    try:
+        with ending_all(world):
+            found = [_measured(world, **phase) for phase in plan]
+    except JobFailed as error:  # on rank 0; the others end by themselves
+        sys.exit(f"ps-elastic: {error}")
+    (folder / f"rank-{world.Get_rank()}.json").write_text(json.dumps(found))
+
+
+def _measured(world: MPI.Comm, do: str, **arguments: Any) -> Any:
+    meet(world)
+    return PHASES[do](world, **arguments)
 
 
 if __name__ == "__main__":
