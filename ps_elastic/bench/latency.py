@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.bench.jobs import middle, round_trips_s, run_phases, wide
+from ps_elastic.bench.jobs import Phase, middle, round_trips_s, run_phases, wide
 from ps_elastic.values import expect
 from ps_elastic.wire import HEADER_BYTES
 
@@ -34,7 +34,7 @@ class Latency(Benchmark):
     def rows(self) -> Iterator[Row]:
         busy = wide(self.parameters, workers=1, pushes=self.rounds + WARM_UP)
         away = wide(self.parameters, workers=1, pushes=self.asleep_rounds + WARM_UP, compute_s=self.away_s)
-        turn = [
+        turn: list[tuple[str, Phase]] = [
             ("bare", {"do": "ping_pong", "nbytes": HEADER_BYTES + 4 * self.parameters, "rounds": self.rounds}),
             ("spinning", {"do": "send", "config": busy}),
             ("between steps", {"do": "train", "config": busy}),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ps_elastic.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.bench.jobs import run_phases, wide
+from ps_elastic.bench.jobs import Phase, run_phases, wide
 from ps_elastic.environment import usable_cores
 from ps_elastic.values import expect
 from ps_elastic.wire import HEADER_BYTES
@@ -37,7 +37,7 @@ class Rate(Benchmark):
             workers = ranks - 1
             each = self.pushes // workers
             config = wide(self.parameters, workers, each)
-            turn = [
+            turn: list[tuple[str, Phase]] = [
                 ("echo", {"do": "echo", "nbytes": HEADER_BYTES + 4 * self.parameters, "messages": each}),
                 ("server", {"do": "send", "config": config}),
             ]

@@ -27,6 +27,9 @@ def command(name: str, check: bool, as_json: bool) -> int:
         click.echo(_line(row), err=as_json)
 
     document = run_all(show) if name == "all" else run_benchmark(name, show)
+    if name == "all":
+        took = ", ".join(f"{bench} {seconds:.0f} s" for bench, seconds in document["took_s"].items())
+        click.echo(f"took {sum(document['took_s'].values()):.0f} s: {took}", err=as_json)
     for failed, reason in document.get("failed", {}).items():
         click.echo(f"ps-elastic: {failed} failed: {reason}", err=True)
     if as_json:
