@@ -25,6 +25,7 @@ from ps_elastic.events import (
     Woke,
     action_text,
     event_text,
+    repeated,
 )
 from ps_elastic.ledger import Ledger
 from ps_elastic.policies.base import Policy
@@ -85,7 +86,7 @@ def _line(ledger: Ledger, event: Event, now: float, ignored: str | None) -> str:
     extra = f', "ignored": "{ignored}"' if ignored else ""
     if ledger.closed:
         extra += f', "closed": {[list(push) for push in ledger.closed]}'
-    return f'{{{event_text(event)}, "t_s": {now!r}, "rank": 0, "actions": [{", ".join(ledger.texts)}]{extra}}}'
+    return f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{", ".join(ledger.texts)}]{extra}}}'
 
 
 def _taken(ids: list[PushId]) -> tuple[PushId, ...]:

@@ -94,8 +94,12 @@ class HeaderCalculator:
         return sqrt((common_now - common) ** 2 + (noise_now - noise))
 
     def combine(self, step: Step) -> None:
-        made, payloads = PushId(0, self._version + 1), self._payloads
-        terms = [term for term in step.terms if term.push != made]
+        payloads, terms = self._payloads, step.terms
+        if len(terms) == 1 and terms[0].push in payloads and step.combine != "sum":
+            self._combined = payloads[terms[0].push]
+            return
+        made = PushId(0, self._version + 1)
+        terms = tuple([term for term in terms if term.push != made])
         total = 1.0 if step.combine == "sum" else sum([term.weight for term in terms])
         common = noise = 0.0
         for push, weight, _ in terms:
@@ -155,9 +159,10 @@ class HeaderCalculator:
 
     def _move(self, direction: Motion, rate: float) -> float:
         """Let the model move by rate x direction; return how far."""
+        together, alone = direction
         common, noise = self._moved
-        self._moved = common + rate * direction[0], noise + rate * rate * direction[1]
-        return rate * _norm(direction)
+        self._moved = common + rate * together, noise + rate * rate * alone
+        return rate * sqrt(together * together + alone)
 
 
 def _norm(motion: Motion) -> float:

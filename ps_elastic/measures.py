@@ -51,10 +51,10 @@ class Measures:
     def note_step(self, step: Step, fresh: Sequence[Push], moved: float) -> None:
         """A step moved the model by alpha x `moved`, of the pushes `fresh` that were used for the first time."""
         direction = moved / step.share
-        self.applied.note(direction, len(fresh))
+        self.applied.note_times(direction, len(fresh))
         for push in fresh:
             self.note_push(push)
-        if step.combine != "mean" or len(fresh) < 2:
+        if len(fresh) < 2 or step.combine != "mean":
             return
         terms = [term for term in step.terms if term.push.worker or term.push == ZERO]  # not the mean of the others
         pushes = sum(1 for term in terms if term.push.worker)
@@ -116,7 +116,7 @@ def _holds(server: Server, bound: Bound, facts: Facts) -> tuple[bool | None, lis
         promised = server.policy.limit() < math.inf
         return (server.measures.beyond == 0 if promised else largest <= limit), []
     if rms > limit and server.policy.view_of == "ideal":
-        most = server.measures.pushes.max
+        most = server.measures.pushes.as_dict("max")["max"] or 0.0
         worst = server.policy.declared_bound(facts._replace(M=most, M_push=most, M_applied=most))
         if worst is not None and worst.value is not None and rms <= worst.value:
             return None, ["what was owed was larger than M, the rms of all pushes: nothing follows"]

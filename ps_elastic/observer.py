@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from ps_elastic.alphas import Alphas
-from ps_elastic.events import Push, PushId, Step
+from ps_elastic.events import Push, PushId, Step, repeated
 from ps_elastic.measures import Measures
 from ps_elastic.totals import Totals
 from ps_elastic.tracker import Tracker, number
@@ -244,10 +244,10 @@ class Observer:
     def _texts_of(self, now: float, version: int, alpha: float, weight: float, share: float) -> tuple[str, ...]:
         """What the lines of a step have in common: their start, and what follows base, B and residual norm."""
         return (
-            f'{{"event": "used", "t_s": {now!r}, "rank": {self._tracker.rank}, "worker": ',
+            f'{{"event": "used", "t_s": {repeated(now)}, "rank": {self._tracker.rank}, "worker": ',
             f', "version": {version}, "x": "{self._x}", "staleness": ',
-            f', "step_size": {alpha!r}, "path_length": ',
-            f', "weight": {weight!r}, "share": {share!r}}}',
+            f', "step_size": {repeated(alpha)}, "path_length": ',
+            f', "weight": {weight!r}, "share": {repeated(share)}}}',
         )
 
 

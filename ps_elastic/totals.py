@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import add, mul
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic.evaluate import Evaluation
@@ -12,29 +14,48 @@ from ps_elastic.tracker import finite
 if TYPE_CHECKING:
     from ps_elastic.config import Target
 
+_BATCH = 1024  # values that are added up together: a third of the time of adding each
 
 class Mean:
-    """Mean, root mean square and maximum of the finite values noted."""
-
-    __slots__ = ("count", "max", "squares", "sum")
+    """Mean, root mean square and maximum of the finite values noted, added up in the order noted, many at a time."""
 
     def __init__(self) -> None:
-        self.count, self.sum, self.squares, self.max = 0, 0.0, 0.0, -math.inf
+        self._count, self._sum, self._squares, self._max = 0, 0.0, 0.0, -math.inf
+        self._new: list[float] = []
 
-    def note(self, value: float, times: int = 1) -> None:
-        if value - value == 0 and times:  # finite, sooner than by a call
-            self.count += times
-            weighted = times * value
-            self.sum += weighted
-            self.squares += weighted * value
-            if value > self.max:
-                self.max = value
+    def note(self, value: float) -> None:
+        new = self._new
+        new.append(value)
+        if len(new) == _BATCH:
+            self._add()
+
+    def note_times(self, value: float, times: int) -> None:
+        """As `times` notes of `value`."""
+        if times == 1:
+            self.note(value)
+            return
+        self._add()
+        if times and math.isfinite(value):
+            self._count += times
+            self._sum += times * value
+            self._squares += times * value * value
+            self._max = max(self._max, value)
 
     def as_dict(self, *names: str) -> dict[str, float | None]:
         """The statistics called `names` ("mean", "rms", "max"); null where nothing was noted."""
-        n = self.count
-        values = {"mean": self.sum / n, "rms": math.sqrt(self.squares / n), "max": self.max} if n else {}
+        self._add()
+        n = self._count
+        values = {"mean": self._sum / n, "rms": math.sqrt(self._squares / n), "max": self._max} if n else {}
         return {name: values.get(name) for name in names}
+
+    def _add(self) -> None:
+        values = [value for value in self._new if value - value == 0]  # finite, sooner than by a call
+        self._new.clear()
+        if values:
+            self._count += len(values)
+            self._sum = reduce(add, values, self._sum)  # `sum` compensates roundings from Python 3.12 on
+            self._squares = reduce(add, map(mul, values, values), self._squares)
+            self._max = max(self._max, *values)
 
 
 class Totals:

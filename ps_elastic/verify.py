@@ -183,9 +183,14 @@ class Kept(Mean):
         super().__init__()
         self.values: list[float] = []
 
-    def note(self, value: float, times: int = 1) -> None:
-        super().note(value, times)
-        self.values += [value] * times
+    def note(self, value: float) -> None:
+        super().note(value)
+        self.values.append(value)
+
+    def note_times(self, value: float, times: int) -> None:
+        super().note_times(value, times)
+        if times != 1:
+            self.values += [value] * times
 
 
 def _facts(config: Config, runs: Sequence[Played], others: Sequence[Played]) -> tuple[Facts, Facts]:
