@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.evaluate import Evaluator, statistics_of
-from ps_elastic.layout import Layout
+from ps_elastic.layout import Bucket, Layout
 from ps_elastic.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.record import load_parameters
 from ps_elastic.server import Server
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
 
 
 def make_parts(config: Config, workers: int) -> Parts:
-    """Build task, model and layout. Raises ConfigError where they do not fit together."""
+    """Build task, model and layout; auto buckets are whole here. Raises ConfigError where they do not fit together."""
     policy = config.policy.build()
     needed = policy.workers_needed()
     if needed > workers:
@@ -65,7 +65,7 @@ def make_parts(config: Config, workers: int) -> Parts:
     model = task.model(config.seed)
     if config.train.init is not None:
         load_parameters(model, config.train.init)
-    layout = Layout(model, config.buckets)
+    layout = Layout(model, "whole" if config.buckets == "auto" else config.buckets)
     return Parts(task, model, layout, config.compressor.plugin.build())
 
 
@@ -89,7 +89,7 @@ def make_server(
         layout,
         x,
         FlatOptimizer(config.optimizer, layout, x),
-        _fresh(parts.compressor, layout, config.seed, 0),
+        _fresh(parts.compressor, layout.buckets, config.seed, 0),
         keeps_versions=config.tracker.discrepancy == "exact" or policy.jobs > 1,
     )
     server = Server(
@@ -122,12 +122,7 @@ def make_worker(
     """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first)."""
     device = choose_device(config.device, local)
     parts.model.to(device)
-    copies = _fresh(parts.compressor, parts.layout, config.seed, rank)
-    feedback = config.compressor.error_feedback
-    if parts.compressor.biased if feedback == "auto" else feedback:
-        wrapped = [ErrorFeedback(c, b.numel) for c, b in zip(copies, parts.layout.buckets, strict=True)]
-    else:
-        wrapped = copies
+    coders = working_copies(config, parts.compressor, parts.layout.buckets, rank)
     try:
         batches = parts.task.batches(rank, workers, config.seed)
     except ConfigError as error:
@@ -139,7 +134,7 @@ def make_worker(
         parts.layout,
         batches,
         config.update.plugin.build(),
-        wrapped,
+        coders,
         tracker,
         seed=config.seed,
         accumulate=config.update.accumulate,
@@ -162,8 +157,19 @@ def choose_device(name: str, local: int) -> torch.device:
     return torch.device("cuda", local % torch.cuda.device_count())
 
 
-def _fresh(compressor: Compressor, layout: Layout, seed: int, rank: int) -> list[Compressor]:
+def working_copies(
+    config: Config, compressor: Compressor, buckets: Sequence[Bucket], rank: int
+) -> list[Compressor | ErrorFeedback]:
+    """What worker `rank` encodes each bucket with."""
+    copies = _fresh(compressor, buckets, config.seed, rank)
+    feedback = config.compressor.error_feedback
+    if not (compressor.biased if feedback == "auto" else feedback):
+        return list(copies)
+    return [ErrorFeedback(copy, bucket.numel) for copy, bucket in zip(copies, buckets, strict=True)]
+
+
+def _fresh(compressor: Compressor, buckets: Sequence[Bucket], seed: int, rank: int) -> list[Compressor]:
     return [
         compressor.fresh(bucket.numel, torch.Generator().manual_seed(draw_seed(seed, rank, i)))
-        for i, bucket in enumerate(layout.buckets)
+        for i, bucket in enumerate(buckets)
     ]

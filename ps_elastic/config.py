@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
@@ -77,7 +77,7 @@ class Config:
     tracker: Tracker
     transport: Literal["auto", "messages", "shared"] = "auto"
     views: Literal["exact", "torn"] = "exact"
-    buckets: Literal["whole", "layer", "auto"] | int = "whole"  # a number: bytes of a bucket
+    buckets: Literal["whole", "layer", "auto"] | int = "whole"  # a number: bytes of a bucket; auto: measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1  # of each worker
     server_threads: int = 1
@@ -104,6 +104,10 @@ class Config:
         text = io.StringIO()
         yaml.dump(self.to_dict(), text)
         return text.getvalue()
+
+    def settled(self, buckets: str | int = "whole") -> Config:
+        """This configuration, with `buckets: auto` as it was chosen; without ranks to measure on it is whole."""
+        return replace(self, buckets=buckets) if self.buckets == "auto" else self  # type: ignore[arg-type]
 
     def digest(self) -> bytes:
         """The SHA-256 of `to_dict`, 32 bytes: equal on ranks that were given the same configuration."""

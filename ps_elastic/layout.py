@@ -7,7 +7,7 @@ treat the last few entries of a tensor apart, give the bits of the plain ones wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ class Layout:
             raise ConfigError("the model has no parameter that requires a gradient", key="task")
         self.slots, self.size = tuple(slots), offset
         self.numel = sum(slot.numel for slot in slots)
-        self.buckets = tuple(_cut(self.slots, self.size, buckets))
+        self.buckets = tuple(cut(self.slots, self.size, buckets))
         digest.update(repr((self.slots, self.buckets)).encode())
         self.digest = digest.digest()
 
@@ -89,7 +89,7 @@ class Layout:
         return digest.hexdigest()
 
 
-def _cut(slots: tuple[Slot, ...], size: int, buckets: str | int) -> Iterator[Bucket]:
+def cut(slots: Sequence[Slot], size: int, buckets: str | int) -> Iterator[Bucket]:
     """Cut between tensors: everything at once, a tensor each, or as soon as `buckets` bytes are together."""
     if buckets == "whole":
         yield Bucket(0, size)

@@ -17,7 +17,6 @@ def unsupported(config: Config, simulated: bool = False) -> list[ConfigError]:
     cases = [
         (config.transport == "shared", "transport", "shared", "no shared windows yet; expected auto or messages"),
         (config.views == "torn", "views", "torn", "it needs a shared window; expected exact"),
-        (config.buckets == "auto", "buckets", "auto", "no measuring yet; expected whole, layer or a number of bytes"),
         (config.update.pipeline > 0, "update.pipeline", config.update.pipeline, "no runahead yet; expected 0"),
         (
             config.downlink.name != "identity",

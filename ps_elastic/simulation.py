@@ -55,7 +55,7 @@ def simulate(
     from ps_elastic.live import Live
     from ps_elastic.record import Record
 
-    config = load(source, overrides, simulated=True)
+    config = load(source, overrides, simulated=True).settled()
     joining = config.faults.check(workers)
     parts = make_parts(config, workers)
     setting = HeaderSetting(config, parts, norms) if headers_only else Setting(config, parts, workers + joining)

@@ -62,7 +62,7 @@ def run_in_process(
     from ps_elastic.record import Record
     from ps_elastic.transport import inprocess
 
-    config = load(source, overrides)
+    config = load(source, overrides).settled()
     parts = make_parts(config, workers)
     directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
     records = [Record(directory, rank) for rank in range(workers + 1)]

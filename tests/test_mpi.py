@@ -68,9 +68,12 @@ RUNS: dict[str, tuple[str, tuple[str, ...], dict[str, int]]] = {
     "model apart, chunks": (DIGITS, SHORT, {"inline_bytes": 1024, "chunk_bytes": 4096}),
     "layer": (DIGITS, (*SHORT, "buckets=layer"), {}),
     "layer, chunks": (DIGITS, (*SHORT, "buckets=layer"), {"inline_bytes": 1024, "chunk_bytes": 4096}),
+    "layer, late": (DIGITS, (*SHORT, "buckets=layer", "train.on_nonfinite=drop"), {}),  # nothing leaves early
+    "auto": (DIGITS, (*SHORT, "buckets=auto"), {}),
     "top_k": (DIGITS, (*SHORT, *TOP_K), {}),
     "top_k again": (DIGITS, (*SHORT, *TOP_K), {"inline_bytes": 1024}),
     "top_k, layer": (DIGITS, (*SHORT, *TOP_K, "buckets=layer"), {}),
+    "top_k, layer, late": (DIGITS, (*SHORT, *TOP_K, "buckets=layer", "train.on_nonfinite=drop"), {}),
     "asynchronous": (DIGITS, (*SHORT, "policy=asynchronous"), {"inline_bytes": 1024, "chunk_bytes": 4096}),
     "asynchronous, top_k": (DIGITS, (*SHORT, *TOP_K, "policy=asynchronous"), {}),
     "stale_synchronous": (DIGITS, (*SHORT, "policy=stale_synchronous:bound=1"), {}),
@@ -130,9 +133,9 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict
     ("name", "others"),
     [
         ("synchronous", ["again", "chunks", "model apart", "model apart, chunks"]),
-        ("layer", ["synchronous", "layer, chunks"]),
+        ("layer", ["synchronous", "layer, chunks", "layer, late", "auto"]),
         ("top_k", ["top_k again"]),
-        ("top_k, layer", []),
+        ("top_k, layer", ["top_k, layer, late"]),
     ],
 )
 def test_synchronous_is_bitwise_the_same_under_mpirun_in_process_and_again(runs, in_process, name, others):
@@ -141,6 +144,14 @@ def test_synchronous_is_bitwise_the_same_under_mpirun_in_process_and_again(runs,
         assert found["parameters_sha256"] == expected["parameters_sha256"]
         assert (found["samples"], found["used"]) == (expected["samples"], expected["used"])
         assert found["metrics"] == expected["metrics"]
+
+
+def test_auto_buckets_are_chosen_once_told_and_written_down(runs):
+    run = runs["auto"]
+    written = load(str(run.folder / "config.yaml"), plugins=False).buckets
+    assert run.summary["exit"] == 0
+    assert f"buckets: auto is {written}" in run.said[0].stderr
+    assert written == "whole" or int(written) >= 1 << 16
 
 
 def test_runs_that_should_differ_do(runs):

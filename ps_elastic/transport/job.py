@@ -15,6 +15,7 @@ from ps_elastic.messages import Farewell
 from ps_elastic.rundir import INTERRUPT, new_run_dir
 from ps_elastic.training import describe, exit_code
 from ps_elastic.transport.agree import Told, agree, blame, broadcast, compare, ending_all, meet, processes_here
+from ps_elastic.transport.autocut import settle_buckets
 from ps_elastic.transport.signals import Signals, ended_by
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Setting(NamedTuple):
     config: Config
     parts: Parts
     threads: str  # for the user
+    buckets: str  # for the user, where they were measured
     directory: Path
 
 
@@ -123,8 +125,9 @@ def _prepare(
     early = agree(comm, lambda: None if local_rank() else make_parts(config, workers))
     parts = agree(comm, lambda: early or make_parts(config, workers))
     compare(comm, "the model's layout", parts.layout.digest)
+    cut = settle_buckets(comm, config, parts)
     folder = agree(comm, lambda: "" if rank else str(_folder(config.name, run_dir)))
-    return Setting(config, parts, threads, Path(broadcast(comm, folder, 0)))
+    return Setting(cut.config, cut.parts, threads, cut.text, Path(broadcast(comm, folder, 0)))
 
 
 def _threads(source: str | Mapping[str, Any], overrides: Sequence[str], rank: int) -> str:
@@ -149,7 +152,7 @@ def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Sign
     from ps_elastic.transport.loops import serve
     from ps_elastic.transport.mpi import MPI, ServerEnd
 
-    config, parts, threads, directory = setting
+    config, parts, threads, buckets, directory = setting
     survive, layout, workers = config.survive, parts.layout, comm.Get_size() - 1
 
     def make() -> tuple[Record, Server, Evaluator, ServerEnd]:
@@ -170,6 +173,8 @@ def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Sign
     processes = processes_here(comm)
     live, code = Live(server, config, quiet=quiet), OK
     live.say(f"{config.name}: 1 server, {workers} workers; {threads}; {directory}")
+    if buckets:
+        live.say(buckets)
     started = time.perf_counter()
 
     def clock() -> float:
@@ -220,7 +225,7 @@ def _be_worker(comm: MPI.Comm, setting: Setting, waiting: Waiting) -> None:
     from ps_elastic.transport.mpi import WorkerEnd
     from ps_elastic.worker import Worker
 
-    config, parts, _, directory = setting
+    config, parts, _, _, directory = setting
     survive, layout, rank = config.survive, parts.layout, comm.Get_rank()
     patience_s = 2 * survive.stall_deadline_s  # so that the server, which knows more, is the first to give up
 

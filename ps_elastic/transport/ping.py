@@ -28,19 +28,21 @@ def main() -> None:
         print(json.dumps(found), flush=True)
 
 
-def round_trips_s(world: MPI.Comm, nbytes: int, rounds: int) -> list[float]:
-    """The times of `rounds` round trips from rank 0 to rank 1 and back; nothing on other ranks."""
+def round_trips_s(world: MPI.Comm, nbytes: int, rounds: int, peer: int = 1) -> list[float]:
+    """The times of `rounds` round trips from rank 0 to rank `peer` and back, on these two; nothing on other ranks."""
     buffer = np.zeros(nbytes, np.uint8)
     times = []
     for _ in range(rounds):
+        started = perf_counter()
         if world.rank == 0:
-            started = perf_counter()
-            world.Send(buffer, 1)
-            world.Recv(buffer, 1)
-            times.append(perf_counter() - started)
-        elif world.rank == 1:
+            world.Send(buffer, peer)
+            world.Recv(buffer, peer)
+        elif world.rank == peer:
             world.Recv(buffer, 0)
             world.Send(buffer, 0)
+        else:
+            break
+        times.append(perf_counter() - started)
     return times
 
 

@@ -1,0 +1,57 @@
+"""`buckets: auto` under MPI: every worker warms up, and all ranks take what the last of them finds best."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from ps_elastic.environment import local_rank
+from ps_elastic.transport.agree import agree, broadcast, meet
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from ps_elastic.assemble import Parts
+    from ps_elastic.config import Config
+
+_SMALL, _LARGE, _ROUNDS = 112, 1 << 22, 7  # bytes of the messages timed, and how often
+
+
+class Cut(NamedTuple):
+    """A configuration that states its buckets, the parts with their layout, and what to tell the user."""
+
+    config: Config
+    parts: Parts
+    text: str
+
+
+def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
+    """Measure where `buckets` is auto; the same on all ranks. The last rank is the one most likely on another host."""
+    if config.buckets != "auto":
+        return Cut(config, parts, "")
+    from ps_elastic.cutting import Line, Pace, choose
+    from ps_elastic.layout import Layout
+    from ps_elastic.transport.ping import round_trips_s
+    from ps_elastic.warmup import time_gradients, time_leaving
+
+    rank, workers = comm.Get_rank(), comm.Get_size() - 1
+
+    def warm_up() -> Pace | None:
+        if rank == 0:
+            return None
+        ready = time_gradients(config, parts, rank, workers, local_rank())
+        leaving, nbytes = time_leaving(config, parts, rank, copies=True)
+        alone, _ = time_leaving(config, parts, rank, copies=not parts.in_place)
+        return Pace(ready, leaving, alone, Line(0.0, 0.0), nbytes)
+
+    pace = agree(comm, warm_up)
+    trips = [(nbytes, round_trips_s(comm, nbytes, _ROUNDS, peer=workers)) for nbytes in (_SMALL, _LARGE)]
+    said = ""
+    if pace is not None and rank == workers:
+        small, large = ((float(size), workers * median(times) / 2) for size, times in trips)
+        choice = choose(parts.layout, pace._replace(arriving=Line.through(small, large)))
+        said = f"{choice.buckets}\n{choice.text}"
+    meet(comm)
+    written, text = broadcast(comm, said, workers).split("\n")
+    buckets = written if written == "whole" else int(written)
+    return Cut(config.settled(buckets), parts._replace(layout=Layout(parts.model, buckets)), text)
