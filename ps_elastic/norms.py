@@ -37,6 +37,7 @@ class _Sum(NamedTuple):
         sums = np.empty((count, 1, 1), np.float32)
         return cls(array, whole.reshape(-1, 1, _ROW), whole.reshape(-1, _ROW, 1), sums, array[count * _ROW :])
 
+    @np.errstate(over="ignore", under="ignore", invalid="ignore")  # done again in double precision below
     def square(self) -> float:
         total = 0.0
         if self.sums.size:
