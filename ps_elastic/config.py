@@ -80,7 +80,7 @@ class Config:
     buckets: Literal["whole", "layer", "auto"] | int = "whole"  # a number: bytes of a bucket; auto: measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1  # of each worker
-    server_threads: int = 1
+    server_threads: Literal["auto"] | int = 1  # auto: what the workers leave of the host
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,8 +88,14 @@ class Config:
         expect(bool(re.fullmatch(r"\w[\w.-]*", self.name)), self, "name", named)
         expect(isinstance(self.buckets, str) or self.buckets >= 4, self, "buckets", "a number of bytes >= 4, or a name")
         expect(self.threads >= 1, self, "threads", "a number of threads >= 1")
-        expect(self.server_threads >= 1, self, "server_threads", "a number of threads >= 1")
+        server = self.server_threads
+        expect(isinstance(server, str) or server >= 1, self, "server_threads", "a number of threads >= 1, or auto")
         expect(0 <= self.seed < 2**63, self, "seed", "a whole number >= 0 and < 2^63")
+
+    @property
+    def most_threads(self) -> int:
+        """Threads of the rank that is given the most; `auto` takes only what is left."""
+        return max(self.threads, 1 if isinstance(self.server_threads, str) else self.server_threads)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default stated; `load` gives the same Config back."""

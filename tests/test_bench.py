@@ -9,6 +9,7 @@ import pytest
 from ps_elastic.bench import Benchmark, Row, benchmarks, row, run_benchmark
 from ps_elastic.cli import main
 from ps_elastic.errors import CHECK_FAILED, ConfigError
+from ps_elastic.policies import policies
 
 
 @dataclass
@@ -62,6 +63,30 @@ def test_the_command_prints_one_document_and_checks_the_targets(capsys: pytest.C
 def test_a_wrong_name_or_setting_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_benchmark(text)
+
+
+def test_ledger_and_rule_are_measured_by_workers() -> None:
+    document = run_benchmark("decide:many=8:pushes=20:repeats=1")
+    rules = {name for name, _ in policies.items()}
+    assert {line["case"].split(",")[0] for line in document["rows"]} == rules
+    assert sum(line["target"] == "<= 8" for line in document["rows"]) == 4
+    assert all(line["ours"] > 0 for line in document["rows"])
+
+
+def test_the_update_is_measured_beside_torch_and_a_copy() -> None:
+    rows = run_benchmark("update:parameters=70000:repeats=1")["rows"]
+    assert [(line["unit"], line["target"]) for line in rows[:6]] == [
+        ("ms", "ratio <= 1"), ("GB/s", "ratio >= 0.9"), ("ms", "ratio <= 1"), ("GB/s", "ratio >= 0.9"),
+        ("ms", "ratio <= 1"), ("GB/s", "ratio >= 0.6"),
+    ]  # fmt: skip
+    assert len(rows) == 16 and all(line["ours"] > 0 and line["baseline"] > 0 for line in rows)
+
+
+@pytest.mark.slow
+def test_exact_discrepancy_is_measured_beside_a_step() -> None:
+    rows = run_benchmark("tracker:rounds=2")["rows"]
+    assert [line["case"].split(",")[0] for line in rows] == ["asynchronous", "synchronous"] * 2
+    assert all(line["baseline"] > 0 for line in rows)
 
 
 def test_the_simulator_is_measured_for_speed_and_for_growth() -> None:

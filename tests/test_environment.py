@@ -215,6 +215,12 @@ def test_threads_are_those_of_the_configuration_and_sleep_where_they_crowd():
     assert environment.crowding(4, 7, 2) == "4 ranks of 2 threads each share 7 cores: it works, more slowly"
 
 
+def test_the_server_may_have_what_its_workers_leave():
+    assert [environment.spare_threads(ranks, 8, 1) for ranks in (1, 2, 4, 8, 9)] == [8, 7, 5, 1, 1]
+    assert environment.spare_threads(3, 8, 3) == 2
+    assert environment.spare_threads(3, 64, 1) == 8
+
+
 def test_looking_at_the_machine_loads_neither_mpi_nor_torch():
     code = (
         "import sys, ps_elastic.launcher, ps_elastic.submit, ps_elastic.doctor\n"

@@ -40,6 +40,23 @@ def test_every_rank_has_its_metrics_and_rank_0_the_rest(tmp_path: Path) -> None:
     assert env["workers"] == 2 and env["transport"] == "in process" and env["versions"]["torch"]
 
 
+def test_lines_wait_no_longer_than_a_second_while_nothing_else_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    record = Record(tmp_path, 0)
+    events, metrics = tmp_path / "events.jsonl", tmp_path / "metrics" / "rank-000.jsonl"
+    record.events().write('{"event": "push"}')
+    record.tracker.write('{"event": "used"}')
+    record.rest()
+    assert events.read_text() == metrics.read_text() == ""
+    clock[0] = 1.5
+    record.rest()
+    assert (events.read_text(), metrics.read_text()) == ('{"event": "push"}\n', '{"event": "used"}\n')
+    record.close()
+
+
 def test_the_environment_names_versions_machine_and_threads() -> None:
     found = environment()
     assert {"versions", "host", "platform", "processor", "cores", "threads", "command"} <= found.keys()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -372,6 +374,29 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
         fit(tmp_path, f"{__name__}:Interrupted", samples=60)
     written = read_summary(next(tmp_path.iterdir()))
     assert written is not None and written["exit"] == 130 and written["samples"] == 9
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, SystemExit, MemoryError])
+def test_a_run_that_fails_leaves_every_line_it_gathered(tmp_path: Path, error: type[BaseException]) -> None:
+    task = {"task": {"name": f"{__name__}:Failing", "error": error.__name__}}
+    with pytest.raises(error):
+        fit(tmp_path, task, samples=60)
+    directory = next(tmp_path.iterdir())
+    written = read_summary(directory)
+    lines = [json.loads(line) for line in (directory / "metrics" / "rank-000.jsonl").read_text().splitlines()]
+    events = (directory / "events.jsonl").read_text()
+    assert written is not None and written["used"] == 9 == sum(line["event"] == "used" for line in lines)
+    assert events.endswith("\n") and events.count("\n") == written["record"]["events"] > 9
+    assert hashlib.sha256(events.encode()).hexdigest() == written["record"]["events_sha256"]
+
+
+@dataclass
+class Failing(Slope):
+    error: str = ""
+
+    def batches(self, worker: int, workers: int, seed: int) -> Iterator[Tensor]:
+        yield from [torch.ones(2)] * 3
+        raise getattr(builtins, self.error)
 
 
 def test_numbers_in_the_summary_are_json(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def command(
         seeds=seeds,
     )
     launcher.refuse_unfit(workers + 1)
-    machine = launcher.describe(workers + 1, max(base.threads, base.server_threads))
+    machine = launcher.describe(workers + 1, base.most_threads)
     folder = Path(out) if out else new_run_dir(f"compare-{base.name}", None)
     click.echo(f"ps-elastic: {machine}\nps-elastic: folder {folder}", err=True)
     return perform(Session(comparison, folder, resolve, launcher.run_job, versions()), as_json)

@@ -29,7 +29,7 @@ def command(
 
     launcher.refuse_unfit(ranks)
     settings = configuration.load(config, overrides, plugins=False)
-    plan = launcher.describe(ranks, max(settings.threads, settings.server_threads))
+    plan = launcher.describe(ranks, settings.most_threads)
     folder = new_run_dir(settings.name, run_dir)
     click.echo(f"ps-elastic: {plan}; run folder {folder}", err=True)
     code = launcher.run_job(

@@ -72,7 +72,7 @@ def _recompute(record: RunRecord) -> dict[str, Any]:
     if record.env.get("headers_only"):
         raise ConfigError("only headers moved in this run: there are no parameters to compute", source=record.events)
     config = _load(record)
-    server_threads = record.env.get("torch_threads", config.server_threads)
+    server_threads = record.env.get("torch_threads", config.most_threads)
     set_threads(max(config.threads, server_threads), 1)  # before anything imports torch
     from ps_elastic.recompute import recompute, warnings
 

@@ -52,7 +52,7 @@ def command(
         nodes=nodes,
         tasks_per_node=tasks_per_node,
         time=time,
-        threads=max(settings.threads, settings.server_threads),
+        threads=settings.most_threads,
         partition=partition,
         account=account,
     )

@@ -132,10 +132,10 @@ def _prepare(
 
 def _threads(source: str | Mapping[str, Any], overrides: Sequence[str], rank: int) -> str:
     from ps_elastic.config import load
-    from ps_elastic.threads import set_threads
+    from ps_elastic.threads import set_server_threads, set_threads
 
     light = load(source, overrides, plugins=False)
-    return set_threads(light.threads if rank else light.server_threads)
+    return set_threads(light.threads) if rank else set_server_threads(light.server_threads, light.threads)
 
 
 def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
@@ -198,6 +198,7 @@ def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Sign
             for worker, reply in server.stop(now):
                 end.send(worker, reply)
         live.update(now)
+        record.rest()
 
     end.look = look
     try:

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ps_elastic import threads
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks on eight cores."""
+    monkeypatch.setattr(threads, "local_size", lambda: 4)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+
+
+def test_a_rank_computes_on_as_many_threads_as_it_is_told(host: None) -> None:
+    line = threads.set_threads(2)
+    assert torch.get_num_threads() == 2
+    assert line.startswith("4 ranks on this host, 8 cores") and line.endswith("2 threads a rank")
+    assert "12 threads" not in line and threads.set_threads(3).endswith("share 8 cores: it works, more slowly")
+
+
+def test_the_server_takes_what_the_workers_leave(host: None) -> None:
+    line = threads.set_server_threads("auto", 2)
+    assert torch.get_num_threads() == 2 and line.endswith("2 threads for the server")
+    threads.set_server_threads("auto", 1)
+    assert torch.get_num_threads() == 5
+    threads.set_server_threads(3, 1)
+    assert torch.get_num_threads() == 3
