@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,7 @@ from ps_elastic.workbench import Workbench
 
 if TYPE_CHECKING:
     from ps_elastic.config import Config
+    from ps_elastic.server import Server
     from ps_elastic.tasks import Task
 
 RESAMPLES = 1000
@@ -71,6 +72,7 @@ class Played(NamedTuple):
     measures: Measures
     staleness: int
     sigma: float  # of a gradient, at the start or at the end of the run, whichever is larger
+    waiting: float  # part of the time that a worker has nothing to do, the mean over workers
 
 
 def verify(config: Config, workers: int, seeds: int) -> Verdict:
@@ -124,8 +126,8 @@ def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
     return sup, max(0.0, min(low, sup)), max(high, sup)
 
 
-def play(config: Config, workers: int) -> Played:
-    """One run of `config` in virtual time, of which only the figures are kept."""
+def play(config: Config, workers: int, look: Callable[[Server], object] = id) -> Played:
+    """One run of `config` in virtual time, of which only the figures are kept; `look` sees the server before it."""
     parts = make_parts(config, workers)
     uses = Uses()
     server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
@@ -139,11 +141,14 @@ def play(config: Config, workers: int) -> Played:
         silent = Tracker(rank, lambda line: None)
         return Turns(make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view)
 
-    make_simulator(config, parts, server, workers, make).run()
+    look(server)
+    ended = make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
     staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
     sigma = max(noise(config, parts, workers, x) for x in (start, server.calculator.x))
-    return Played([scaled for _, scaled in sorted(uses.seen)], server.measures, staleness, sigma)
+    waited = server.totals.waited.values()
+    scaled = [scaled for _, scaled in sorted(uses.seen)]
+    return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)
 
 
 def noise(config: Config, parts: Parts, workers: int, x: torch.Tensor) -> float:

@@ -233,6 +233,25 @@ def test_another_task_or_a_configuration_may_be_named(tmp_path: Path, capsys: py
     assert row["verdict"] == "within" and not row["figures"]["plain"]
 
 
+def test_a_kept_verdict_is_taken_and_only_for_what_it_is_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["verify", "stale_synchronous:bound=1", "--seeds", "2", "--keep", str(tmp_path), "--json"]
+    assert main(call) == 0
+    document = capsys.readouterr().out
+    monkeypatch.setattr("ps_elastic.verify.verify", None)
+    assert main(call) == 0
+    assert capsys.readouterr().out == document
+    call[3] = "3"
+    assert main(call) == 2
+    said = capsys.readouterr().err
+    assert "--keep" in said and "the verdict here is on" in said
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text()[:40])
+    assert main(call) == 2
+    assert f"{file.name}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -23,9 +27,16 @@ ARRIVALS = {"compute": {"name": "exponential", "mean_s": 0.5}}  # long beside a 
 @click.option("--workers", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--task", help="What is trained, as in quadratic:heterogeneity=3. [default: quadratic]")
 @click.option("--config", "file", metavar="CONFIG", help="A configuration for all but the rule and the seeds.")
+@click.option("--keep", metavar="DIR", help="Keep each verdict there, and take those that are: to go on after a stop.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 def command(
-    policies: tuple[str, ...], seeds: int, workers: int, task: str | None, file: str | None, as_json: bool
+    policies: tuple[str, ...],
+    seeds: int,
+    workers: int,
+    task: str | None,
+    file: str | None,
+    keep: str | None,
+    as_json: bool,
 ) -> int:
     """Estimate B = max over t of sqrt(mean over seeds of (D_t/alpha)^2) for each POLICY, and judge it by its theory.
 
@@ -43,7 +54,8 @@ def command(
     named = policies or tuple(name for name, _ in known.items())
     console, verdicts = Console(stderr=True, soft_wrap=True), []
     for name in named:
-        verdict = _verdict(source, name, workers, seeds, lenient=not policies)
+        asked = {"policy": name, "source": source, "workers": workers, "seeds": seeds}
+        verdict = kept(keep, asked, partial(_verdict, source, name, workers, seeds, lenient=not policies))
         verdicts.append(verdict)
         console.print(f"{name}: {verdict.verdict}", markup=False, highlight=False)
     exceeded = [verdict.policy for verdict in verdicts if verdict.verdict == "exceeded"]
@@ -57,6 +69,32 @@ def command(
             out.width = 160
         out.print(_table(verdicts))
     return code
+
+
+def kept(folder: str | None, asked: dict[str, Any], verify: Callable[[], Verdict]) -> Verdict:
+    """The verdict on what is `asked`, from `folder` if an earlier call left it there; else `verify` finds it.
+
+    Raises ConfigError where what lies there answers something else.
+    """
+    from ps_elastic.errors import ConfigError
+    from ps_elastic.verify import Verdict
+
+    if folder is None:
+        return verify()
+    path = Path(folder) / f"{quote(asked['policy'], safe=':=.,')}.json"
+    if not path.exists():
+        verdict = verify()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"asked": asked, "verdict": verdict.as_dict()}, indent=1) + "\n")
+        return verdict
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        verdict, was = Verdict(**found["verdict"]), found["asked"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"no verdict can be read: {error}", key="--keep", source=str(path)) from None
+    if was != asked:
+        raise ConfigError(f"the verdict here is on {was}, not on {asked}", key="--keep", source=str(path))
+    return verdict
 
 
 def _setting(task: str) -> dict[str, Any]:
