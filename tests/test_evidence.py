@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ps_elastic.theory import EQUAL_DATA, REPAID
+
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 ENV = {
     "workers": 3,
@@ -94,6 +96,57 @@ def test_a_claim_that_fails_is_said_and_ends_with_6(
     assert [claim.holds for claim in evidence.claims] == holds
     assert fashion_mnist.publish(evidence, tmp_path) == (0 if all(holds) else 6)
     assert (tmp_path / "fashion_mnist.md").read_text().count("- FAILS: ") == holds.count(False)
+
+
+# ---- rules against their constants
+
+
+def verdict(policy: str, said: str, reason: str = "") -> dict[str, Any]:
+    figures = {"B_sup": 2.0, "low": 1.5, "high": 2.5, "B_theory": 4.0, "tightness": 0.5, "pushes": 240}
+    return {"policy": policy, "verdict": said, "reason": reason, "formula": "tau M", **figures}
+
+
+def verified(module: ModuleType, said: str, reason: str) -> dict[str, list[dict[str, Any]]]:
+    """Every part with one rule: `said` where nothing is broken, not applicable for `reason` where something is."""
+    parts = module.PARTS.items()
+    return {
+        name: [verdict("a_rule", "not applicable", reason) if part.broken else verdict("a_rule", said)]
+        for name, part in parts
+    }
+
+
+@pytest.fixture
+def rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(LAUNCH / "experiments"))
+    yield importlib.import_module("verify")
+    for name in ("verify", "_page"):
+        sys.modules.pop(name, None)
+
+
+def test_the_page_of_verdicts_has_every_part_and_says_which_condition_is_broken(
+    rules: ModuleType, tmp_path: Path
+) -> None:
+    found = verified(rules, "within", f"not so: {rules.UNEQUAL}; not so: {rules.UNPAID}")
+    assert rules.publish(rules.evidence(found), tmp_path) == 0
+    page = (tmp_path / "verify.md").read_text()
+    assert page.count("- holds: ") == len(rules.PARTS)
+    assert "| Fashion-MNIST | a_rule | within | 2 | 1.5 to 2.5 | 4 | 0.5 | 240 | tau M |" in page
+    assert "ps-elastic verify --task fashion_mnist --seeds 5 --keep runs/evidence/verify/fashion_mnist --json" in page
+
+
+@pytest.mark.parametrize(("said", "reason"), [("exceeded", "all"), ("within", "something else")])
+def test_a_rule_exceeded_or_a_broken_condition_not_named_fails(
+    rules: ModuleType, said: str, reason: str, tmp_path: Path
+) -> None:
+    named = f"not so: {rules.UNEQUAL}; not so: {rules.UNPAID}" if reason == "all" else reason
+    made = rules.evidence(verified(rules, said, named))
+    assert rules.publish(made, tmp_path) == 6
+    broken = [claim for claim in made.claims if not claim.holds]
+    assert len(broken) == 2 and all(("exceeded" in claim.text) == (said == "exceeded") for claim in broken)
+
+
+def test_the_conditions_to_be_broken_are_those_of_the_theory(rules: ModuleType) -> None:
+    assert {part.broken for part in rules.PARTS.values()} == {None, EQUAL_DATA, REPAID}
 
 
 @pytest.mark.parametrize("argument", ["", "nothing", "_page", "../experiments/_page"])

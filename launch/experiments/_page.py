@@ -31,6 +31,7 @@ class Evidence(NamedTuple):
     table: list[list[str]]  # headings first
     claims: list[Claim]
     data: dict[str, Any]
+    notes: Sequence[str] = ()  # lines of Markdown, before the table
 
 
 def setting(run_dir: Path) -> dict[str, Any]:
@@ -72,7 +73,10 @@ def _lines(evidence: Evidence) -> Iterator[str]:
     yield f"Written by `launch/evidence {evidence.name}`, which ran"
     yield from ("", "```sh", evidence.command, "```", "")
     yield f"on {where['date']}: {where['cores']} cores ({where['processor']}), {where['platform']}; {versions};"
-    yield from (f"{where['mpi']}.", "", *_table(evidence.table), "")
+    yield from (f"{where['mpi']}.", "")
+    if evidence.notes:
+        yield from (*evidence.notes, "")
+    yield from (*_table(evidence.table), "")
     yield from (f"- {line(claim)}" for claim in evidence.claims)
     yield from ("", f"All figures: [{evidence.name}.json]({evidence.name}.json).")
 
