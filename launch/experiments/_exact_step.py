@@ -1,0 +1,54 @@
+"""elastic_bound as it would be if it knew everything: what is left to gain. For simulations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ps_elastic.events import Action, PushId, Release, Step
+from ps_elastic.ledger import Ledger
+from ps_elastic.policies.elastic_bound import ElasticBound
+
+if TYPE_CHECKING:
+    from ps_elastic.server import Server
+
+
+@dataclass
+class ExactStep(ElasticBound):
+    """elastic_bound with the exact distance of every view after the step that it might make, in place of a bound on it.
+
+    On a push, if no live worker computes, use all held pushes; otherwise only if ||x - alpha (n/p) mean - v|| < alpha B
+    for every view still out. No rule can do that: it is no longer a matter of headers. `watch` shows it the server;
+    plain SGD with a constant alpha is taken for granted.
+    """
+
+    def watch(self, server: Server) -> None:
+        self._server = server
+
+    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+        share, budget = min(1.0, len(ledger.held) / max(1, len(ledger.workers))), self.budget()
+        step = Step.mean(ledger.held, share)
+        if ledger.computing and not self._bounded(ledger, share, budget) and self._farthest(ledger, step) >= budget:
+            return
+        yield step
+        self.norms, self.granted = 0.0, budget
+        if ledger.waiting:
+            yield Release(tuple(ledger.waiting))
+
+    def _bounded(self, ledger: Ledger, share: float, budget: float) -> bool:
+        """Whether the path alone shows that the step is within the budget, which is sooner asked."""
+        oldest = ledger.oldest_view
+        reach = ledger.reach(self.norms / len(ledger.held), share)
+        return oldest is None or ledger.travelled + reach - ledger.views[oldest].travelled < budget
+
+    def _farthest(self, ledger: Ledger, step: Step) -> float:
+        """The largest ||x - v|| / alpha after `step`, of all views that are out."""
+        calculator, alpha = self._server.calculator, ledger.applied.alpha
+        calculator.combine(step)
+        after = calculator.x - alpha * step.share * calculator.delta()
+        of_version: dict[int, PushId] = {view.version: push for push, view in ledger.views.items()}
+        views = torch.stack([torch.from_numpy(calculator.view(push)) for push in of_version.values()])
+        return float(torch.linalg.vector_norm(after - views, dim=1).max()) / alpha

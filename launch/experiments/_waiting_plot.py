@@ -1,0 +1,63 @@
+"""The plot of the study of waiting: a panel for each cell, a curve for each rule. It alone needs matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from _curves import curve
+from _waiting_runs import DELAYS, EXACT, NORM, OURS, RUNS, SSP, VALUE, Cell, Point
+
+matplotlib.use("svg")
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "waiting", "font.size": 8}
+
+STYLES = {
+    OURS: ("C3", "-"),
+    EXACT: ("C3", ":"),
+    VALUE: ("C1", "-"),
+    SSP: ("C0", "-"),
+    NORM: ("C2", "-"),
+    f"{NORM}, x^srv": ("C2", ":"),
+}
+
+
+def plot(found: dict[Cell, dict[str, list[Point]]], path: Path) -> None:
+    """Draw waiting against B_sup over that of `asynchronous` into `path`: of the same points, the same bytes."""
+    from matplotlib import pyplot
+
+    rows = [(start, p) for start, sizes in RUNS.items() for p in sizes]
+    figure, axes = pyplot.subplots(
+        len(rows), len(DELAYS), figsize=(11, 1.9 * len(rows)), sharex=True, sharey="row", squeeze=False
+    )
+    for (start, p), line in zip(rows, axes, strict=True):
+        for delays, panel in zip(DELAYS, line, strict=True):
+            _panel(panel, found[Cell(start, delays, p)])
+            panel.set_title(f"{start}, {delays}, {p} workers", fontsize=7)
+        line[0].set_ylabel("waiting, %")
+    for panel in axes[-1]:
+        panel.set_xlabel("B_sup / asynchronous")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(STYLES), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _panel(panel: Any, by_rule: dict[str, list[Point]]) -> None:
+    """One cell: points, and what is the least within each B as a line; B = 0 stands at the left edge."""
+    (free,) = by_rule["asynchronous"]
+    for rule, (colour, style) in STYLES.items():
+        points = by_rule[rule if rule in by_rule else NORM]
+        scales = [point.own if rule in by_rule else point.server for point in points]
+        pairs = [
+            (max(s.sup / free.own.sup, 0.02), 100 * point.waiting) for s, point in zip(scales, points, strict=True)
+        ]
+        xs, ys = zip(*curve(pairs), strict=True)
+        panel.plot(xs, ys, style, color=colour, marker=".", markersize=3, linewidth=1, label=rule)
+    panel.set_xscale("log")
+    panel.set_xlim(0.018, 1.5)
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.3, linewidth=0.5)
+    panel.minorticks_off()

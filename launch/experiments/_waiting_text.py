@@ -1,0 +1,6 @@
+"""What the page on waiting says in words."""
+
+from __future__ import annotations
+
+MEANING = [""]
+WHY = [""]
