@@ -236,8 +236,8 @@ class Observer:
         start, middle, size, end = self._texts
         text = repr if math.isfinite(distance + scaled + path + norm + payload_norm + residual_norm) else number
         self._write(  # as `note` of the tracker would write it, in a quarter of the time: one line for every push
-            f'{start}{worker}, "step": {step}, "base": {base}{middle}{staleness}, "discrepancy": {text(distance)}, "B": '
-            f'{text(scaled)}{size}{text(path)}, "norm": {text(norm)}, "payload_norm": {text(payload_norm)}, '
+            f'{start}{worker}, "step": {step}, "base": {base}{middle}{staleness}, "discrepancy": {text(distance)}, '
+            f'"B": {text(scaled)}{size}{text(path)}, "norm": {text(norm)}, "payload_norm": {text(payload_norm)}, '
             f'"residual_norm": {text(residual_norm)}{end}'
         )
 

@@ -32,7 +32,7 @@ class Machine(Protocol):
     step: int  # the last one finished
 
     def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
-        """The next push, whose arrays nobody overwrites; `reply`, which it answers, came at `arrived`, after `wait_s`."""
+        """The next push, whose arrays stay as they are; `reply`, which it answers, came at `arrived` after `wait_s`."""
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         """The run is over, as `reply` says."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BATCH = 1024  # values that are added up together: a third of the time of adding each
 
+
 class Mean:
     """Mean, root mean square and maximum of the finite values noted, added up in the order noted, many at a time."""
 
