@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from ps_elastic.bench import Benchmark, Row, benchmarks, row, run_benchmark
+from ps_elastic.bench import Benchmark, Row, row, run_benchmark
 from ps_elastic.cli import main
 from ps_elastic.errors import CHECK_FAILED, ConfigError
 from ps_elastic.policies import policies
@@ -89,10 +91,18 @@ def test_exact_discrepancy_is_measured_beside_a_step() -> None:
     assert all(line["baseline"] > 0 for line in rows)
 
 
-def test_the_simulator_is_measured_for_speed_and_for_growth() -> None:
+def test_the_simulator_is_measured_for_speed_and_for_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     document = run_benchmark("simulate:workers=32:few=8:pushes=300:repeats=1:rules=[stale_synchronous, first_k]")
     speed, growth = document["rows"][:4], document["rows"][4:]
     assert [line["target"] for line in speed] == [">= 30000"] * 2 + [">= 5000"] * 2
-    assert [line["case"].split(",")[0] for line in growth] == ["stale_synchronous", "first_k"]
+    assert [line["case"].split(",")[0] for line in growth] == ["stale_synchronous", "first_k:k=16"]
+    assert [line["baseline_name"] for line in document["rows"]] == ["bare event loop"] * 4 + ["8 workers"] * 2
     assert all(line["ours"] > 0 and line["baseline"] > 0 for line in document["rows"])
-    assert "simulate" in dict(benchmarks.items())
+    assert not list(tmp_path.iterdir())  # no run is kept
+
+
+def test_every_rule_can_be_measured() -> None:
+    document = run_benchmark("simulate:workers=4:few=4:pushes=40:repeats=1")
+    rules = [line["case"].split(",")[0].split(":")[0] for line in document["rows"][4:]]
+    assert rules == [name for name, _ in policies.items()]

@@ -230,6 +230,17 @@ def test_a_lost_reply_is_sent_again_and_changes_nothing_but_the_time(tmp_path: P
     assert [(line["t_s"], line["step"]) for line in asked] == [(2.0, 0), (7.0, 3)]
 
 
+@pytest.mark.parametrize("headers_only", [False, True])
+@pytest.mark.parametrize("rule", ["synchronous", "asynchronous"])
+def test_a_first_reply_that_is_lost_is_asked_for_too(tmp_path: Path, rule: str, headers_only: bool) -> None:
+    source = {"task": "quadratic", "policy": rule, "faults": {"lost_reply": {"workers": 1, "steps": [0]}}}
+    made = run(tmp_path, source, "survive.ask_again_s=0.5", QUIET, headers_only=headers_only)
+    assert made.summary["exit"] == 0 and made.summary["samples"] >= 60
+    asked = [(line["worker"], line["step"], line["t_s"]) for line in told(made, "asked")]
+    assert asked[0] == (1, 0, 0.5) and (2, 0, 0.5) not in asked
+    assert next(line["t_s"] for line in told(made, "push") if line["worker"] == 1) == pytest.approx(0.6)
+
+
 def test_a_push_that_comes_twice_counts_once(tmp_path: Path) -> None:
     twice = faulty(tmp_path, {"duplicate": {}}, samples=30)
     assert twice.summary["parameters_sha256"] == faulty(tmp_path, {}, samples=30).summary["parameters_sha256"]
