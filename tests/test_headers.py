@@ -121,7 +121,7 @@ def test_a_worker_pushes_its_norms_in_turn() -> None:
     assert (message.worker, message.step, message.base, message.samples) == (3, 1, 5, 32)
     assert (message.norm, message.payload_norm, message.residual_norm, message.waited_s) == (1.0, 2.0, 3.0, 0.5)
     assert message.arrays[0].nbytes == 77
-    (message,) = worker.compute(Reply(3, 7, 6, None), None, 0.0, 1.0, 0.25)
+    (message,) = worker.compute(Reply(3, 7, 6, None), 0.0, 1.0, 0.25)
     assert (message.step, message.norm, message.waited_s) == (8, 4.0, 0.75)
 
 

@@ -101,7 +101,7 @@ PROMISES: list[Mutant] = [
     ("decide", "    ledger.texts.clear()\n", "    pass\n"),
     ("decide", "        ledger.closed.clear()\n", "        pass\n"),
     ("decide", "            ledger.check_answered()\n", "            pass\n"),
-    ("decide", "    ledger.now = max(ledger.now, now)", "    ledger.now = now"),
+    ("decide", "    if now > ledger.now:\n        ledger.now = now", "    ledger.now = now"),
     ("policies.synchronous", "        if ledger.computing:\n            return\n", ""),
     ("policies.first_k", 'yield Drop(push.id, "late")', "pass"),
     ("policies.asynchronous", "share=1 / len(ledger.workers)", "share=1"),

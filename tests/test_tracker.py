@@ -35,7 +35,7 @@ def test_lines_are_written_in_batches_and_all_of_them_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(tracker.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tracker, "monotonic", lambda: clock[0])
     path = tmp_path / "rank-000.jsonl"
     lines = Lines(path)
     lines.write("one")
