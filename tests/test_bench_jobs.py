@@ -64,7 +64,7 @@ def _variables(process: psutil.Process) -> dict[str, str]:
         ("latency:rounds=20:asleep_rounds=5:repeats=1", 6),
         ("rate:many=5:pushes=60:repeats=1", 3),
         ("scale:ranks=[2, 4]:pushes=30:repeats=1", 2),
-        ("idle:pushes=8:away_s=0.02:repeats=1", 3),
+        ("idle:pushes=8:away_s=0.02:repeats=1", 4),
         ("startup:ranks=2:repeats=1", 2),
         ("memory:parameters=1000000:pushes=1", 4),
     ],
@@ -73,9 +73,6 @@ def test_every_benchmark_measures(mpi: Mpi, text: str, rows: int) -> None:
     found = run_benchmark(text)["rows"]
     assert len(found) == rows
     for line in found:
-        skipped = "skipped" in line["case"]
-        assert (line["ours"] is None) == skipped
-        if line["target"] and not skipped:
-            assert line["met"] in (True, False)
+        assert line["met"] in ((True, False) if line["target"] else (None,))
         difference = "overhead" in line["case"] or "above" in line["case"]  # below zero, where so little is measured
-        assert skipped or difference or line["ours"] > 0
+        assert difference or line["ours"] > 0

@@ -21,7 +21,6 @@ from ps_elastic.bench import (
     run_all,
     run_benchmark,
     scale,
-    skipped,
     step,
 )
 from ps_elastic.cli import main
@@ -37,11 +36,13 @@ class Ranks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, answers: dict[str, list[Any]]) -> None:
         self.plans: list[tuple[int, Plan]] = []
+        self.variables: list[dict[str, str]] = []
         self._answers = answers
         monkeypatch.setattr(module, "run_phases", self._run)
 
-    def _run(self, ranks: int, plan: Plan) -> dict[str, list[list[Any]]]:
+    def _run(self, ranks: int, plan: Plan, **variables: str) -> dict[str, list[list[Any]]]:
         self.plans.append((ranks, plan))
+        self.variables.append(variables)
         found: dict[str, list[list[Any]]] = {}
         for name, phase in plan:
             if "config" in phase:
@@ -141,11 +142,12 @@ def test_the_time_of_a_push_is_its_share_of_a_round(monkeypatch: pytest.MonkeyPa
 
 def test_an_idle_server_is_told_in_percent_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = {"looks": [[0.1 * i, 0.002 * i + (5 if 3 < i < 58 else 0)] for i in range(60)]}  # a slow start, and end
-    Ranks(monkeypatch, idle, {"blocking": [0.99], "asynchronous": [looks], "synchronous": [looks]})
-    first, second, remote = run_benchmark("idle:repeats=1")["rows"]
+    ranks = Ranks(monkeypatch, idle, {"blocking": [0.99], "asynchronous": [looks], "synchronous": [looks]})
+    first, second, *remote = run_benchmark("idle:repeats=1")["rows"]
     assert (first["ours"], first["baseline"], first["met"]) == (pytest.approx(2.0), pytest.approx(99.0), False)
     assert second["ours"] == first["ours"]
-    assert (remote["ours"], remote["met"]) == (None, None) and "skipped" in remote["case"]
+    assert ranks.variables == [{}, {"PS_ELASTIC_APART": "1,2,3"}]
+    assert [(line["ours"], line["met"]) for line in remote] == [(first["ours"], None)] * 2
 
 
 def test_memory_is_counted_in_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,17 +176,16 @@ def test_all_goes_on_after_a_benchmark_that_fails(
     class Works(Benchmark):
         def rows(self) -> Iterator[Row]:
             yield row("after", 2.0, "s", None, "")
-            yield skipped("remote", "s", "no other host")
 
     monkeypatch.setattr(some, "_complete", True)
     monkeypatch.setattr(base, "benchmarks", some)
     document = run_all()
-    assert [line["case"] for line in document["rows"]] == ["a: before", "b: after", "b: remote: skipped, no other host"]
+    assert [line["case"] for line in document["rows"]] == ["a: before", "b: after"]
     assert document["failed"] == {"a": "no ranks today"} and document["took_s"].keys() == {"a", "b"}
     assert main(["bench", "all"]) == 1
     captured = capsys.readouterr()
     assert captured.err == "ps-elastic: a failed: no ranks today\n"
-    lines = ["a: before: 1 s", "b: after: 2 s", "b: remote: skipped, no other host", "took 0 s: a 0 s, b 0 s"]
+    lines = ["a: before: 1 s", "b: after: 2 s", "took 0 s: a 0 s, b 0 s"]
     assert captured.out.splitlines() == lines
 
 

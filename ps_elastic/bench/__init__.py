@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ps_elastic.bench.base import Benchmark, Row, benchmarks, row, run_all, run_benchmark, skipped
+from ps_elastic.bench.base import Benchmark, Row, benchmarks, row, run_all, run_benchmark
 
-__all__ = ["Benchmark", "Row", "benchmarks", "row", "run_all", "run_benchmark", "skipped"]
+__all__ = ["Benchmark", "Row", "benchmarks", "row", "run_all", "run_benchmark"]

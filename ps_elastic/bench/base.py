@@ -13,10 +13,10 @@ from ps_elastic.registry import Registry, parse_one_line
 
 
 class Row(NamedTuple):
-    """One measurement beside its baseline; ratio = ours / baseline. See `row` for the target, `skipped` for None."""
+    """One measurement beside its baseline; ratio = ours / baseline. See `row` for the target."""
 
     case: str
-    ours: float | None
+    ours: float
     baseline: float | None
     baseline_name: str
     unit: str
@@ -39,11 +39,6 @@ def row(
         measured = ratio if of == ["ratio"] else ours
         met = measured is not None and _RELATIONS[relation](measured, float(value))
     return Row(case, ours, baseline, baseline_name, unit, ratio, target, met)
-
-
-def skipped(case: str, unit: str, reason: str) -> Row:
-    """A row that could not be measured here, and why."""
-    return Row(f"{case}: skipped, {reason}", None, None, "", unit, None, None, None)
 
 
 class Benchmark(ABC):

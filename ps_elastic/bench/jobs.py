@@ -23,15 +23,16 @@ _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}  # all ranks are on this host
 Phase = Mapping[str, Any]
 
 
-def run_phases(ranks: int, phases: Sequence[tuple[str, Phase]]) -> dict[str, list[list[Any]]]:
+def run_phases(ranks: int, phases: Sequence[tuple[str, Phase]], **variables: str) -> dict[str, list[list[Any]]]:
     """Run the phases, each with a name, in one job; return name -> [turn][rank]: what each found. See transport/bench.
 
-    Raises PlatformError with the last lines where the job fails or takes longer than LIMIT_S.
+    variables: of the ranks' environment. Raises PlatformError with the last lines where the job fails or takes longer
+    than LIMIT_S.
     """
     with tempfile.TemporaryDirectory(prefix="ps-elastic-bench-") as name:
         folder = Path(name)
         (folder / "plan.json").write_text(json.dumps([phase for _, phase in phases]))
-        run_ranks(ranks, ["-m", "ps_elastic.transport.bench", str(folder / "plan.json"), name], folder)
+        run_ranks(ranks, ["-m", "ps_elastic.transport.bench", str(folder / "plan.json"), name], folder, **variables)
         each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
     found: dict[str, list[list[Any]]] = {}
     for (phase, _), *of_ranks in zip(phases, *each, strict=True):
@@ -39,15 +40,15 @@ def run_phases(ranks: int, phases: Sequence[tuple[str, Phase]]) -> dict[str, lis
     return found
 
 
-def run_ranks(ranks: int, arguments: Sequence[str], folder: Path) -> float:
+def run_ranks(ranks: int, arguments: Sequence[str], folder: Path, **variables: str) -> float:
     """Run `python ARGUMENTS` on `ranks` ranks, as `ps-elastic launch` would; return the seconds it took."""
     mpi = environment.find_mpi()
     cores, slots = environment.physical_cores(), environment.slurm_slots()
     command = mpirun_command(mpi, ranks, [sys.executable, *arguments], cores=cores, slots=slots)
     with open(folder / "output", "w+") as output:
-        variables = {**rank_environment(mpi, ranks, 1, output), **_LOOPBACK}
+        around = {**rank_environment(mpi, ranks, 1, output), **_LOOPBACK, **variables}
         started = time.perf_counter()
-        ended = mpirun.run(command, variables, folder, output, subprocess.STDOUT, limit_s=LIMIT_S)
+        ended = mpirun.run(command, around, folder, output, subprocess.STDOUT, limit_s=LIMIT_S)
         took = time.perf_counter() - started
         output.seek(0)
         said = output.read()

@@ -41,8 +41,6 @@ def command(name: str, check: bool, as_json: bool) -> int:
 
 
 def _line(row: Row) -> str:
-    if row.ours is None:
-        return row.case
     compared = "" if row.baseline is None else f"; {row.baseline_name} {row.baseline:.4g}, ratio {row.ratio:.3g}"
     verdict = "" if row.met is None else f"; {row.target}: {'met' if row.met else 'MISSED'}"
     return f"{row.case}: {row.ours:.4g} {row.unit}{compared}{verdict}"

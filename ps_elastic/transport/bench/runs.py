@@ -90,9 +90,9 @@ class Sender(Worker):
         self.step, self.base = reply.step, reply.version
         return True
 
-    def push(self) -> list[PushMessage]:
+    def push(self, emit: Callable[[PushMessage], None]) -> None:
         self.step += 1
-        return [PushMessage(self.rank, self.step, self.base, (self.g.numpy(),), samples=1)]
+        emit(PushMessage(self.rank, self.step, self.base, (self.g.numpy(),), samples=1))
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         self._trips.append(send_s + wait_s)
