@@ -122,9 +122,8 @@ class Calculator:
 
         views: of the pushes that the step uses; their distances are measured on the way, and those of its terms end.
         """
-        gradient = None
-        if all(term.stands_for is None for term in step.terms):
-            gradient = self._terms.in_blocks(step.combine, self._parts_of)
+        owed = [term.stands_for for term in step.terms if term.stands_for is not None]
+        gradient = None if owed else self._terms.in_blocks(step.combine, self._parts_of)
         if gradient is None:
             gradient = self._whole()
         keys = {view: self._views.get(view, view) for view in views}
@@ -139,9 +138,8 @@ class Calculator:
         else:
             for response in self._responses.values():
                 self._optimizer.continue_response(response, rate)
-            for term in step.terms:
-                if term.stands_for is not None:
-                    self._responses[term.stands_for] = self._optimizer.respond(rate)
+            for missing in owed:
+                self._responses[missing] = self._optimizer.respond(rate)
             moved = self._optimizer.step(gradient, rate, sweep)
         measured = dict(zip(apart, sweep.distances, strict=True))
         self._distances = {view: measured.get(key, 0.0) for view, key in keys.items()}

@@ -21,6 +21,10 @@ _ROW = 1024
 _LEAST, _MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
 
 
+# Sums of squares that overflow are made again in double precision: numpy need not warn of them.
+quiet = np.errstate(over="ignore", under="ignore", invalid="ignore")
+
+
 class _Sum(NamedTuple):
     """A float32 array (n,) as the sum of its squares is made: in rows, and what is left over."""
 
@@ -37,7 +41,6 @@ class _Sum(NamedTuple):
         sums = np.empty((count, 1, 1), np.float32)
         return cls(array, whole.reshape(-1, 1, _ROW), whole.reshape(-1, _ROW, 1), sums, array[count * _ROW :])
 
-    @np.errstate(over="ignore", under="ignore", invalid="ignore")  # done again in double precision below
     def square(self) -> float:
         total = 0.0
         if self.sums.size:
@@ -58,7 +61,7 @@ class Difference:
         self._forms: dict[int, tuple[Tensor, _Sum]] = {}  # by length
 
     def square(self, a: Tensor, b: Tensor) -> float:
-        """||a - b||^2 of two vectors (m,), m <= n; b may be room[:m], which holds the difference then."""
+        """||a - b||^2 of two vectors (m,), m <= n; b may be room[:m], which holds the difference then. Be `quiet`."""
         numel = a.numel()
         form = self._forms.get(numel)
         if form is None:
@@ -67,12 +70,14 @@ class Difference:
         torch.sub(a, b, out=form[0])
         return form[1].square()
 
+    @quiet
     def norm(self, a: Tensor, b: Tensor) -> float:
         """||a - b|| of two vectors (d,), however long."""
         step = self.room.numel()
         return math.sqrt(sum([self.square(a[i : i + step], b[i : i + step]) for i in range(0, a.numel(), step)]))
 
 
+@quiet
 def norm(vector: Tensor) -> float:
     """||vector||_2 of a contiguous float32 vector (n,) on the CPU."""
     return math.sqrt(_Sum.of(vector.detach().numpy()).square())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ps_elastic.errors import PolicyError
 from ps_elastic.layout import Layout
-from ps_elastic.norms import Difference, norm
+from ps_elastic.norms import Difference, norm, quiet
 
 if TYPE_CHECKING:
     from ps_elastic.config import Optimizer, Schedule
@@ -43,8 +43,7 @@ class _Block(NamedTuple):
     decayed: bool
     x: Tensor
     old: Tensor  # room for x of before, shared by all blocks
-    first: Tensor
-    second: Tensor | None
+    state: tuple[list[Tensor], ...]  # x, and first and second moment where there are such, as the kernels want them
 
 
 class Sweep:
@@ -83,14 +82,11 @@ class FlatOptimizer:
         self._first = torch.zeros_like(x)  # momentum, or Adam's first moment
         self._second = torch.zeros_like(x) if settings.name != "sgd" else None
         self._kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
-        second = self._second
+        state = [x, self._first] if self._second is None else [x, self._first, self._second]
         self._blocks = [
-            _Block(
-                i, j, decayed, x[i:j], self.difference.room[: j - i], self._first[i:j],
-                None if second is None else second[i:j],
-            )
+            _Block(i, j, decayed, x[i:j], self.difference.room[: j - i], tuple([moment[i:j]] for moment in state))
             for i, j, decayed in self._runs
-        ]  # fmt: skip
+        ]
 
     @property
     def stops(self) -> list[int]:
@@ -109,6 +105,7 @@ class FlatOptimizer:
         """x <- model, given as the gradient of a step is; return ||x_new - x_old||."""
         return self._pass(model, lambda block, m, divisor: torch.div(m, divisor, out=block.x), sweep)
 
+    @quiet
     def _pass(
         self,
         vector: Tensor | Iterable[Quotient],
@@ -135,16 +132,18 @@ class FlatOptimizer:
         s = self._settings
         decay = s.weight_decay if block.decayed else 0.0
         scale = None if divisor == 1 else self._divisor.fill_(divisor)
-        if block.second is None:
+        if s.name == "sgd":
+            x, first = block.state
             torch._fused_sgd_(
-                [block.x], [g], [block.first] if s.momentum else [], weight_decay=decay, momentum=s.momentum, lr=rate,
+                x, [g], first if s.momentum else [], weight_decay=decay, momentum=s.momentum, lr=rate,
                 dampening=0.0, nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
             )  # fmt: skip
         else:
+            x, first, second = block.state
             self._steps.fill_(self._count)
             self._kernel(
-                [block.x], [g], [block.first], [block.second], [], [self._steps], lr=rate, beta1=s.betas[0],
-                beta2=s.betas[1], weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
+                x, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
+                weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
             )  # fmt: skip
 
     def respond(self, rate: float) -> Response:
@@ -179,7 +178,7 @@ class FlatOptimizer:
         def repay(block: _Block, part: Tensor, _: float) -> None:
             block.x.add_(part, alpha=response.x[block.decayed])
             if heavy:
-                block.first.add_(part, alpha=response.m[block.decayed])
+                block.state[1][0].add_(part, alpha=response.m[block.decayed])
 
         return self._pass(delta, repay, sweep)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -33,9 +34,7 @@ class Terms:
         self._combiners: dict[str, list[Combiner]] = {}  # one for each bucket, since they may keep state
         self._pieces, self._stops = _pieces(layout.buckets, stops)
         self._lengths = [stop - start for start, stop in zip((0, *stops), stops, strict=False)]
-        self._can_cut = [
-            compressor.cuts or len(stops) == 1 for compressor, stops in zip(compressors, self._stops, strict=True)
-        ]
+        self._can_cut = all(c.cuts or len(ends) == 1 for c, ends in zip(compressors, self._stops, strict=True))
         self._room = torch.empty(max(self._lengths))
 
     def whole(self, name: str, parts_of: PartsOf, out: Tensor) -> None:
@@ -49,7 +48,11 @@ class Terms:
         A block is good until the next one is asked for, and the bits are those of the whole.
         """
         combiners = self._named(name)
-        if not (combiners[0].elementwise and all(self._can_cut)):
+        if len(self._buckets) == 1 and len(parts := parts_of(0, self._buckets[0])) == 1:
+            vector = combiners[0].alone(self._compressors[0], parts[0], self._buckets[0].numel)
+            if vector is not None:
+                return zip(vector.split(self._lengths), repeat(1.0))  # as many as there are blocks
+        if not (combiners[0].elementwise and self._can_cut):
             return None
         return self._blocks(combiners, [parts_of(i, bucket) for i, bucket in enumerate(self._buckets)])
 

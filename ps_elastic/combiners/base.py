@@ -59,6 +59,10 @@ class Combiner(ABC):
     def combine(self, compressor: Compressor, parts: Sequence[Part], out: Tensor) -> None:
         """Fill out (n,) from the parts, in the order given, in float32."""
 
+    def alone(self, compressor: Compressor, part: Part, numel: int) -> Tensor | None:
+        """What `combine` makes of one part (numel,), where that is the memory of its payload; it is only read."""
+        return None
+
     def quotient(self, compressor: Compressor, parts: Sequence[Part], out: Tensor) -> tuple[Tensor, float]:
         """What `combine` makes, as (vector (n,), divisor), where that saves a pass over it.
 

@@ -24,6 +24,9 @@ class Sum(Combiner):
         if divisor != 1:
             out.div_(divisor)
 
+    def alone(self, compressor: Compressor, part: Part, numel: int) -> Tensor | None:
+        return None if compressor.biased or part.weight != 1 else _dense(compressor, part, numel)
+
     def quotient(self, compressor: Compressor, parts: Sequence[Part], out: Tensor) -> tuple[Tensor, float]:
         dense = None if compressor.biased else [_dense(compressor, part, out.numel()) for part in parts[:2]]
         if not dense or dense[0] is None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class Identity(Compressor):
         return payload[0]
 
     def cut(self, payload: Payload, stops: Sequence[int]) -> list[Payload]:
-        return [(payload[0][start:stop],) for start, stop in pairwise((0, *stops))]
+        return [(piece,) for piece in payload[0].tensor_split(list(stops[:-1]))]
 
     def check(self, payload: Payload, numel: int) -> None:
         if len(payload) != 1 or payload[0].dtype != torch.float32 or payload[0].shape != (numel,):
