@@ -123,9 +123,8 @@ class Calculator:
         views: of the pushes that the step uses; their distances are measured on the way, and those of its terms end.
         """
         owed = [term.stands_for for term in step.terms if term.stands_for is not None]
-        gradient = None if owed else self._terms.in_blocks(step.combine, self._parts_of)
-        if gradient is None:
-            gradient = self._whole()
+        blocks = None if owed else self._terms.in_blocks(step.combine, self._parts_of)
+        gradient = self._whole() if blocks is None else blocks
         keys = {view: self._views.get(view, view) for view in views}
         apart = {key: self._vector(view) for view, key in keys.items() if key != self.snapshots.version}
         for term in step.terms:

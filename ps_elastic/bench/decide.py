@@ -99,14 +99,13 @@ class _Run:
         released = self._released = []
         started = perf_counter()
         for action, _ in decide(policy, ledger, event, now):
-            kind = type(action)
-            if kind is Release:
+            if isinstance(action, Release):
                 released += action.workers
-            elif kind is Step:
+            elif isinstance(action, Step):
                 answer = Applied(ledger.version + 1, self._share, self._alpha)
                 for _ in decide(policy, ledger, answer, now):
                     raise AssertionError("an answer has no actions")
-            elif kind is Measure:
+            elif isinstance(action, Measure):
                 for view in action.pushes:
                     for _ in decide(policy, ledger, Measured(view, 0.0), now):
                         raise AssertionError("an answer has no actions")

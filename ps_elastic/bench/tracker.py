@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,9 @@ from time import process_time
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.tasks.base import Task, seeded
 from ps_elastic.values import expect
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from ps_elastic.messages import Message, Reply
 
 _MOST = {300_000: 0.03, 10_000_000: 0.10}  # of a step, by parameters
@@ -86,7 +81,7 @@ class _Run:
         from ps_elastic.threads import set_threads
 
         tree: dict[str, Any] = {
-            "task": {"name": "ps_elastic.bench.tracker:Dense", "parameters": parameters, "batch_size": batch_size},
+            "task": {"name": "ps_elastic.bench.tasks:Perceptron", "parameters": parameters, "batch_size": batch_size},
             "policy": policy,
             "optimizer": {"lr": 1e-3, "momentum": 0.9},
             "train": {"samples": 1 << 40},
@@ -110,7 +105,8 @@ class _Run:
         """Let every worker push once; return the seconds that the server took, and those of all."""
         served, started = 0.0, process_time()
         for worker in self._workers:
-            messages: deque[Message] = deque(worker.push())
+            messages: list[Message] = []
+            worker.push(messages.append)
             pushed = process_time()
             replies = [reply for message in messages for reply in self._server.receive(message, pushed)]
             served += process_time() - pushed
@@ -129,38 +125,3 @@ class _Run:
     def _load(self, replies: Iterator[tuple[int, Reply]]) -> None:
         for rank, reply in replies:
             self._workers[rank - 1].load(reply)
-
-
-@dataclass
-class Dense(Task):
-    """A perceptron of two hidden layers and about so many `parameters`, on random images."""
-
-    parameters: int = 300_000
-    batch_size: int = 32
-
-    def model(self, seed: int) -> nn.Module:
-        """Pixels (b, 784) in, scores (b, 10) out."""
-        from torch import nn
-
-        width = int((math.sqrt(796.0**2 + 4 * self.parameters) - 796) / 2)  # 784 w + w + w w + w + 10 w + 10
-        with seeded(seed):
-            return nn.Sequential(
-                nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-            )
-
-    def batches(self, worker: int, workers: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        import torch
-
-        generator = torch.Generator().manual_seed(worker)
-        images = torch.rand(8, self.batch_size, 784, generator=generator)
-        labels = torch.randint(10, (8, self.batch_size), generator=generator)
-        while True:
-            yield from zip(images, labels, strict=True)
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(model(batch[0]), batch[1])
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return {}
