@@ -5,7 +5,7 @@ The server asks it by PushId and gets numbers back, so that a run can be simulat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor
 from ps_elastic.combiners import Part
 from ps_elastic.combiners.base import no_drift
 from ps_elastic.compressors import Compressor, Payload
+from ps_elastic.compressors.identity import Identity
 from ps_elastic.events import ZERO, PushId, Step, Term
+from ps_elastic.foresight import Foresight
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage
 from ps_elastic.norms import norm
-from ps_elastic.optimizer import FlatOptimizer, Response, Sweep
+from ps_elastic.optimizer import FlatOptimizer, Quotient, Response, Sweep
 from ps_elastic.snapshots import Snapshots
 from ps_elastic.terms import Terms
 
@@ -54,6 +56,15 @@ class Calculator:
         self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
         self._combined, self._scratch = torch.zeros_like(x), torch.empty_like(x)  # nothing until they are written
         self._distances: dict[PushId, float] = {}  # of the views that the last step measured
+        dense = len(layout.buckets) > 1 and all(isinstance(compressor, Identity) for compressor in compressors)
+        self._foresight = Foresight(layout.buckets, self._combined) if dense else None
+
+    def foresee(self, part: PushMessage) -> None:
+        """A bucket of a push is here, and what will probably be done with it may be begun. Raises WireError."""
+        if self._foresight is not None:
+            i = part.bucket
+            (vector,) = self._read(part, self.layout.buckets[i], self._compressors[i])
+            self._foresight.arrived(PushId(part.worker, part.step), i, vector)
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
         """Note the payload of a push; it stays in the transport's memory until `keep`. Raises WireError."""
@@ -62,6 +73,8 @@ class Calculator:
     def keep(self, push: PushId) -> None:
         """Copy the payload out of the transport's memory, if it is still needed."""
         if push in self._payloads:
+            if self._foresight is not None:
+                self._foresight.forget()
             copies = (tuple(array.clone() for array in payload) for payload in self._payloads[push])
             self._payloads[push] = tuple(copies)
 
@@ -123,8 +136,13 @@ class Calculator:
         views: of the pushes that the step uses; their distances are measured on the way, and those of its terms end.
         """
         owed = [term.stands_for for term in step.terms if term.stands_for is not None]
-        blocks = None if owed else self._terms.in_blocks(step.combine, self._parts_of)
-        gradient = self._whole() if blocks is None else blocks
+        gradient: Tensor | Iterable[Quotient] | None = None
+        if self._foresight is not None and (total := self._foresight.take(step)) is not None:
+            gradient = self._optimizer.cut(total, float(len(step.terms)))
+        elif not owed:
+            gradient = self._terms.in_blocks(step.combine, self._parts_of)
+        if gradient is None:
+            gradient = self._whole()
         keys = {view: self._views.get(view, view) for view in views}
         apart = {key: self._vector(view) for view, key in keys.items() if key != self.snapshots.version}
         for term in step.terms:
@@ -184,6 +202,8 @@ class Calculator:
         """The terms of the step as one vector (d,), kept where a stand-in is made of it."""
         step, made = self._step, PushId(0, self.snapshots.version + 1)
         if not self._is_combined:
+            if self._foresight is not None:
+                self._foresight.forget()  # the sum lies where this will
             self._terms.whole(step.combine, self._parts_of, self._combined)
             self._is_combined = True
             if any(term.stands_for is not None and term.push == made for term in step.terms):

@@ -115,7 +115,7 @@ class FlatOptimizer:
         """Change x block by block, all that is to be done with a block at once; return ||x_new - x_old||."""
         sweep, square, moved = sweep or Sweep(), self.difference.square, 0.0
         views, kept, squares = sweep.views, sweep.kept, sweep.squares
-        quotients = self._cut(vector) if isinstance(vector, Tensor) else vector
+        quotients = self.cut(vector) if isinstance(vector, Tensor) else vector
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
             for i, view in enumerate(views):
                 squares[i] += square(block.x, view[block.start : block.stop])
@@ -125,8 +125,9 @@ class FlatOptimizer:
             moved += square(block.x, old)
         return math.sqrt(moved)
 
-    def _cut(self, vector: Tensor) -> Iterator[Quotient]:
-        return ((vector[block.start : block.stop], 1.0) for block in self._blocks)
+    def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:
+        """`vector` (d,), to be divided, as a step takes it."""
+        return ((vector[block.start : block.stop], divisor) for block in self._blocks)
 
     def _step_block(self, block: _Block, g: Tensor, divisor: float, rate: float) -> None:
         s = self._settings

@@ -106,6 +106,8 @@ class Server:
         match message:
             case PushMessage():
                 parts = self._gathering.add(message)
+                if message.buckets > 1:
+                    self.calculator.foresee(message)
                 return self._lane.push(_header(parts, self.units), parts, now) if parts else iter(())
             case Ask():
                 return self._take_ask(message, now)
