@@ -65,6 +65,9 @@ class HeaderCalculator:
         self._settlement: HeaderSettlement | None = None
         self._settled_at = -1  # version at which it began
 
+    def foresee(self, part: PushMessage) -> None:
+        """Without numbers there is nothing to do ahead."""
+
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
         norm = parts[0].payload_norm
         square = norm * norm

@@ -117,7 +117,7 @@ def test_a_payload_freed_and_a_view_ended_are_forgotten() -> None:
 
 def test_a_worker_pushes_its_norms_in_turn() -> None:
     worker = HeaderWorker(3, iter([(1.0, 2.0, 3.0), (4.0, 5.0, 6.0)]), nbytes=77, samples=32)
-    (message,) = worker.compute(Reply(3, 0, 5, None), None, 0.0, 1.0, 0.5)
+    (message,) = worker.compute(Reply(3, 0, 5, None), 0.0, 1.0, 0.5)
     assert (message.worker, message.step, message.base, message.samples) == (3, 1, 5, 32)
     assert (message.norm, message.payload_norm, message.residual_norm, message.waited_s) == (1.0, 2.0, 3.0, 0.5)
     assert message.arrays[0].nbytes == 77
