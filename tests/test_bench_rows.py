@@ -83,12 +83,13 @@ def test_each_turn_of_a_step_has_all_loops_in_it(monkeypatch: pytest.MonkeyPatch
     times = {"ours": [{}, evenly(1.0, 9), evenly(1.0, 9)]}
     answers = {f"{kind} {size}": times.get(kind, [[], [1.0] * 9, [1.0] * 9]) for kind in kinds for size in (1000, 2000)}
     ranks = Ranks(monkeypatch, step, answers)
-    run_benchmark("step:sizes=[1000, 2000]:steps=[4, 4]:repeats=2")
+    run_benchmark("step:sizes=[1000, 2000]:steps=[4, 4]:repeats=2:buckets=4096")
     [(count, plan)] = ranks.plans
     assert count == 3
     assert [name for name, _ in plan] == [f"{kind} {size}" for size in (1000, 2000) for _ in range(2) for kind in kinds]
     meeting_points = [phase["meeting_point"] for _, phase in plan if phase["do"] == "ddp"]
     assert len(set(meeting_points)) == 4
+    assert {phase["config"]["buckets"] for _, phase in plan if "config" in phase} == {4096}
 
 
 def test_latency_is_told_above_the_ping_pong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ class StepOverhead(Benchmark):
     steps: tuple[int, ...] = (80, 30, 12)  # of each turn, for each of the sizes
     repeats: int = 5  # turns of each loop; more: steadier
     batch_size: int = 32
+    buckets: str | int = "whole"  # of our runs, as in a configuration
 
     def __post_init__(self) -> None:
         expect(len(self.steps) == len(self.sizes), self, "steps", f"{len(self.sizes)} numbers, one for each size")
@@ -52,6 +53,7 @@ class StepOverhead(Benchmark):
             "task": {"name": "ps_elastic.bench.tasks:Perceptron", **task},
             "policy": "synchronous",
             "optimizer": {"lr": 0.01, "momentum": 0.9},
+            "buckets": self.buckets,
             "train": {"samples": (steps + 1) * (RANKS - 1) * self.batch_size},
         }
         yield "local", {"do": "local", "task": task, "steps": steps}
