@@ -176,23 +176,23 @@ class Wires:
     def __init__(self, settings: Network) -> None:
         own, shared = settings.bandwidth_bytes_per_s, settings.server_bandwidth_bytes_per_s
         self.unlimited = own is None and shared is None
-        self._latency_s = settings.latency_s
+        self.latency_s = settings.latency_s
         self._own, self._shared = 1 / own if own else 0.0, 1 / shared if shared else 0.0  # seconds a byte
         self._in_free = self._out_free = self._server_free = 0.0
 
     def up(self, now: float, nbytes: int) -> float:
         """When the server has what a worker sends now."""
         if self.unlimited:
-            return now + self._latency_s
+            return now + self.latency_s
         self._in_free = max(self._in_free, now) + nbytes * self._shared
-        return max(self._in_free, now + nbytes * self._own) + self._latency_s
+        return max(self._in_free, now + nbytes * self._own) + self.latency_s
 
     def down(self, now: float, nbytes: int) -> float:
         """When a worker has what the server sends now."""
         if self.unlimited:
-            return now + self._latency_s
+            return now + self.latency_s
         self._out_free = max(self._out_free, now) + nbytes * self._shared
-        return max(self._out_free, now + nbytes * self._own) + self._latency_s
+        return max(self._out_free, now + nbytes * self._own) + self.latency_s
 
     def serve(self, now: float, service_s: float) -> float:
         """When the server has dealt with what it got now; it does one thing after another."""

@@ -82,6 +82,7 @@ class Simulator:
         self._faulty, self._finished = bool(plan.faults), False
         # Nobody queues and nothing is lost or late: with a reply it is known when the push that answers it is sent.
         self._plain = not self._faulty and cores is None and wires.unlimited and not service_s
+        self._latency_s = wires.latency_s
         self._service_s, self._ask_again_s, self._silence_s = service_s, ask_again_s, silence_s
         self._deadline_s, self._min_workers, self._on_turn = deadline_s, min_workers, on_turn
         self._nodes = {rank: Node(rank, make(rank), durations.of(rank)) for rank in range(1, workers + 1)}
@@ -144,10 +145,10 @@ class Simulator:
 
     def _send(self, node: Node, reply: Reply, now: float) -> None:
         model = reply.model
-        arrives = self._wires.down(now, MESSAGE_BYTES if model is None else MESSAGE_BYTES + model.nbytes)
         if self._plain and model is not None:
-            self._begin(node, reply, arrives)
+            self._begin(node, reply, now + self._latency_s)
             return
+        arrives = self._wires.down(now, MESSAGE_BYTES if model is None else MESSAGE_BYTES + model.nbytes)
         if self._faulty:
             if self._plan.happens("lost_reply", node.rank, reply.step, now):
                 return
@@ -188,7 +189,11 @@ class Simulator:
         now, arrived = self.now, node.arrived
         messages = node.machine.compute(reply, arrived, now, arrived - node.since)
         node.arrived, node.since, node.sent = inf, now, now
-        self._send_push(node, messages)
+        if self._plain:
+            self._number += 1
+            heappush(self._heap, (now + self._latency_s, self._number, self._take, node, messages))
+        else:
+            self._send_push(node, messages)
         if node.leaving:
             self._go(node)
         elif not node.armed:
@@ -221,7 +226,9 @@ class Simulator:
     def _take(self, node: Node, messages: list[Message]) -> None:
         """Messages are at the server, which deals with them when it is free."""
         kind, server, nodes, send = type(messages[0]), self._server, self._nodes, self._send
-        at = self._wires.serve(self.now, self._service_s if kind is PushMessage else 0.0)
+        at = self.now
+        if not self._plain:
+            at = self._wires.serve(at, self._service_s if kind is PushMessage else 0.0)
         if kind is not Ask:  # those who wait ask again and again while nobody gets on
             self._heard = at
         for message in messages:
