@@ -15,10 +15,12 @@ from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.evaluate import Evaluator, statistics_of
+from ps_elastic.lanes import LanesServer
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.record import load_parameters
 from ps_elastic.server import Server
+from ps_elastic.slices import Slices
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
@@ -65,7 +67,10 @@ def make_parts(config: Config, workers: int) -> Parts:
     model = task.model(config.seed)
     if config.train.init is not None:
         load_parameters(model, config.train.init)
-    layout = Layout(model, "whole" if config.buckets == "auto" else config.buckets)
+    buckets = "whole" if config.buckets == "auto" else config.buckets
+    if policy.layerwise and buckets == "whole":  # which would leave it nothing to choose
+        buckets = "layer"
+    layout = Layout(model, buckets)
     return Parts(task, model, layout, config.compressor.plugin.build())
 
 
@@ -85,17 +90,20 @@ def make_server(
     x = layout.empty()
     layout.attach(parts.model, x)
     policy = config.policy.build()
-    calculator = Calculator(
-        layout,
-        x,
-        FlatOptimizer(config.optimizer, layout, x),
-        _fresh(parts.compressor, layout.buckets, config.seed, 0),
-        keeps_versions=config.tracker.discrepancy == "exact" or policy.jobs > 1,
-    )
-    server = Server(
-        policy,
-        workers,
-        calculator,
+    compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
+
+    def calculator(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> Calculator:
+        keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
+        return Calculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, keeps_versions=keeps)
+
+    make: Callable[..., Server]
+    if policy.layerwise:
+        pieces = zip(layout.parts(), layout.buckets, compressors, strict=True)
+        slices = Slices(layout, x, [calculator(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
+        make = partial(LanesServer, [config.policy.build() for _ in layout.buckets], workers, slices)
+    else:
+        make = partial(Server, policy, workers, calculator(layout, x, compressors))
+    server = make(
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
         tracker,
@@ -144,6 +152,7 @@ def make_worker(
         discrepancy=config.tracker.discrepancy,
         memory=memory if device.type == "cpu" else None,
         bench=bench,
+        layerwise=config.policy.build().layerwise,
         clock=clock,
     )
 

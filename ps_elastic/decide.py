@@ -84,6 +84,10 @@ def _run(
 
 def _line(ledger: Ledger, event: Event, now: float, ignored: str | None) -> str:
     extra = f', "ignored": "{ignored}"' if ignored else ""
+    if ledger.layerwise:
+        index, count = ledger.bucket
+        opening = f', "buckets": {count}' if type(event) is Applied else ""
+        extra = f', "bucket": {index}{opening}{extra}'
     if ledger.closed:
         extra += f', "closed": {[list(push) for push in ledger.closed]}'
     return f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{", ".join(ledger.texts)}]{extra}}}'
@@ -128,7 +132,7 @@ def _on_asked(policy: Policy, ledger: Ledger, event: Asked) -> tuple[str | None,
 
 
 def _on_joined(policy: Policy, ledger: Ledger, event: Joined) -> tuple[str | None, Iterable[Action]]:
-    ignored = ledger.note_joined(event.worker)
+    ignored = ledger.note_joined(event.worker, event.step)
     return ignored, () if ignored or ledger.done else policy.on_join(event.worker, ledger)
 
 

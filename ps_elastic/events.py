@@ -45,9 +45,10 @@ class Asked(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A worker became a member; it does not wait until it asks."""
+    """A worker became a member; it does not wait until it asks. Its steps are numbered on from `step`."""
 
     worker: int
+    step: int = 0  # of one that comes back, at least the last that it was given here
 
 
 class Left(NamedTuple):

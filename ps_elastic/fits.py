@@ -21,6 +21,7 @@ def misfits(config: Config) -> Iterator[ConfigError]:
     yield from _rule_and_update(config, policy, units)
     yield from _rule_and_optimizer(config, policy)
     yield from _rule_and_tracker(config, policy)
+    yield from _layers(config, policy)
     if units != "gradient":
         yield from _update_and_optimizer(config, units)
     if units == "model":
@@ -59,6 +60,33 @@ def _rule_and_tracker(config: Config, policy: Policy) -> Iterator[ConfigError]:
     elif mode == "bound" and policy.view_of == "ideal":
         reason = "repays debts, and path lengths say nothing of the model with all debts settled"
         yield ConfigError(f"{rule} {reason}; expected exact or off", key="tracker.discrepancy")
+
+
+def _layers(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    """What goes with layers alone, and what does not go with them."""
+    update, rule = config.update, f"policy {config.policy.text()}"
+    if update.plugin.build().cut_s is not None:
+        if not policy.layerwise:
+            rules = ", ".join(name for name, cls in policies.items() if cls.layerwise)
+            yield ConfigError(
+                f"{update.plugin.name} sends the layers that it came to, but {rule} takes whole pushes; "
+                f"rules that take layers: {rules}",
+                key="update.name",
+            )
+        if update.accumulate > 1:
+            reason = f"{update.plugin.name} would leave a layer with the gradient of some of the batches"
+            yield ConfigError(f"got {update.accumulate}, expected 1: {reason}", key="update.accumulate")
+    if not policy.layerwise:
+        return
+    if policy.jobs > 1:
+        reason = "the layers that a worker has queued would belong to different pushes"
+        yield ConfigError(f"{rule} takes layers and queues jobs: {reason}", key="policy.name")
+    if config.buckets == "auto":
+        reason = f"it measures what buckets gain that leave during backward, and those of {rule} leave behind it"
+        yield ConfigError(f"got 'auto', expected layer or a number of bytes: {reason}", key="buckets")
+    if update.pipeline:
+        reason = f"{rule} answers a push when every layer is released, so none can run ahead"
+        yield ConfigError(f"got {update.pipeline}, expected 0: {reason}", key="update.pipeline")
 
 
 def _update_and_optimizer(config: Config, units: str) -> Iterator[ConfigError]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import repeat
 from math import sqrt
 from pathlib import Path
@@ -22,6 +22,7 @@ from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage, Reply
 
 if TYPE_CHECKING:
+    from ps_elastic.layout import Layout
     from ps_elastic.sections import Optimizer
 
 
@@ -203,7 +204,9 @@ class HeaderWorker:
         self._headers, self._arrays = headers, (Weight(nbytes),)
         self._waited_s = 0.0
 
-    def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+    def compute(
+        self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
+    ) -> list[PushMessage]:
         self.step = reply.step + 1
         self._waited_s += wait_s
         norm, payload_norm, residual_norm = next(self._headers)
@@ -216,6 +219,39 @@ class HeaderWorker:
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         self._waited_s += wait_s
+
+
+class LayerHeaderWorker(HeaderWorker):
+    """As `HeaderWorker`, with a header for each bucket of `layout`: the squares of norms go by parameters."""
+
+    def __init__(
+        self, rank: int, headers: Iterator[Headers], layout: Layout, nbytes: Sequence[int], samples: int
+    ) -> None:
+        super().__init__(rank, headers, 0, samples)
+        self._weights = [Weight(n) for n in nbytes]
+        self._parts = [math.sqrt(part.numel / layout.numel) for part in layout.parts()]
+
+    def compute(
+        self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
+    ) -> list[PushMessage]:
+        (whole,) = super().compute(reply, arrived, now, wait_s)
+        return [
+            whole._replace(
+                base=reply.layers[i].version,
+                arrays=() if i in cut else (self._weights[i],),
+                bucket=i,
+                buckets=len(self._parts),
+                norm=part * whole.norm,
+                payload_norm=part * whole.payload_norm,
+                residual_norm=part * whole.residual_norm,
+            )
+            for i, part in reversed(list(enumerate(self._parts)))
+        ]
+
+
+def joined(slices: Sequence[Weight]) -> Weight:
+    """The model made of its slices."""
+    return Weight(sum(part.nbytes for part in slices))
 
 
 def modelled(settings: Norms, worker: int, seed: int, samples: Callable[[], int]) -> Iterator[Headers]:

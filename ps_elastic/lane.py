@@ -1,7 +1,8 @@
 """One ledger's part of a run: a copy of the rule, its ledger, the calculator of its vectors, and what it observed.
 
 It asks the rule what to do with each event (`decide`), carries the actions out by its calculator, and tells what
-happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's.
+happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's. A rule that
+takes whole pushes has one lane; a layerwise rule has one for each bucket.
 """
 
 from __future__ import annotations
@@ -67,7 +68,13 @@ class Run(Protocol):
     def stepped(self, version: int, now: float) -> None:
         """The model is `version` now."""
 
-    def release(self, worker: int) -> Reply | None:
+    def use(self, push: PushId, samples: int, lane: Lane) -> None:
+        """A push is used, for the first time."""
+
+    def drop(self, push: PushId) -> None:
+        """A push is dropped."""
+
+    def release(self, worker: int, lane: Lane) -> Reply | None:
         """The rule lets a worker go: its reply, if one is due."""
 
     def stop(self, now: float) -> Outgoing:
@@ -78,6 +85,7 @@ class Lane:
     """A rule at work on one ledger. `event` and `push` yield (worker, reply) as soon as each is ready.
 
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
+    bucket: (index, count) where the rule is layerwise.
     """
 
     def __init__(
@@ -88,16 +96,20 @@ class Lane:
         calculator: Calculator,
         log: Callable[[str], None] | None,
         discrepancy: str,
+        bucket: tuple[int, int] | None = None,
     ) -> None:
         self.policy, self.calculator, self._run = policy, calculator, run
+        self._bucket = 0 if bucket is None else bucket[0]
+        self._named = {} if bucket is None else {"bucket": self._bucket}  # in lines of the log
         self.ledger = Ledger(
             range(1, workers + 1),
             jobs=policy.jobs,
             keeps_last=policy.keeps_last,
             own_views=policy.own_views,
             log=log,
+            bucket=bucket,
         )
-        self._totals, self._measures, self._tracker = run.totals, run.measures, run.tracker
+        self._measures, self._tracker = run.measures, run.tracker
         self._alphas = Alphas()
         self._observer = Observer(
             calculator,
@@ -108,6 +120,7 @@ class Lane:
             discrepancy,
             policy.view_of,
             policy.limit,
+            None if bucket is None else self._bucket,
         )
         self._arrived: dict[PushId, Arrived] = {}
         self._fates: dict[int, Fate] = {}  # worker -> of its push that is not answered yet
@@ -156,14 +169,14 @@ class Lane:
                 break
             self._give(job)
 
-    def told(self, worker: int) -> tuple[Fate, tuple[Settled, ...]]:
-        """What to tell `worker` of the push answered now, and of earlier ones: as many as go into one reply."""
+    def told(self, worker: int, most: int = MOST_SETTLED) -> tuple[Fate, tuple[Settled, ...]]:
+        """What to tell `worker` of the push answered now, and of `most` earlier ones: as many as go into one reply."""
         told = self._settled.pop(worker, ())
         if not told:
             return self._fates.pop(worker, HELD), ()
-        if rest := told[MOST_SETTLED:]:
+        if rest := told[most:]:
             self._settled[worker] = list(rest)
-        return self._fates.pop(worker, HELD), tuple(told[:MOST_SETTLED])
+        return self._fates.pop(worker, HELD), tuple(told[:most])
 
     def _carry_out(self, decisions: Iterator[Decision], now: float) -> Outgoing:
         run, ledger, debts = self._run, self.ledger, self._observer.debts
@@ -172,7 +185,7 @@ class Lane:
                 self._step(action, now)
             elif isinstance(action, Release):
                 for worker in action.workers:
-                    if (reply := run.release(worker)) is not None:
+                    if (reply := run.release(worker, self)) is not None:
                         yield worker, reply
             elif isinstance(action, Drop):
                 self._drop(action, now)
@@ -189,9 +202,9 @@ class Lane:
 
     def _drop(self, drop: Drop, now: float) -> None:
         worker, step = drop.push
-        self._totals.dropped += 1
+        self._run.drop(drop.push)
         self._measures.lost += not self.ledger.done
-        self._tracker.note("dropped", now, worker=worker, step=step, reason=drop.reason)
+        self._tracker.note("dropped", now, worker=worker, step=step, reason=drop.reason, **self._named)
         self._settle(drop.push, Fate("dropped"))
 
     def _step(self, step: Step, now: float) -> None:
@@ -199,8 +212,8 @@ class Lane:
         fresh = [self._arrived[push] for push, _, missing in step.terms if missing is None and push in sent]
         alpha = self._run.alpha()
         self.calculator.combine(step)
-        for _, samples in fresh:
-            self._totals.samples += samples
+        for header, samples in fresh:
+            self._run.use(header.id, samples, self)
         if step.apply == "amend":
             alpha, moved = self._amend(step.terms[0].push, now)
         else:
@@ -240,7 +253,7 @@ class Lane:
     def _tell(self, known: list[tuple[PushId, float]]) -> None:
         """These pushes were used a while ago, and only now their discrepancy is known."""
         for push, distance in known:
-            self._settled.setdefault(push.worker, []).append(Settled(push.step, "used", distance))
+            self._settled.setdefault(push.worker, []).append(Settled(push.step, "used", distance, self._bucket))
 
     def _rate(self, alpha: float) -> float:
         """What a push is multiplied by when the step size is `alpha`: updates are scaled already."""
@@ -272,7 +285,8 @@ class Lane:
         if self._run.owed.get(worker) == step:
             self._fates[worker] = fate
         else:
-            self._settled.setdefault(worker, []).append(Settled(step, fate.outcome, fate.discrepancy))
+            settled = Settled(step, fate.outcome, fate.discrepancy, self._bucket)
+            self._settled.setdefault(worker, []).append(settled)
 
     def _under_way(self, worker: int) -> list[PushId]:
         """The pushes that `worker` computes or has queued."""

@@ -6,6 +6,7 @@ treat the last few entries of a tensor apart, give the bits of the plain ones wh
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -64,6 +65,18 @@ class Layout:
         self.buckets = tuple(cut(self.slots, self.size, buckets))
         digest.update(repr((self.slots, self.buckets)).encode())
         self.digest = digest.digest()
+
+    def parts(self) -> tuple[Layout, ...]:
+        """A layout of each bucket, in one bucket."""
+        return tuple(map(self._part, self.buckets))
+
+    def _part(self, bucket: Bucket) -> Layout:
+        part = copy.copy(self)
+        inside = [slot for slot in self.slots if bucket.start <= slot.offset < bucket.stop]
+        part.slots = tuple(slot._replace(offset=slot.offset - bucket.start) for slot in inside)
+        part.size, part.numel = bucket.numel, sum(slot.numel for slot in inside)
+        part.buckets = (Bucket(0, part.size),)
+        return part
 
     def empty(self) -> Tensor:
         """A new (size,) float32 vector of zeros, its memory starting at a 64-byte boundary."""

@@ -70,7 +70,8 @@ class Ledger:
     workers, waiting: live workers, and those with nothing to do until released, in a fixed order.
     held: pushes neither used nor dropped, in order of arrival. views: what each push under way is computed on.
     version: updates so far. travelled: sum of `moved`, so travelled - view.travelled bounds
-    ||x - v|| / (largest alpha since). now: seconds. debts: missing push -> Debt.
+    ||x - v|| / (largest alpha since). now: seconds. debts: missing push -> Debt. bucket: (index, count) of the part
+    of the model that this ledger is of, where the rule is layerwise; None: of the whole.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Ledger:
         keeps_last: bool = False,
         own_views: bool = False,
         log: Callable[[str], None] | None = None,
+        bucket: tuple[int, int] | None = None,
     ) -> None:
         self.workers: dict[int, Seat] = {worker: Seat() for worker in workers}
         self.waiting: dict[int, None] = {}
@@ -90,7 +92,7 @@ class Ledger:
         self.version, self.now, self.travelled = 0, 0.0, 0.0
         self.applied = Applied(0)  # the last one
         self.slowest = 0  # least clock of the live workers
-        self.bucket = (0, 1)  # index, count
+        self.bucket, self.layerwise = bucket or (0, 1), bucket is not None  # index, count
         self.jobs, self.keeps_last, self.own_views, self.log = jobs, keeps_last, own_views, log
         self.started = self.done = False
         self.wake_at: float | None = None
@@ -194,11 +196,12 @@ class Ledger:
         self.waiting[worker] = None
         return ""
 
-    def note_joined(self, worker: int) -> str | None:
+    def note_joined(self, worker: int, step: int) -> str | None:
         if worker in self.workers:
             return "member"
         seat = self._gone.pop(worker, None) or Seat()
         seat.clock = self.slowest
+        seat.seen = seat.assigned = max(seat.assigned, step)
         self.workers[worker] = seat
         self._at_clock[seat.clock] = self._at_clock.get(seat.clock, 0) + 1
         return None

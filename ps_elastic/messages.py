@@ -14,7 +14,11 @@ OUTCOMES = ("held", "used", "dropped")  # by their code on the wire
 
 
 class PushMessage(NamedTuple):
-    """One bucket of a push. The header's numbers belong to the whole push and stand in its bucket 0, the last sent."""
+    """One bucket of a push. The header's numbers belong to the whole push and stand in its bucket 0, the last sent.
+
+    For a layerwise rule they belong to the bucket, but for samples and loss. No arrays: the worker was cut off before
+    it came to this bucket.
+    """
 
     worker: int
     step: int
@@ -37,6 +41,15 @@ class Settled(NamedTuple):
     step: int
     outcome: str
     discrepancy: float
+    bucket: int = 0  # of a layerwise rule
+
+
+class Layer(NamedTuple):
+    """What a reply says of one bucket to a worker of a layerwise rule."""
+
+    version: int  # of this part of the model
+    outcome: str = "held"  # of this part of the push answered; nothing where it was empty
+    weight: float = 0.0
 
 
 class Reply(NamedTuple):
@@ -51,6 +64,7 @@ class Reply(NamedTuple):
     alpha: float = 0.0  # step size that the server would use now
     weight: float = 0.0  # what the push answered was multiplied by: alpha x share x weight, of an update share x weight
     settled: tuple[Settled, ...] = ()
+    layers: tuple[Layer, ...] = ()  # one for each bucket where the rule is layerwise: `version` is the least of theirs
 
 
 class Ask(NamedTuple):

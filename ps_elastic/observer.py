@@ -71,11 +71,13 @@ class Observer:
         mode: str,
         x: str,
         limit: Callable[[], float],
+        bucket: int | None = None,
     ) -> None:
         self.sent: dict[PushId, Sent] = {}
         self._calculator, self._alphas, self._tracker = calculator, alphas, tracker
         self._totals, self._measures = totals, measures
         self._mode, self._x, self._limit = mode, x, limit
+        self._end = "}" if bucket is None else f', "bucket": {bucket}}}'  # of a line
         self._is_exact = mode == "exact" and x == "srv"
         self._path = 0.0  # sum of ||x_{s+1} - x_s||
         self._shares = 0.0  # sum of the shares of all steps
@@ -247,7 +249,7 @@ class Observer:
             f'{{"event": "used", "t_s": {repeated(now)}, "rank": {self._tracker.rank}, "worker": ',
             f', "version": {version}, "x": "{self._x}", "staleness": ',
             f', "step_size": {repeated(alpha)}, "path_length": ',
-            f', "weight": {weight!r}, "share": {repeated(share)}}}',
+            f', "weight": {weight!r}, "share": {repeated(share)}{self._end}',
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,23 @@ class Parcel:
             residual_norm=self.residual_norm, waited_s=waited_s, statistics=statistics,
         )  # fmt: skip
 
+    def close_layers(
+        self, bases: Sequence[int], cut: Collection[int], samples: int, loss: float, waited_s: float, statistics: Any
+    ) -> None:
+        """As `close`, for a layerwise rule: each bucket with a base and norms of its own, those in `cut` empty."""
+        courier = self._courier
+        for i in reversed(range(len(self.payloads))):
+            started, compressor = courier.clock(), courier.compressors[i]
+            if i not in cut:
+                self._encode(i)
+            self.encode_s += courier.clock() - started
+            residual = float(compressor.residual.norm()) if isinstance(compressor, ErrorFeedback) else 0.0
+            self._send(
+                i, samples=samples, loss=loss, norm=self._norms[i], payload_norm=self._payload_norms[i],
+                residual_norm=residual, waited_s=waited_s, statistics=None if i else statistics, base=bases[i],
+            )  # fmt: skip
+        self.residual_norm = courier.residual_norm()
+
     def _measure(self, i: int) -> float:
         return float(torch.linalg.vector_norm(self._courier.part(self._courier.made, i)))
 
@@ -124,7 +141,8 @@ class Parcel:
 
     def _send(self, i: int, **numbers: Any) -> None:
         rank, arrays = self._courier.rank, tuple([array.numpy() for array in self.payloads[i]])
-        self._emit(PushMessage(rank, self._step, self._base, arrays, i, len(self.payloads), **numbers))
+        base = numbers.pop("base", self._base)
+        self._emit(PushMessage(rank, self._step, base, arrays, i, len(self.payloads), **numbers))
 
 
 def plain(compressor: Compressor | ErrorFeedback) -> Compressor:

@@ -46,6 +46,9 @@ def recompute(
     Raises ConfigError naming the line if the record is damaged, and what the user's own code raises.
     """
     run = _Run(config, workers, server_threads)
+    if run.cuts:
+        lines = list(lines)
+        run.note_buckets(lines, source)
     events = actions = 0
     ended: str | None = None
 
@@ -104,6 +107,18 @@ class _Run:
             self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False
         )
         self._server.calculator.keeps_versions = True
+        self.cuts = self._config.update.plugin.build().cut_s is not None
+        if self.cuts and self._config.faults.lost_push:
+            raise ConfigError("pushes were cut off and pushes were lost: the record does not tell which", key="faults")
+        self._came: set[tuple[PushId, int]] = set()  # buckets, where a push may have been cut off
+        self._made: dict[int, dict[int, PushMessage]] = {}  # worker -> buckets of its push that are not fed yet
+
+    def note_buckets(self, lines: Iterable[str], source: str) -> None:
+        """Which buckets came: the others of their pushes were cut off."""
+        for number, line in enumerate(lines, 1):
+            told = read_line(line, f"{source}:{number}", first=number == 1)
+            if isinstance(told.event, Push) and told.bucket is not None and not told.ignored:
+                self._came.add((told.event.id, told.bucket))
 
     def feed(self, told: Recorded) -> None:
         """Let one recorded event happen. What was due by the clock is an event of its own."""
@@ -112,7 +127,10 @@ class _Run:
             case Applied():
                 self._deliver(server.start(now))
             case Push():
-                for message in [_header(event)] if told.ignored else self._push(event.id.worker):
+                for message in [_header(event, told.bucket)] if told.ignored else self._messages(event.id, told.bucket):
+                    self._deliver(server.take(message, now))
+            case Asked(worker, step) if self._is_cut(PushId(worker, step), told.bucket):
+                for message in self._messages(PushId(worker, step), told.bucket):
                     self._deliver(server.take(message, now))
             case Asked(worker, step):
                 if worker in self._replies and self._workers[worker].step < step:
@@ -144,9 +162,27 @@ class _Run:
         view = self._server.calculator.view(PushId(rank, reply.step + 1))
         compute_on(self._threads)
         worker.load(reply._replace(model=view))
+        push, buckets = PushId(rank, reply.step + 1), range(len(self._parts.layout.buckets))
         messages: list[PushMessage] = []
-        worker.push(messages.append)
+        worker.push(messages.append, cut={i for i in buckets if (push, i) not in self._came} if self.cuts else ())
         return messages
+
+    def _messages(self, push: PushId, bucket: int | None) -> list[PushMessage]:
+        """What was recorded of a push by one line: all of it, or the bucket of that line."""
+        if bucket is None:
+            return self._push(push.worker)
+        if self._workers[push.worker].step < push.step:
+            self._made[push.worker] = {message.bucket: message for message in self._push(push.worker)}
+        if (message := self._made.get(push.worker, {}).pop(bucket, None)) is None:
+            raise WireError(f"bucket {bucket} of push {tuple(push)} comes twice")
+        return [message]
+
+    def _is_cut(self, push: PushId, bucket: int | None) -> bool:
+        """Whether this Asked is the bucket of a push that was cut off before it, and not a question."""
+        if bucket is None or not self.cuts or (push, bucket) in self._came:
+            return False
+        due = self._workers[push.worker].step < push.step and push.worker in self._replies
+        return due or bucket in self._made.get(push.worker, {})
 
     def _deliver(self, replies: Iterator[tuple[int, Reply]]) -> None:
         """Keep what a worker is to go on from; a second copy of a reply is not needed, and a stop ends nothing here."""
@@ -181,10 +217,10 @@ def warnings(env: dict[str, Any]) -> Iterator[str]:
         yield "with a GPU, equal parameters are not promised: sums there are made in any order; `device: cpu` repeats"
 
 
-def _header(push: Push) -> PushMessage:
+def _header(push: Push, bucket: int | None) -> PushMessage:
     """A message with the header of a push that the server ignored: its payload is never looked at."""
     return PushMessage(
-        push.id.worker, push.id.step, push.base, (np.zeros(push.nbytes, np.uint8),), norm=push.norm,
+        push.id.worker, push.id.step, push.base, (np.zeros(push.nbytes, np.uint8),), bucket or 0, norm=push.norm,
         payload_norm=push.payload_norm, residual_norm=push.residual_norm,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -26,6 +27,8 @@ class Recorded(NamedTuple):
     answers: tuple[Answer, ...]
     actions: int  # how many, answers left out
     ignored: bool  # it changed nothing: a duplicate, or of a worker that was gone
+    bucket: int | None = None  # of a layerwise rule
+    buckets: int | None = None  # how many there are, in the first line of each
 
 
 class Mismatch(NamedTuple):
@@ -72,7 +75,7 @@ def replay_decisions(
     source: str = "events.jsonl",
     watch: Watch = lambda ledger, what, now: None,
 ) -> Replay:
-    """Feed the recorded events to `policy`, fresh, and compare what it orders.
+    """Feed the recorded events to `policy`, fresh, and compare what it orders: to a copy for each bucket if layerwise.
 
     lines: of events.jsonl; workers: the initial ones. Steps and Measures are answered as the record says. A run that
     ended in the middle of an event (an error of the rule, a server that failed in a Step) must end there again.
@@ -80,18 +83,23 @@ def replay_decisions(
     Raises ConfigError naming the line if the record is cut, malformed, or not of these workers.
     """
     produced: list[str] = []
-    ledger = Ledger(
-        workers, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=produced.append
-    )
+    lanes: dict[int | None, tuple[Policy, Ledger]] = {}
+    members = list(workers)
     events = actions = 0
     ended: str | None = None
     for number, line in enumerate(lines, 1):
         recorded = line.rstrip("\n")
         if ended is not None:
             return Replay(events, actions, False, Mismatch(number, recorded, "", ended))
-        told = read_line(recorded, f"{source}:{number}", first=not ledger.started)
+        told = read_line(recorded, f"{source}:{number}", first=number == 1)
+        if told.bucket not in lanes:
+            rule = policy if told.bucket is None else copy.deepcopy(policy)
+            lanes[told.bucket] = rule, _ledger(policy, members, told, produced, f"{source}:{number}")
+        rule, ledger = lanes[told.bucket]
+        if ledger.started and isinstance(told.event, Applied):
+            raise ConfigError("got 'applied', expected an event of its own", source=f"{source}:{number}")
         try:
-            taken, ended = _replay_event(policy, ledger, told, watch)
+            taken, ended = _replay_event(rule, ledger, told, watch)
         except WireError as error:
             raise ConfigError(
                 f"{error}; is the record damaged, or of other workers?", source=f"{source}:{number}"
@@ -102,6 +110,22 @@ def replay_decisions(
     if not events:
         raise ConfigError("no events are recorded here", source=source)
     return Replay(events, actions, True, None)
+
+
+def _ledger(policy: Policy, workers: Iterable[int], told: Recorded, produced: list[str], where: str) -> Ledger:
+    """The ledger whose first line this is."""
+    if policy.layerwise != (told.bucket is not None):
+        takes, has = ("layers", "whole pushes") if policy.layerwise else ("whole pushes", "layers")
+        raise ConfigError(f"rule {type(policy).__name__} takes {takes}, and the record is of {has}", source=where)
+    bucket = None
+    if told.bucket is not None:
+        if told.buckets is None:
+            raise ConfigError(f"got an event of bucket {told.bucket}, expected version 0 applied to it", source=where)
+        bucket = told.bucket, told.buckets
+    return Ledger(
+        workers, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=produced.append,
+        bucket=bucket,
+    )  # fmt: skip
 
 
 def _replay_event(policy: Policy, ledger: Ledger, told: Recorded, watch: Watch) -> tuple[int, str | None]:
@@ -139,7 +163,7 @@ def read_line(text: str, where: str, *, first: bool) -> Recorded:
     """A line of events.jsonl; `first`: it is the run's first. Raises ConfigError with `where` if it cannot be one."""
     try:
         record = json.loads(text)
-        for key in ("worker", "step", "base", "version"):
+        for key in ("worker", "step", "base", "version", "bucket", "buckets"):
             if not isinstance(record.get(key, 0), int):
                 raise ValueError(f"{key} is {record[key]!r}, expected a whole number")
         event, now, answers = event_of(record), float(record["t_s"]), tuple(_answers_in(record["actions"]))
@@ -147,11 +171,12 @@ def read_line(text: str, where: str, *, first: bool) -> Recorded:
         raise ConfigError(f"the line lacks {missing}", source=where) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"cut or malformed: {error}", source=where) from None
-    fits = isinstance(event, Applied) if first else not isinstance(event, Applied | Measured)
-    if not fits:
+    opens = isinstance(event, Applied) and (first or "buckets" in record)  # the ledger of each bucket is opened once
+    if not opens and (first or isinstance(event, Applied | Measured)):
         expected = "the run's first, version 0 applied" if first else "an event of its own"
         raise ConfigError(f"got '{record['event']}', expected {expected}", source=where)
-    return Recorded(event, now, answers, len(record["actions"]) - len(answers), "ignored" in record)
+    actions, buckets = len(record["actions"]) - len(answers), (record.get("bucket"), record.get("buckets"))
+    return Recorded(event, now, answers, actions, "ignored" in record, *buckets)
 
 
 def _answers_in(actions: list[Any]) -> Iterator[Answer]:

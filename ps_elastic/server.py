@@ -42,6 +42,8 @@ class Server:
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
     """
 
+    _totals = Totals
+
     def __init__(
         self,
         policy: Policy,
@@ -55,15 +57,16 @@ class Server:
         discrepancy: str = "exact",
         target: Target | None = None,
         units: str = "gradient",
+        bucket: tuple[int, int] | None = None,
     ) -> None:
         self.policy, self.calculator = policy, calculator
-        self.totals, self.measures = Totals(workers, target), Measures(workers)
+        self.totals, self.measures = self._totals(workers, target), Measures(workers)
         self.tracker, self.units = tracker, units
         self.lost_workers: list[int] = []
         self.owed: dict[int, int] = {}  # worker -> the step that its next reply answers
         self._alpha, self._budget, self._evaluator = alpha, budget, evaluator
         self._alpha_last = -1, 0.0
-        self._lane = Lane(self, policy, workers, calculator, log, discrepancy)
+        self._lane = Lane(self, policy, workers, calculator, log, discrepancy, bucket)
         self.ledger = self._lane.ledger
         self._gathering = Gathering()
         self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
@@ -108,7 +111,7 @@ class Server:
                 parts = self._gathering.add(message)
                 if message.buckets > 1:
                     self.calculator.foresee(message)
-                return self._lane.push(_header(parts, self.units), parts, now) if parts else iter(())
+                return self._lane.push(header(parts, self.units), parts, now) if parts else iter(())
             case Ask():
                 return self._take_ask(message, now)
             case Farewell(worker, _, text, code):
@@ -185,12 +188,20 @@ class Server:
         if self._evaluator:
             self._evaluator.submit(self.calculator.x, self.totals.samples, version, now)
 
-    def release(self, worker: int) -> Reply | None:
+    def use(self, push: PushId, samples: int, lane: Lane) -> None:
+        """A push is used, for the first time."""
+        self.totals.samples += samples
+
+    def drop(self, push: PushId) -> None:
+        """A push is dropped."""
+        self.totals.dropped += 1
+
+    def release(self, worker: int, lane: Lane) -> Reply | None:
         """The rule lets a worker go: its reply, if one is due; else what it is given is kept until it is."""
         if (step := self.owed.pop(worker, None)) is not None:
             return self._reply(worker, step)
         if not self.over:
-            self._lane.queue(worker)
+            lane.queue(worker)
         return None
 
     def _reply(self, worker: int, step: int) -> Reply:
@@ -208,7 +219,7 @@ class Server:
         return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled)
 
 
-def _header(parts: list[PushMessage], units: str) -> Push:
+def header(parts: list[PushMessage], units: str) -> Push:
     """What the rule sees of a push."""
     head, nbytes = parts[0], 0
     for part in parts:

@@ -7,7 +7,7 @@ At equal times what was decided first happens first, and the rule's Wake comes l
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from math import inf
@@ -31,8 +31,13 @@ class Machine(Protocol):
 
     step: int  # the last one finished
 
-    def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
-        """The next push, whose arrays stay as they are; `reply`, which it answers, came at `arrived` after `wait_s`."""
+    def compute(
+        self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
+    ) -> list[PushMessage]:
+        """The next push, whose arrays stay as they are; `reply`, which it answers, came at `arrived` after `wait_s`.
+
+        cut: buckets that it does not come to, where its update is cut off.
+        """
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         """The run is over, as `reply` says."""
@@ -177,6 +182,10 @@ class Simulator:
         if self._cores is not None:
             begins = self._cores.take(begins, duration)
         ends = self._plan.end(node.rank, begins, duration) if self._faulty else begins + duration
+        self._compute(node, reply, begins, ends)
+
+    def _compute(self, node: Node, reply: Reply, begins: float, ends: float) -> None:
+        """A worker computes the push after `reply` from `begins` to `ends`."""
         self._number += 1
         heappush(self._heap, (ends, self._number, self._finish, node, reply))
 
@@ -188,12 +197,16 @@ class Simulator:
             return
         now, arrived = self.now, node.arrived
         messages = node.machine.compute(reply, arrived, now, arrived - node.since)
-        node.arrived, node.since, node.sent = inf, now, now
         if self._plain:
             self._number += 1
             heappush(self._heap, (now + self._latency_s, self._number, self._take, node, messages))
         else:
             self._send_push(node, messages)
+        self._finished_push(node)
+
+    def _finished_push(self, node: Node) -> None:
+        """All of a worker's push is on its way: from now on it waits."""
+        node.arrived, node.since, node.sent = inf, self.now, self.now
         if node.leaving:
             self._go(node)
         elif not node.armed:

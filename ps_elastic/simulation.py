@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ps_elastic.calculator import Calculator
     from ps_elastic.config import Config
     from ps_elastic.evaluate import Evaluator
+    from ps_elastic.layout import Layout
     from ps_elastic.record import Record
     from ps_elastic.server import Server
     from ps_elastic.simulate import Machine, Simulator
@@ -142,33 +143,45 @@ class HeaderSetting:
         from ps_elastic.headers import RecordedNorms
 
         self._config, self._layout = config, parts.layout
-        self._push_bytes = sum(parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets)
+        self._bucket_bytes = [parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets]
         steps = getattr(config.update.plugin.build(), "local_steps", 1)
         self._samples = parts.task.batch_size * config.update.accumulate * steps  # of a push
         self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
 
     def server(self, workers: int, record: Record) -> Server:
-        from ps_elastic.headers import HeaderCalculator
+        from ps_elastic.headers import HeaderCalculator, joined
+        from ps_elastic.lanes import LanesServer
         from ps_elastic.optimizer import learning_rate
         from ps_elastic.server import Server
+        from ps_elastic.slices import Slices
 
         config, train = self._config, self._config.train
         coherence = config.simulation.norms.coherence
-        made = HeaderCalculator(config.optimizer, 4 * self._layout.size, self._layout.numel, coherence)
-        calculator = cast("Calculator", made)  # what the server asks of one
+
+        def calculator(part: Layout) -> Calculator:
+            made = HeaderCalculator(config.optimizer, 4 * part.size, part.numel, coherence)
+            return cast("Calculator", made)  # what the server asks of one
+
         alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
-        return Server(
-            config.policy.build(), workers, calculator, alpha, train.samples, record.tracker, record.events().write,
+        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, calculator(self._layout))
+        if policy.layerwise:
+            parts = self._layout.parts()
+            slices = Slices(self._layout, None, [calculator(part) for part in parts], joined)
+            make = partial(LanesServer, [config.policy.build() for _ in parts], workers, slices)
+        return make(
+            alpha, train.samples, record.tracker, record.events().write,
             discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
         )  # fmt: skip
 
     def worker(self, rank: int, server: Server) -> Machine:
-        from ps_elastic.headers import HeaderWorker, modelled
+        from ps_elastic.headers import HeaderWorker, LayerHeaderWorker, modelled
 
         config, totals = self._config, server.totals
         model = config.simulation.norms
         headers = self._norms.of(rank) if self._norms else modelled(model, rank, config.seed, lambda: totals.samples)
-        return HeaderWorker(rank, headers, self._push_bytes, self._samples)
+        if config.policy.build().layerwise:
+            return LayerHeaderWorker(rank, headers, self._layout, self._bucket_bytes, self._samples)
+        return HeaderWorker(rank, headers, sum(self._bucket_bytes), self._samples)
 
     def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
         from ps_elastic.training import summarise
@@ -207,12 +220,17 @@ def make_simulator(
 ) -> Simulator:  # fmt: skip
     """The simulator that `config` describes, around `server` and the workers that `make` makes, by rank."""
     from ps_elastic.simulate import Simulator
+    from ps_elastic.simulate_layers import LayerSimulator
 
     s, survive, layout = config.simulation, config.survive, parts.layout
     up = sum(parts.compressor.max_nbytes(bucket.numel) for bucket in layout.buckets)
     pushes = -(-config.train.samples // (parts.task.batch_size * config.update.accumulate))
     alone_s = pushes * typical_s(s.compute, s.network, up, 4 * layout.size)
-    return Simulator(
+    kind: Callable[..., Simulator] = Simulator
+    if config.policy.build().layerwise:
+        sizes = [part.numel for part in layout.parts()]
+        kind = partial(LayerSimulator, sizes=sizes, cut_s=config.update.plugin.build().cut_s)
+    return kind(
         server,
         workers,
         make,

@@ -196,6 +196,14 @@ EQUAL_DATA = "equal data on all workers"
 REPAID = "every late push is repaid"
 
 
+def p_layer_empty(layer: int, layers: int, workers: int) -> float:
+    """((L - l) / L)^U: that none of U workers has come to layer l of L (1 is the input's), each depth being as likely.
+
+    Source: arXiv 2403.18375; backward runs from layer L to layer 1, so a worker lacks l if it stopped behind it.
+    """
+    return float(((layers - layer) / layers) ** workers)
+
+
 class Facts(NamedTuple):
     """What a run measured of the quantities that constants are made of; all in gradient units.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic.events import PushId
@@ -42,13 +42,15 @@ class Turns:
     def step(self, step: int) -> None:
         self._worker.step = step
 
-    def compute(self, reply: Reply, arrived: float, now: float, wait_s: float) -> list[PushMessage]:
+    def compute(
+        self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
+    ) -> list[PushMessage]:
         self._stopwatch.set(arrived, now)
         model = self._view(PushId(self._worker.rank, reply.step + 1))
         self._worker.load(reply._replace(model=model))
         self._worker.note(reply, arrived, 0.0, wait_s)
         messages: list[PushMessage] = []
-        self._worker.push(messages.append)
+        self._worker.push(messages.append, cut)
         return messages
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:

@@ -23,14 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ps_elastic.errors import WireError
-from ps_elastic.messages import OUTCOMES, Ask, Farewell, Message, PushMessage, Reply, Settled
+from ps_elastic.messages import MOST_SETTLED, OUTCOMES, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
 
 MAGIC, WIRE_VERSION = b"PSEL", 2
 _HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
 HEADER_BYTES = _HEADER.size
 MAX_ARRAYS = 4
 _PUSH, _REPLY, _ASK, _FAREWELL = range(1, 5)
-_STOP, _MODEL_APART, _STATISTICS = 1, 2, 4
+_STOP, _MODEL_APART, _STATISTICS, _LAYERS = 1, 2, 4, 8
+_SETTLED, _LAYER = 4, 3  # float64 numbers that tell of a settled push, and of a layer
 _COPIED_BYTES = 1 << 13  # copying so little onto itself is quicker than asking whether it already stands there
 _TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES, 1)}  # 0 is no array; an empty one has its type
@@ -79,9 +80,12 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model_apart: bo
                 flags, apart = flags | _MODEL_APART, model
             else:
                 arrays = (model,)
+            if message.layers:
+                flags |= _LAYERS
+                arrays = (*arrays, _flat([(v, OUTCOMES.index(outcome), w) for v, outcome, w in message.layers]))
             if message.settled:
-                told = [(s.step, OUTCOMES.index(s.outcome), s.discrepancy) for s in message.settled]
-                arrays = (*arrays, np.array(told, np.float64).reshape(-1))
+                told = [(step, OUTCOMES.index(outcome), d, bucket) for step, outcome, d, bucket in message.settled]
+                arrays = (*arrays, _flat(told))
         case Ask(worker, step):
             kind, base, arrays = _ASK, 0, ()
         case Farewell(worker, step, text, code):
@@ -142,9 +146,20 @@ def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarra
         return Farewell(worker, step, bytes(arrays[0]).decode(), base)
     if not flags & (_STOP | _MODEL_APART):
         model = arrays.pop(0)
-    told = arrays[0].reshape(-1, 3).tolist() if arrays else []
-    settled = tuple(Settled(int(s), OUTCOMES[int(outcome)], d) for s, outcome, d in told)
-    return Reply(worker, step, base, None if flags & _STOP else model, OUTCOMES[flags >> 8], a, b, c, settled)
+    found = arrays.pop(0).reshape(-1, _LAYER).tolist() if flags & _LAYERS else []
+    layers = tuple(Layer(int(version), OUTCOMES[int(outcome)], weight) for version, outcome, weight in found)
+    told = arrays[0].reshape(-1, _SETTLED).tolist() if arrays else []
+    settled = tuple(Settled(int(s), OUTCOMES[int(outcome)], d, int(bucket)) for s, outcome, d, bucket in told)
+    return Reply(worker, step, base, None if flags & _STOP else model, OUTCOMES[flags >> 8], a, b, c, settled, layers)
+
+
+def reply_bytes(model_bytes: int, buckets: int) -> int:
+    """Most bytes that a reply takes with a model of `model_bytes` in it and a layer for each of `buckets`."""
+    return HEADER_BYTES + padded(model_bytes) + 8 * (_LAYER * buckets + _SETTLED * MOST_SETTLED)
+
+
+def _flat(rows: list[tuple[float, ...]]) -> np.ndarray:
+    return np.array(rows, np.float64).reshape(-1)
 
 
 def _form_of(fields: tuple[Any, ...], source: str) -> _Form:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator
 from threading import get_ident
 
@@ -29,6 +31,10 @@ class Workbench:
         self.gradient = Gradient(model, layout, self.made)
 
 
+class Cut(Exception):
+    """Backward is to be left where it is: its time is over."""
+
+
 class Gradient:
     """Carries each parameter's gradient into its place in g as soon as backward has it.
 
@@ -37,6 +43,9 @@ class Gradient:
 
     def __init__(self, model: nn.Module, layout: Layout, g: Tensor) -> None:
         self.views, self._seen = layout.views(g), set[str]()
+        self.cut = False  # whether the last computation was cut off
+        self._clock: Callable[[], float] = time.perf_counter
+        self._until = math.inf
         self._members = [
             {slot.name for slot in layout.slots if bucket.start <= slot.offset < bucket.stop}
             for bucket in layout.buckets
@@ -50,15 +59,25 @@ class Gradient:
                 parameters[name].register_post_accumulate_grad_hook(self._hook(name, i))
 
     @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Within, every backward adds to g; a parameter that none of them reached gets zeros."""
+    def collecting(self, clock: Callable[[], float] = time.perf_counter, until: float = math.inf) -> Iterator[None]:
+        """Within, every backward adds to g; a parameter that none of them reached gets zeros.
+
+        A gradient that is made when `clock` is beyond `until` ends the computation there: then `cut` is true.
+        """
         self._seen.clear()
+        self.cut, self._clock, self._until = False, clock, until
         try:
             yield
+        except Cut:
+            self.cut = True
         finally:
             self._filled = None
         for name in self.views.keys() - self._seen:
             self.views[name].zero_()
+
+    def missing(self) -> set[int]:
+        """The buckets of which a parameter was not reached."""
+        return {i for i, names in enumerate(self._members) if not names <= self._seen}
 
     def tell(self, filled: Callable[[int], None]) -> None:
         """The next backward is the last: call `filled` with each bucket in which every parameter was reached by it.
@@ -73,6 +92,9 @@ class Gradient:
 
         def collect(parameter: Tensor) -> None:
             assert parameter.grad is not None
+            if self._until < math.inf and self._clock() > self._until:
+                parameter.grad = None
+                raise Cut
             if name in seen:
                 view.add_(parameter.grad)
             else:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,16 @@ class Worker:
         discrepancy: str = "exact",
         memory: tuple[Tensor, Tensor] | None = None,
         bench: Workbench | None = None,
+        layerwise: bool = False,
         clock: Callable[[], float] = time.perf_counter,
         overlap: bool = True,
     ) -> None:
         self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
         self._task, self._model, self._batches, self._update, self._tracker = task, model, batches, update, tracker
         self._compressors, self._seed, self._accumulate, self._clip_norm = compressors, seed, accumulate, clip_norm
-        self._on_nonfinite, self._clock = on_nonfinite, clock
+        self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
+        self._cut_s, self._until = update.cut_s, math.inf
+        self._cut: Collection[int] | None = ()  # buckets that the computation under way does not come to, if known
         made = bench or Workbench(model, layout, memory)
         self.x, self.g, self._g, self._gradient, self._device = made.x, made.g, made.made, made.gradient, made.device
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(autocast or "")
@@ -69,18 +72,20 @@ class Worker:
             (lambda: torch.autocast(self._device.type, dtype)) if dtype else contextlib.nullcontext
         )
         self._shortcut = type(task).differentiate is not Task.differentiate and accumulate == 1 and dtype is None
+        self._shortcut = self._shortcut and self._cut_s is None
         self._statistics = statistics_of(model)
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
         self._view = torch.empty_like(self.x) if discrepancy == "exact" else None
-        self._sent: dict[int, tuple[float, list[Payload]]] = {}  # (alpha, payloads) of pushes that may yet be dropped
+        self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
         self._courier = Courier(rank, layout.buckets, compressors, self._g, self.g, clock, lends=bench is not None)
         final = type(update).run is Sgd.run and clip_norm is None and on_nonfinite == "stop" and not self._shortcut
-        self._overlaps = overlap and final and self._device.type == "cpu" and len(layout.buckets) > 1
+        self._overlaps = overlap and final and self._device.type == "cpu" and len(layout.buckets) > 1 and not layerwise
         self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
         self._drawn = 0  # batches, for the push being made
         self._durations = {"compute_s": 0.0, "encode_s": 0.0}
         self._moved = math.nan
         self._pushed: list[Payload] = []  # the last push
+        self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
         self._residual_norm = self._waited_s = 0.0
 
     def load(self, reply: Reply) -> bool:
@@ -88,9 +93,12 @@ class Worker:
 
         The model may stand in `x` already, received in place.
         """
-        self._learn(reply.step, reply.outcome)
+        every = range(len(self._compressors))
+        for i in every:
+            self._learn(reply.step, i, reply.layers[i].outcome if self._layerwise else reply.outcome)
         for settled in reply.settled:
-            self._learn(settled.step, settled.outcome)
+            for i in (settled.bucket,) if self._layerwise else every:
+                self._learn(settled.step, i, settled.outcome)
         self._told_alpha = reply.alpha
         if reply.alpha and reply.alpha != self._alpha:
             before, self._alpha = self._alpha, reply.alpha
@@ -106,17 +114,21 @@ class Worker:
             self.x.copy_(model)
         self._observe(reply)
         self.step, self.base = reply.step, reply.version
+        self._bases = tuple([layer.version for layer in reply.layers])
         return True
 
-    def push(self, emit: Callable[[PushMessage], None]) -> None:
+    def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
         """Compute the next push at the model loaded and `emit` it, a message a bucket, bucket 0 last.
 
         Where the gradient is final as backward makes it, a bucket leaves as soon as backward has finished it (nothing
         can be yielded from there, so that it is a callback). Raises TaskError by step and loss, and what `emit` raises.
-        The arrays stay valid until the next `push`.
+        The arrays stay valid until the next `push`. cut: buckets that the computation does not come to before it is cut
+        off, where an update says that it may be; None: the clock tells.
         """
         self.step += 1
         started = self._clock()
+        self._until = math.inf if self._cut_s is None or cut is not None else started + self._cut_s
+        self._cut = () if self._cut_s is None else cut
         _copy(self._own_statistics, self._statistics)
         parcel = Parcel(self._courier, self.step, self.base, emit)
         loss, norm = self._finite_gradient(parcel)
@@ -128,17 +140,23 @@ class Worker:
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
         self.samples = self._task.batch_size * self._drawn
-        parcel.close(self.samples, loss, norm, self._waited_s, statistics)
+        missing = self._missing()
+        if self._layerwise:
+            parcel.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
+        else:
+            parcel.close(self.samples, loss, norm, self._waited_s, statistics)
         self._pushed, self._residual_norm = parcel.payloads, parcel.residual_norm
         if self._courier.feeds_back:
-            self._sent[self.step] = self._alpha, [self._courier.keep(payload) for payload in parcel.payloads]
+            kept = {i: self._courier.keep(p) for i, p in enumerate(parcel.payloads) if i not in missing}
+            self._sent[self.step] = self._alpha, kept
         self._durations = {"compute_s": compute_s, "encode_s": parcel.encode_s}
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since."""
         for settled in reply.settled:
+            named = {"bucket": settled.bucket} if self._layerwise else {}
             self._tracker.note(
-                "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy
+                "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy, **named
             )
         self._waited_s += wait_s
         if reply.step:
@@ -148,16 +166,15 @@ class Worker:
                 send_s=send_s, wait_s=wait_s,
             )  # fmt: skip
 
-    def _learn(self, step: int, outcome: str) -> None:
-        if outcome == "held":
+    def _learn(self, step: int, bucket: int, outcome: str) -> None:
+        if outcome == "held" or step not in self._sent:
             return
-        sent = self._sent.pop(step, None)
-        if sent is not None and outcome == "dropped":
-            alpha, payloads = sent
-            factor = self._factor(alpha)
-            for compressor, payload in zip(self._compressors, payloads, strict=True):
-                if isinstance(compressor, ErrorFeedback):
-                    compressor.take_back(payload, factor)
+        alpha, payloads = self._sent[step]
+        payload, compressor = payloads.pop(bucket, None), self._compressors[bucket]
+        if not payloads:
+            del self._sent[step]
+        if payload is not None and outcome == "dropped" and isinstance(compressor, ErrorFeedback):
+            compressor.take_back(payload, self._factor(alpha))
 
     def _factor(self, alpha: float) -> float:
         """What a gradient kept back at step size `alpha` counts now; updates and models are scaled already."""
@@ -174,7 +191,22 @@ class Worker:
             difference = self._view.sub_(self.x)
             if reply.weight and self._update.units == "gradient":
                 difference.sub_(self._decoded().to(self._device), alpha=reply.weight)
+            elif self._layerwise and self._update.units == "gradient":
+                self._take_own_layers(difference, reply)
             self._moved = float(torch.linalg.vector_norm(difference))
+
+    def _take_own_layers(self, difference: Tensor, reply: Reply) -> None:
+        """difference (d,) -= what of the last push was applied, each bucket by its own weight."""
+        for i, (bucket, layer) in enumerate(zip(self.layout.buckets, reply.layers, strict=True)):
+            if layer.weight and self._pushed[i]:
+                own = plain(self._compressors[i]).decode(self._pushed[i], bucket.numel)
+                difference[bucket.start : bucket.stop].sub_(own.to(self._device), alpha=layer.weight)
+
+    def _missing(self) -> Collection[int]:
+        """The buckets that backward had not finished when it was cut off."""
+        if self._cut is not None:
+            return self._cut
+        return self._gradient.missing() if self._gradient.cut else ()
 
     def _decoded(self) -> Tensor:
         """What the server decoded from the last push (d,)."""
@@ -207,15 +239,17 @@ class Worker:
         if self._shortcut:
             return self._task.differentiate(self._model, self._next_batch(), self._gradient.views)
         total = 0.0
-        with self._gradient.collecting():
+        with self._gradient.collecting(self._clock, self._until):
             for number in range(1, self._accumulate + 1):
                 batch = self._next_batch()
                 with self._autocast():
                     loss = self._task.loss(self._model, batch)
                 if self._overlaps and number == self._accumulate:
                     self._gradient.tell(self._leave)
-                (loss / self._accumulate if self._accumulate > 1 else loss).backward()
                 total += float(loss.detach())
+                (loss / self._accumulate if self._accumulate > 1 else loss).backward()
+        for i in self._missing():
+            self._courier.part(self._g, i).zero_()
         return total / self._accumulate
 
     def _next_batch(self) -> Any:

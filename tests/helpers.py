@@ -18,6 +18,7 @@ from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.config import Config, Optimizer, load
 from ps_elastic.events import Action, Drop, Measure, Push, Release, Step
+from ps_elastic.lanes import LanesServer
 from ps_elastic.layout import Layout
 from ps_elastic.ledger import Ledger
 from ps_elastic.messages import Message, PushMessage, Reply
@@ -25,6 +26,7 @@ from ps_elastic.optimizer import FlatOptimizer
 from ps_elastic.policies import Policy
 from ps_elastic.replay import replay_decisions
 from ps_elastic.server import Server
+from ps_elastic.slices import Slices
 from ps_elastic.tasks import Task, seeded
 from ps_elastic.tracker import Tracker
 
@@ -206,6 +208,22 @@ class Dealer(Policy):
         yield Release((idle[0] if len(idle) > 1 else workers[self.count % len(workers)],))
 
 
+@dataclass
+class LayersAtOnce(Policy):
+    """Every layer is used as it comes, and its worker let go by it: each has its own version and pace."""
+
+    layerwise: ClassVar[bool] = True
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        yield Step.mean([push.id])
+        yield Release((push.id.worker,))
+
+
+@dataclass
+class QueuedLayers(LayersAtOnce):
+    jobs: ClassVar[int] = 2
+
+
 # ---- runs
 
 
@@ -316,6 +334,87 @@ class Desk:
             payload_norm=norm,
         )  # fmt: skip
         return message._replace(**header)
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        return [note for note in self.notes if note["event"] == event]
+
+
+class Layered(nn.Module):
+    """As many parameters of 64 floats as there are layers, zeros."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList([nn.Parameter(torch.zeros(64)) for _ in range(layers)])
+
+
+class LayerDesk:
+    """As `Desk`, of a layerwise rule: a number for each layer that a worker pushes."""
+
+    def __init__(
+        self, make: Callable[[], Policy], workers: int = 2, layers: int = 3, *, lr: float = 0.5,
+        budget: int = 10**9, compressor: Compressor | None = None, momentum: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.layout = Layout(Layered(layers), "layer")
+        self.x = self.layout.empty()
+        self.notes: list[dict[str, Any]] = []
+        self.log: list[str] = []
+        self.coder = compressor or Identity()
+        settings = Optimizer(lr=lr, momentum=momentum)
+        parts = []
+        for part, bucket in zip(self.layout.parts(), self.layout.buckets, strict=True):
+            x = self.x[bucket.start : bucket.stop]
+            coder = self.coder.fresh(bucket.numel, torch.Generator())
+            parts.append(Calculator(part, x, FlatOptimizer(settings, part, x), [coder]))
+        self.server = LanesServer(
+            [make() for _ in range(layers)], workers, Slices(self.layout, self.x, parts), lambda samples: lr, budget,
+            Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
+        )  # fmt: skip
+        self.now = 0.0
+        self.views: dict[int, Reply] = {}  # the last reply of each worker
+        self.take(self.server.start(0.0))
+
+    @property
+    def model(self) -> list[float]:
+        """The first entry of each layer."""
+        return self.x[:: self.layout.parts()[0].size].tolist()
+
+    def take(self, replies: Iterable[tuple[int, Reply]]) -> dict[int, Reply]:
+        """Carry replies out: as a transport does, each model is copied at once."""
+        taken = {}
+        for worker, reply in replies:
+            model = None if reply.model is None else reply.model.copy()
+            taken[worker] = self.views[worker] = reply._replace(model=model)
+        return taken
+
+    def send(self, message: Message) -> dict[int, Reply]:
+        return self.take(self.server.receive(message, self.now))
+
+    def bucket(self, worker: int, bucket: int, value: float | None = 1.0, **header: Any) -> dict[int, Reply]:
+        """One bucket of the next push of `worker`; None: it was cut off before it."""
+        return self.send(self.message(worker, bucket, value)._replace(**header))
+
+    def message(self, worker: int, bucket: int, value: float | None) -> PushMessage:
+        view, arrays = self.views[worker], ()
+        dense = torch.full((64,), value or 0.0)
+        if value is not None:
+            arrays = tuple([array.numpy() for array in self.coder.encode(dense)])
+        norm = float(dense.norm())
+        return PushMessage(
+            worker, view.step + 1, view.layers[bucket].version, arrays, bucket, len(view.layers), samples=3, norm=norm,
+            payload_norm=norm,
+        )  # fmt: skip
+
+    def push(self, worker: int, *values: float | None) -> dict[int, Reply]:
+        """All buckets of the next push, the last layer first; returns the replies."""
+        messages = [self.message(worker, i, value) for i, value in enumerate(values)]
+        replies: dict[int, Reply] = {}
+        for message in reversed(messages):
+            replies |= self.send(message)
+        return replies
+
+    def tick(self, now: float) -> dict[int, Reply]:
+        self.now = now
+        return self.take(self.server.tick(now))
 
     def told(self, event: str) -> list[dict[str, Any]]:
         return [note for note in self.notes if note["event"] == event]

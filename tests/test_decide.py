@@ -285,6 +285,8 @@ def test_without_a_log_nothing_is_kept_of_the_past() -> None:
         for step in range(1, 61):
             for worker in (1, 2, 3):
                 story.push(worker)
+            if story.ledger.waiting:  # for a deadline
+                story.tell(Woke(), story.ledger.wake_at or 0.0)
             if step % 20 == 0:
                 sizes.append(
                     {key: len(value) for key, value in vars(story.ledger).items() if hasattr(value, "__len__")}

@@ -142,3 +142,15 @@ def test_aligned_memory_starts_at_a_64_byte_boundary(offset: int) -> None:
         memory = aligned(nbytes, offset)
         assert memory.shape == (nbytes,) and memory.dtype == np.uint8 and not memory.any()
         assert (memory.ctypes.data + offset) % 64 == 0
+
+
+def test_the_parts_of_a_layout_are_layouts_of_its_buckets() -> None:
+    layout = Layout(nn.Sequential(nn.Linear(10, 7), nn.Linear(7, 64)), 500)
+    parts = layout.parts()
+    assert [(part.size, part.numel, len(part.slots)) for part in parts] == [(128, 70, 1), (512, 455, 2), (64, 64, 1)]
+    assert [part.buckets for part in parts] == [(Bucket(0, 128),), (Bucket(0, 512),), (Bucket(0, 64),)]
+    flat = torch.arange(layout.size, dtype=torch.float32)
+    whole, split = layout.views(flat), {}
+    for part, bucket in zip(parts, layout.buckets, strict=True):
+        split |= part.views(flat[bucket.start : bucket.stop])
+    assert split.keys() == whole.keys() and all(torch.equal(split[name], whole[name]) for name in whole)

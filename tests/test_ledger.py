@@ -25,6 +25,7 @@ from ps_elastic.events import (
 )
 from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy
+from ps_elastic.policies.asynchronous import Asynchronous
 from tests.law.rules import LastOfEverybody, TwoJobs
 from tests.law.story import Story, plain
 
@@ -441,3 +442,13 @@ def test_the_end_drops_what_is_held_and_closes_what_is_owed() -> None:
     assert story.tell(Asked(1, 2)) == [Release((1,))]
     assert story.tell(Joined(4)) == story.tell(Left(3)) == story.tell(Done()) == []
     assert story.tell(Asked(4, 0)) == [Release((4,))]
+
+
+def test_one_that_comes_back_goes_on_after_the_step_stated_or_its_own() -> None:
+    story = Story(Asynchronous(), 2)
+    story.tell(Left(1))
+    story.tell(Joined(1, 5))
+    assert story.ledger.workers[1].seen == story.ledger.workers[1].assigned == 5
+    story.tell(Left(1))
+    story.tell(Joined(1))
+    assert story.ledger.workers[1].seen == 5

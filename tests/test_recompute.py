@@ -29,7 +29,12 @@ SHORT = ("train.samples=1500",)
 WARM = ("optimizer.momentum=0.9", "optimizer.lr=0.02", "schedule=cosine", "schedule.warmup_samples=700")
 FED = ("compressor=top_k:ratio=0.05",)  # with error feedback, as `auto` says
 PLAIN = ("optimizer.momentum=0",)
-NEEDS = {"consensus": ("update=sisa", *PLAIN)}  # of rules that do not go with gradients
+SHORT_ROUNDS = ("policy.deadline_s=0.01", *PLAIN)
+NEEDS = {  # of rules that do not go with gradients, or would go on for long
+    "consensus": ("update=sisa", *PLAIN),
+    "salf": SHORT_ROUNDS,
+    "salf_fill": SHORT_ROUNDS,
+}
 RUNS: dict[str, tuple[str, ...]] = {
     **{rule: (*SHORT, *NEEDS.get(rule, ("optimizer.momentum=0.5",)), f"policy={rule}") for rule, _ in policies.items()},
     "the hard one": (*SHORT, *WARM, *FED, "policy=asynchronous"),
@@ -39,6 +44,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "asked on a timer": (*SHORT, *FED, "policy=deadline:deadline_s=0.002", "survive.ask_again_s=0.05"),
     "local steps": (*SHORT, *FED, "policy=fedbuff", "update=local_sgd:local_steps=2", *PLAIN),
     "more threads": (*SHORT, *FED, "policy=asynchronous", "threads=2", "server_threads=1"),
+    "cut off": (*SHORT, *FED, "policy=salf:deadline_s=0.006", "update=cut_sgd:deadline_s=0.0015", "optimizer.lr=0.02"),
     "not measured": (*SHORT, *FED, "policy=asynchronous", "tracker.discrepancy=off"),
     "stopped early": (
         "train.samples=30000", *FED, "policy=asynchronous", "train.stop_at=accuracy>=0.5",

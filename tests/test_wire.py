@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from ps_elastic.errors import WireError
 from ps_elastic.memory import aligned
-from ps_elastic.messages import MOST_SETTLED, OUTCOMES, Ask, Farewell, Message, PushMessage, Reply, Settled
+from ps_elastic.messages import MOST_SETTLED, OUTCOMES, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
 from ps_elastic.wire import HEADER_BYTES, MAX_ARRAYS, pack, size_of, unpack
 
 DIGEST = bytes(range(32))
@@ -40,7 +40,8 @@ pushes = st.builds(
     waited_s=numbers,
     statistics=st.none() | models,
 )
-fates = st.builds(Settled, st.integers(1, 2**53), st.sampled_from(OUTCOMES), numbers)
+fates = st.builds(Settled, st.integers(1, 2**53), st.sampled_from(OUTCOMES), numbers, st.integers(0, 2**16))
+layers = st.builds(Layer, st.integers(0, 2**53), st.sampled_from(OUTCOMES), numbers)
 replies = st.builds(
     Reply,
     worker=workers,
@@ -52,6 +53,7 @@ replies = st.builds(
     alpha=numbers,
     weight=numbers,
     settled=st.lists(fates, max_size=5).map(tuple),
+    layers=st.lists(layers, max_size=5).map(tuple),
 )
 asks = st.builds(Ask, workers, counts)
 farewells = st.builds(Farewell, workers, counts, st.text(max_size=30), st.integers(0, 255))
@@ -86,7 +88,7 @@ def test_a_model_may_follow_apart(reply: Reply) -> None:
     sent = pack(reply, DIGEST, aligned(1 << 16), model_apart=True)
     assert (sent.apart is None) == (reply.model is None)
     assert size_of(sent.head, DIGEST, "rank 0") == (sent.head.size, reply.model is not None)
-    assert sent.head.size == HEADER_BYTES + 24 * len(reply.settled)
+    assert sent.head.size == HEADER_BYTES + 32 * len(reply.settled) + 24 * len(reply.layers)
     assert same(unpack(sent.head, DIGEST, "rank 0", sent.apart), reply)
 
 

@@ -18,10 +18,11 @@ from ps_elastic.compressors.top_k import TopK
 from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
-from ps_elastic.messages import PushMessage, Reply, Settled
+from ps_elastic.messages import Layer, PushMessage, Reply, Settled
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
+from ps_elastic.updates.cut_sgd import CutSgd
 from ps_elastic.updates.sgd import Sgd
 from ps_elastic.worker import Worker, draw_seed, to_device
 
@@ -389,3 +390,97 @@ def test_a_batch_moves_to_the_device_whatever_its_shape() -> None:
     assert moved["b"][0].device.type == moved["b"][1][0].device.type == moved["a"].device.type == "meta"
     assert moved["b"][1][1] == "text" and moved["c"] == 3
     assert isinstance(moved["b"], list) and isinstance(moved["b"][1], tuple)
+
+
+# ---- layers
+
+
+LAYERWISE: dict[str, Any] = {"buckets": "layer", "layerwise": True}
+
+
+def sent_by(hand: Hand, **cut: Any) -> list[PushMessage]:
+    messages: list[PushMessage] = []
+    hand.worker.push(messages.append, **cut)
+    return messages
+
+
+def layered(hand: Hand, versions: tuple[int, ...], outcomes: tuple[str, ...] = (), **told: Any) -> Reply:
+    outcomes = outcomes or ("held",) * len(versions)
+    layers = tuple(Layer(version, outcome) for version, outcome in zip(versions, outcomes, strict=True))
+    return hand.reply(version=min(versions), layers=layers, **told)
+
+
+def test_layers_leave_last_first_each_with_its_own_base_and_norms() -> None:
+    hand, whole = Hand(Blobs(), **LAYERWISE), Hand(Blobs(), buckets="layer")
+    hand.worker.load(layered(hand, (4, 7, 5, 9)))
+    messages, expected = sent_by(hand), whole.go()
+    assert [(m.bucket, m.buckets, m.base) for m in messages] == [(3, 4, 9), (2, 4, 5), (1, 4, 7), (0, 4, 4)]
+    for message in messages:
+        (array,) = message.arrays
+        assert np.array_equal(array, expected[message.bucket].arrays[0])
+        assert message.norm == message.payload_norm == pytest.approx(float(np.linalg.norm(array)), rel=1e-6)
+        assert (message.samples, message.loss) == (4, expected[0].loss)
+
+
+class Clock:
+    """Each look is a second later."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize(("deadline_s", "reached"), [(0.5, 0), (1.5, 1), (3.5, 3), (9.0, 4)])
+def test_a_deadline_leaves_backward_where_it_is(deadline_s: float, reached: int) -> None:
+    """The clock is looked at when the push begins and then when each gradient is made, from the last layer on."""
+    hand = Hand(Blobs(), update=CutSgd(deadline_s), clock=Clock(), **LAYERWISE)
+    whole = Hand(Blobs(), buckets="layer")
+    hand.worker.load(layered(hand, (0, 0, 0, 0)))
+    messages, expected = sent_by(hand), whole.go()
+    here = [message.bucket for message in messages if message.arrays]
+    assert len(here) == reached and here == sorted(here, reverse=True)
+    for message in messages:
+        if message.arrays:
+            assert np.array_equal(message.arrays[0], expected[message.bucket].arrays[0])
+        else:
+            assert (message.norm, message.payload_norm) == (0.0, 0.0)
+    assert not any(parameter.grad is not None for parameter in hand.model.parameters())
+
+
+def test_the_push_after_one_that_was_cut_off_is_whole_again() -> None:
+    hand = Hand(Blobs(), update=CutSgd(1.5), clock=Clock(), **LAYERWISE)
+    hand.worker.load(layered(hand, (0, 0, 0, 0)))
+    assert sum(bool(message.arrays) for message in sent_by(hand)) < 4
+    hand.worker.load(layered(hand, (1, 1, 1, 1)))
+    messages = sent_by(hand, cut=())
+    assert all(message.arrays for message in messages)
+    batches = Blobs().batches(1, 3, 0)
+    next(batches)
+    expected = gradients(Blobs(), batches)
+    sent = torch.cat([torch.from_numpy(message.arrays[0]) for message in reversed(messages)])
+    for name, view in hand.layout.views(sent).items():
+        assert torch.allclose(view, expected[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_what_is_cut_off_is_no_part_of_what_is_clipped_nor_of_what_is_fed_back() -> None:
+    hand = Hand(Blobs(), compressor=TopK(0.1), feedback=True, update=CutSgd(), clip_norm=1e-3, **LAYERWISE)
+    hand.worker.load(layered(hand, (0, 0, 0, 0)))
+    messages = sent_by(hand, cut={0, 1})
+    assert math.hypot(*(message.norm for message in messages)) == pytest.approx(1e-3, rel=1e-5)
+    assert [bool(coder.residual.any()) for coder in hand.coders][:3] == [False, False, True]
+
+
+def test_a_dropped_layer_is_taken_back_and_a_used_one_is_not() -> None:
+    hand = Hand(Blobs(), compressor=TopK(0.1), feedback=True, **LAYERWISE)
+    hand.worker.load(layered(hand, (0, 0, 0, 0), alpha=0.1))
+    sent_by(hand)
+    hand.worker.load(layered(hand, (1, 1, 1, 1), ("used", "dropped", "held", "held"), alpha=0.1))
+    settled = (Settled(1, "dropped", math.nan, 2), Settled(1, "used", 0.5, 3), Settled(1, "dropped", math.nan, 1))
+    sent_by(hand)
+    after_push = [coder.residual.clone() for coder in hand.coders]
+    hand.worker.load(layered(hand, (2, 2, 2, 2), settled=settled, alpha=0.1))
+    moved = [not torch.equal(a, b) for a, b in zip(after_push, [c.residual for c in hand.coders], strict=True)]
+    assert moved == [False, False, True, False]  # bucket 1 was told before, and is not taken back twice

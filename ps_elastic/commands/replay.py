@@ -49,6 +49,13 @@ def _replay(record: RunRecord, policies: Sequence[str]) -> dict[str, Any]:
 
     config, tally = _load(record), Tally()
     others = [_load(record, [f"policy={policy}"]) for policy in policies]
+    for asked in [config, *others] if policies else []:
+        if asked.policy.build().layerwise:
+            raise ConfigError(
+                f"{asked.policy.text()} takes layers, and what a worker has ready depends on when each was released: "
+                "no other rule can be asked about its arrivals, nor it about those of others",
+                key="--policy",
+            )
     replay = replay_decisions(
         config.policy.build(), record.lines(), range(1, record.workers + 1), record.events, tally.note
     )

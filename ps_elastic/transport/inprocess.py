@@ -37,9 +37,10 @@ def run(server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float]
         elif ready:
             now += 1 / len(workers)
             push: list[Message] = []
-            ready.popleft().push(push.append)
+            ready.popleft().push(push.append, cut=())  # no computation takes long in logical time
             for message in push:
-                deliver(server.receive(message, now))
+                deliver(server.take(message, now))
+            deliver(server.tick(now))  # at equal times every bucket of a push comes before a Wake
             on_turn(now)
         elif server.wake_at is not None:
             now = max(now, server.wake_at)

@@ -16,10 +16,10 @@ import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.memory import aligned
-from ps_elastic.messages import MOST_SETTLED, Message, PushMessage
+from ps_elastic.messages import Message, PushMessage
 from ps_elastic.transport.bell import Bells
 from ps_elastic.transport.slot import MPI, Outbox, Slot, chunk_count
-from ps_elastic.wire import HEADER_BYTES, pack, padded, size_of, unpack
+from ps_elastic.wire import HEADER_BYTES, pack, reply_bytes, size_of, unpack
 
 INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header
 _TEXT_BYTES = 1 << 16  # longest farewell
@@ -195,7 +195,7 @@ class ServerEnd(_End):
         for worker in range(1, self.size):
             for i, nbytes in enumerate(frames):
                 self._add(Slot(comm, worker, _PUSH + i * _TAGS, aligned(nbytes, HEADER_BYTES)))
-            head = aligned(_reply_bytes(model_bytes), HEADER_BYTES)
+            head = aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)
             self._replies[worker] = self._outbox(worker, _REPLY, head), self._outbox(worker, _MODEL)
         for worker in range(1, self.size):  # after the pushes: of two arrivals a push is looked at before an Ask
             control = self._add(Slot(comm, worker, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES)))
@@ -257,7 +257,7 @@ class WorkerEnd(_End):
         self._pushes = [self._outbox(0, _PUSH + i * _TAGS, frame) for i, frame in enumerate(self._frames)]
         self._control = self._outbox(0, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES))
         self._model = aligned(model_bytes)
-        self._head = self._add(Slot(comm, 0, _REPLY, aligned(_reply_bytes(model_bytes), HEADER_BYTES)))
+        self._head = self._add(Slot(comm, 0, _REPLY, aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)))
         self._body = self._add(Slot(comm, 0, _MODEL, self._model)) if model_bytes > INLINE_BYTES else None
         gradient = self._frames[0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
         self.memory = self._model.view(np.float32), gradient.view(np.float32)
@@ -300,9 +300,8 @@ class WorkerEnd(_End):
         self._taken = True
 
 
-def _reply_bytes(model_bytes: int) -> int:
-    inline = padded(model_bytes) if model_bytes <= INLINE_BYTES else 0
-    return HEADER_BYTES + inline + MOST_SETTLED * 24
+def _reply_bytes(model_bytes: int, frames: Sequence[int]) -> int:
+    return reply_bytes(model_bytes if model_bytes <= INLINE_BYTES else 0, len(frames))
 
 
 def _refuse_untaggable(comm: MPI.Comm, frames: Sequence[int], model_bytes: int) -> None:

@@ -16,6 +16,7 @@ class Update(ABC):
     """A dataclass whose init fields are its YAML keys under `update:`. Each worker has its own, with its own state."""
 
     units: ClassVar[str] = "gradient"  # what it pushes: "gradient" (times alpha), "update" (scaled), or "model"
+    cut_s: ClassVar[float | None] = None  # the computation is cut off so long after it began; see `cut_sgd`
     view: Tensor | None = None  # where the last gradient was taken (d,), if that is not the model pulled
 
     @abstractmethod

@@ -22,6 +22,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "consensus": [{"quorum": 0.5}],
     "delay_bounded": [{"bound": 0}],
     "value_bounded": [{"threshold": 1.0}],
+    "salf": [{"empty": "estimated"}, {"empty": (0.75, 0.5, 0.0)}],
+    "salf_fill": [{"deadline_s": 0.5}],
     "Deadline": [{"repay": False}],
     "MeanStandsIn": [{"repay": False}],
     "WithinBudget": [{"budget": 0.1}, {"budget": 5.0}],

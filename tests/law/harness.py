@@ -66,8 +66,9 @@ class World:
         everybody = range(1, workers + 1)
         self.policy, self.number = policy, number
         self.ledger = Ledger(
-            everybody, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log
-        )
+            everybody, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log,
+            bucket=(1, 3) if policy.layerwise else None,
+        )  # fmt: skip
         self.model = Model(everybody, policy.jobs, policy.keeps_last, policy.own_views)
         self.nodes = {worker: Node(0, 1, 0, pushes) for worker in everybody}
         self.absent = {workers + 1: pushes}  # who may join, and with how many pushes

@@ -87,12 +87,13 @@ class Model:
         self.unanswered[worker] = None
         return True
 
-    def joined(self, worker: int) -> bool:
+    def joined(self, worker: int, step: int = 0) -> bool:
         if worker in self.jobs:
             return False
         self.jobs[worker] = ()
         self.seen.setdefault(worker, 0)
         self.given.setdefault(worker, 0)
+        self.seen[worker] = self.given[worker] = max(self.given[worker], step)
         self.clock[worker] = self.slowest
         return True
 
