@@ -24,7 +24,7 @@ from ps_elastic.slices import Slices
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
-from ps_elastic.workbench import Workbench
+from ps_elastic.workbench import Memory, Workbench
 from ps_elastic.worker import Worker, draw_seed
 
 if TYPE_CHECKING:
@@ -82,12 +82,16 @@ def make_server(
     log: Callable[[str], None],
     *,
     background: bool,
+    x: Tensor | None = None,
 ) -> tuple[Server, Evaluator]:
-    """The server, with the model's parameters living in its flat vector; and the evaluator it submits to."""
+    """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
+
+    x: zeros (d,) to be that vector, where the transport has memory for it.
+    """
     layout = parts.layout
     train = config.train
     evaluator = Evaluator(parts.task, parts.model, layout, train.evaluate_every_samples, background=background)
-    x = layout.empty()
+    x = layout.empty() if x is None else x
     layout.attach(parts.model, x)
     policy = config.policy.build()
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
@@ -122,7 +126,7 @@ def make_worker(
     rank: int,
     workers: int,
     tracker: Tracker,
-    memory: tuple[Tensor, Tensor] | None = None,
+    memory: Memory | None = None,
     local: int = 0,
     bench: Workbench | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -155,6 +159,16 @@ def make_worker(
         layerwise=config.policy.build().layerwise,
         clock=clock,
     )
+
+
+def reads_in_place(config: Config) -> bool:
+    """Whether workers that share memory with the server can compute on its model itself.
+
+    So they can where no step comes before the last push, and nothing that they do changes the model.
+    """
+    update = config.update
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    return config.policy.build().lockstep and not update.plugin.build().moves and not update.pipeline and on_cpu
 
 
 def choose_device(name: str, local: int) -> torch.device:

@@ -86,12 +86,13 @@ class Layout:
         """Name -> view of `flat` (size,) in the tensor's shape."""
         return {s.name: flat[s.offset : s.offset + s.numel].view(s.shape) for s in self.slots}
 
-    def attach(self, model: nn.Module, flat: Tensor) -> None:
-        """Copy the model's trainable parameters into `flat`, and let them live there from now on."""
+    def attach(self, model: nn.Module, flat: Tensor, *, fill: bool = True) -> None:
+        """Let the model's trainable parameters live in `flat` from now on; `fill` copies them there first."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, view in self.views(flat).items():
-                view.copy_(parameters[name])
+                if fill:
+                    view.copy_(parameters[name])
                 parameters[name].data = view
 
     def sha256(self, model: nn.Module) -> str:

@@ -15,8 +15,7 @@ def unsupported(config: Config, simulated: bool = False) -> list[ConfigError]:
     """Every value of `config` that this version cannot carry out, with what to write instead."""
     checkpoint, survive = config.checkpoint, config.survive
     cases = [
-        (config.transport == "shared", "transport", "shared", "no shared windows yet; expected auto or messages"),
-        (config.views == "torn", "views", "torn", "it needs a shared window; expected exact"),
+        (config.views == "torn", "views", "torn", "views are never torn yet; expected exact"),
         (config.update.pipeline > 0, "update.pipeline", config.update.pipeline, "no runahead yet; expected 0"),
         (
             config.downlink.name != "identity",

@@ -17,6 +17,7 @@ allocated or read. Each array starts at a multiple of 8 bytes.
 from __future__ import annotations
 
 import struct
+from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,11 +31,17 @@ _HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
 HEADER_BYTES = _HEADER.size
 MAX_ARRAYS = 4
 _PUSH, _REPLY, _ASK, _FAREWELL = range(1, 5)
-_STOP, _MODEL_APART, _STATISTICS, _LAYERS = 1, 2, 4, 8
+_STOP, _MODEL_APART, _STATISTICS, _LAYERS, _MODEL_SHARED = 1, 2, 4, 8, 16
 _SETTLED, _LAYER = 4, 3  # float64 numbers that tell of a settled push, and of a layer
 _COPIED_BYTES = 1 << 13  # copying so little onto itself is quicker than asking whether it already stands there
 _TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES, 1)}  # 0 is no array; an empty one has its type
+
+
+class Place(IntEnum):
+    """Where the model of a reply is: behind the header, in messages of its own, or in memory shared with the server."""
+
+    INLINE, APART, SHARED = range(3)
 
 
 class Packed(NamedTuple):
@@ -55,11 +62,11 @@ def padded(nbytes: int) -> int:
     return (nbytes + 7) & ~7
 
 
-def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model_apart: bool = False) -> Packed:
+def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model: Place = Place.INLINE) -> Packed:
     """Write `message` into `buffer` (uint8, large enough) and return what of it is to be sent.
 
-    layout: the digest. Arrays that already stand in their place in `buffer` are not copied. With `model_apart` a
-    reply's model is not copied into the buffer but follows as a message of its own.
+    layout: the digest. Arrays that already stand in their place in `buffer` are not copied; no more is a reply's model
+    that is somewhere else.
     Raises WireError for too many arrays or a type that has no code.
     """
     flags, bucket, buckets, numbers, samples, loss = 0, 0, 1, (0.0, 0.0, 0.0, 0.0), 0, 0.0
@@ -70,16 +77,18 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model_apart: bo
             numbers = (message.norm, message.payload_norm, message.residual_norm, message.waited_s)
             if message.statistics is not None:
                 flags, arrays = _STATISTICS, (*arrays, message.statistics)
-        case Reply(worker, step, base, model):
+        case Reply(worker, step, base, given):
             kind, arrays = _REPLY, ()
             flags = OUTCOMES.index(message.outcome) << 8
             numbers = (message.discrepancy, message.alpha, message.weight, 0.0)
-            if model is None:
+            if given is None:
                 flags |= _STOP
-            elif model_apart:
-                flags, apart = flags | _MODEL_APART, model
+            elif model == Place.APART:
+                flags, apart = flags | _MODEL_APART, given
+            elif model == Place.SHARED:
+                flags |= _MODEL_SHARED
             else:
-                arrays = (model,)
+                arrays = (given,)
             if message.layers:
                 flags |= _LAYERS
                 arrays = (*arrays, _flat([(v, OUTCOMES.index(outcome), w) for v, outcome, w in message.layers]))
@@ -109,17 +118,20 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model_apart: bo
     return Packed(buffer[:end], apart)
 
 
-def size_of(head: np.ndarray, layout: bytes, source: str) -> tuple[int, bool]:
-    """How many bytes the message that starts with `head` takes, and whether a model follows apart.
+def size_of(head: np.ndarray, layout: bytes, source: str) -> tuple[int, Place]:
+    """How many bytes the message that starts with `head` takes, and where the model of a reply is.
 
     Raises WireError naming `source` for another magic, version or layout, an unknown kind, or an unknown type.
     """
     fields = _fields(head, layout, source)
-    return _form_of(fields, source).nbytes, bool(fields[2] == _REPLY and fields[3] & _MODEL_APART)
+    place = Place.INLINE
+    if fields[2] == _REPLY and fields[3] & (_MODEL_APART | _MODEL_SHARED):
+        place = Place.APART if fields[3] & _MODEL_APART else Place.SHARED
+    return _form_of(fields, source).nbytes, place
 
 
 def unpack(frame: np.ndarray, layout: bytes, source: str, model: np.ndarray | None = None) -> Message:
-    """The message in `frame` (uint8); its arrays are views of `frame`. `model`: the one that came apart.
+    """The message in `frame` (uint8); its arrays are views of `frame`. `model`: the one that is not in it.
 
     Raises WireError as `size_of` does, and where `frame` is shorter than its header says or does not hold what its
     kind needs.
@@ -144,7 +156,7 @@ def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarra
         return Ask(worker, step)
     if kind == _FAREWELL:
         return Farewell(worker, step, bytes(arrays[0]).decode(), base)
-    if not flags & (_STOP | _MODEL_APART):
+    if not flags & (_STOP | _MODEL_APART | _MODEL_SHARED):
         model = arrays.pop(0)
     found = arrays.pop(0).reshape(-1, _LAYER).tolist() if flags & _LAYERS else []
     layers = tuple(Layer(int(version), OUTCOMES[int(outcome)], weight) for version, outcome, weight in found)

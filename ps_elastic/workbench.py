@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from threading import get_ident
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,18 +15,26 @@ from ps_elastic.errors import TaskError
 from ps_elastic.layout import Layout
 
 
+class Memory(NamedTuple):
+    """Memory of the transport for model and gradient (d,), so that one is received and the other sent in place."""
+
+    x: Tensor
+    g: Tensor
+    foreign: bool = False  # x is the server's model itself, to be read only
+
+
 class Workbench:
     """The module's parameters live in x (d,), their gradients land in g (d,).
 
-    On the CPU x and g are the transport's `memory` (x, g) where it offers some, so that a model is received and a
-    gradient sent in place. Workers that take turns may share a bench: each loads a model and pushes before the next.
+    On the CPU x and g are the transport's `memory` where it offers some. Workers that take turns may share a bench:
+    each loads a model and pushes before the next.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, memory: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, memory: Memory | None = None) -> None:
         self.device = next(model.parameters()).device
-        x, self.g = memory or (layout.empty(), layout.empty())
+        x, self.g, self.foreign = memory or Memory(layout.empty(), layout.empty())
         self.x = x.to(self.device)
-        layout.attach(model, self.x)
+        layout.attach(model, self.x, fill=not self.foreign)
         model.train()
         self.made = self.g if self.device.type == "cpu" else layout.empty().to(self.device)  # g, where backward is
         self.gradient = Gradient(model, layout, self.made)

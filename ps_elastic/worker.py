@@ -23,7 +23,7 @@ from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
 from ps_elastic.updates.sgd import Sgd
-from ps_elastic.workbench import Workbench
+from ps_elastic.workbench import Memory, Workbench
 
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
 
@@ -53,7 +53,7 @@ class Worker:
         on_nonfinite: str = "stop",
         autocast: str | None = None,
         discrepancy: str = "exact",
-        memory: tuple[Tensor, Tensor] | None = None,
+        memory: Memory | None = None,
         bench: Workbench | None = None,
         layerwise: bool = False,
         clock: Callable[[], float] = time.perf_counter,
@@ -75,7 +75,8 @@ class Worker:
         self._shortcut = self._shortcut and self._cut_s is None
         self._statistics = statistics_of(model)
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
-        self._view = torch.empty_like(self.x) if discrepancy == "exact" else None
+        keeps_view = discrepancy == "exact" and not made.foreign  # who computes on the server's model has no copy
+        self._view = torch.empty_like(self.x) if keeps_view else None
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
         self._courier = Courier(rank, layout.buckets, compressors, self._g, self.g, clock, lends=bench is not None)
         final = type(update).run is Sgd.run and clip_norm is None and on_nonfinite == "stop" and not self._shortcut

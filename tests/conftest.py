@@ -155,7 +155,7 @@ def run_several(mpi: Mpi, ranks: int, plan: Mapping[str, Mapping[str, Any]], fol
     program = [sys.executable, str(PROGRAMS / "several.py"), str(folder / "plan.json"), str(folder)]
     job = Job(ranks_command(mpi, ranks, program), launcher.mpi_environment(mpi), folder)
     try:
-        ended = job.wait()
+        ended = job.wait(START_S + 5 * len(plan))
     finally:
         job.kill()
     assert ended.code == 0, job.said()

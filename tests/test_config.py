@@ -225,7 +225,6 @@ def test_a_wrong_value_in_a_file_names_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "key", "message"),
     [
-        ("transport=shared", "transport", "got 'shared', which this version does not support: no shared windows yet"),
         ("views=torn", "views", "got 'torn'"),
         ("update.pipeline=2", "update.pipeline", "got 2"),
         (f"downlink={PART}", "downlink", f"got '{PART}'"),

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 from ps_elastic.errors import WireError
 from ps_elastic.memory import aligned
 from ps_elastic.messages import MOST_SETTLED, OUTCOMES, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
-from ps_elastic.wire import HEADER_BYTES, MAX_ARRAYS, pack, size_of, unpack
+from ps_elastic.wire import HEADER_BYTES, MAX_ARRAYS, Place, pack, size_of, unpack
 
 DIGEST = bytes(range(32))
 TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
@@ -85,7 +85,7 @@ def test_every_kind_of_message_comes_back_as_it_was(message: Message) -> None:
 @settings(deadline=None)
 @given(replies)
 def test_a_model_may_follow_apart(reply: Reply) -> None:
-    sent = pack(reply, DIGEST, aligned(1 << 16), model_apart=True)
+    sent = pack(reply, DIGEST, aligned(1 << 16), model=Place.APART)
     assert (sent.apart is None) == (reply.model is None)
     assert size_of(sent.head, DIGEST, "rank 0") == (sent.head.size, reply.model is not None)
     assert sent.head.size == HEADER_BYTES + 32 * len(reply.settled) + 24 * len(reply.layers)

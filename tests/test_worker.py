@@ -24,6 +24,7 @@ from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
 from ps_elastic.updates.cut_sgd import CutSgd
 from ps_elastic.updates.sgd import Sgd
+from ps_elastic.workbench import Memory
 from ps_elastic.worker import Worker, draw_seed, to_device
 
 
@@ -158,14 +159,27 @@ def test_a_gradient_longer_than_clip_norm_is_scaled_down_to_it() -> None:
 
 def test_gradients_arrive_in_place_where_the_transport_offers_memory() -> None:
     layout = Layout(Blobs().model(0))
-    memory = layout.empty(), layout.empty()
+    memory = Memory(layout.empty(), layout.empty())
     hand = Hand(Blobs(), memory=memory)
     (message,) = hand.go()
-    assert message.arrays[0].ctypes.data == memory[1].data_ptr()
-    assert hand.worker.x.data_ptr() == memory[0].data_ptr()
-    memory[0].zero_()  # a model received in place
-    assert hand.worker.load(Reply(1, 1, 1, memory[0].numpy()))
+    assert message.arrays[0].ctypes.data == memory.g.data_ptr()
+    assert hand.worker.x.data_ptr() == memory.x.data_ptr()
+    memory.x.zero_()  # a model received in place
+    assert hand.worker.load(Reply(1, 1, 1, memory.x.numpy()))
     assert pushed(hand.worker)[0].loss == pytest.approx(math.log(3))
+
+
+def test_who_computes_on_the_servers_model_leaves_it_as_it_is_and_sees_it_change() -> None:
+    layout = Layout(Blobs().model(0))
+    x = torch.zeros(layout.size)  # not what the worker's own model starts with
+    hand = Hand(Blobs(), memory=Memory(x, layout.empty(), foreign=True))
+    assert not x.any()
+    assert hand.worker.load(Reply(1, 0, 0, x.numpy()))
+    assert pushed(hand.worker)[0].loss == pytest.approx(math.log(3))
+    assert not x.any()
+    x.copy_(torch.arange(layout.size) / layout.size)
+    hand.worker.load(Reply(1, 1, 1, x.numpy()))
+    assert pushed(hand.worker)[0].loss != pytest.approx(math.log(3))
 
 
 # ---- error feedback and the fate of pushes

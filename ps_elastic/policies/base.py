@@ -31,6 +31,7 @@ class Policy(ABC):
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")  # that it is exact, or bounded, with
     needs_views: ClassVar[bool] = False  # asks for distances or for x - v: the server must keep every view in use
     uses_reach: ClassVar[bool] = False  # reads `ledger.reach`: the server then measures what it needs at each Step
+    lockstep: ClassVar[bool] = False  # no Step while any worker computes: they may read the server's model where it is
     view_of: ClassVar[str] = "srv"  # the x_t that discrepancy is measured against: server model, or "ideal"
 
     def workers_needed(self) -> int:

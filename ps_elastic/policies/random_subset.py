@@ -23,6 +23,7 @@ class RandomSubset(Policy):
     Share: 1.
     """
 
+    lockstep = True
     q: int = 2  # pushes per step; p: all of them
     seed: int = 0
     rounds: int = field(default=0, init=False)

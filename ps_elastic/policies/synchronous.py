@@ -20,6 +20,8 @@ class Synchronous(Policy):
     Share: 1; what a worker pushed before it left still counts.
     """
 
+    lockstep = True
+
     def declared_bound(self, facts: Facts) -> Bound:
         return exact()
 

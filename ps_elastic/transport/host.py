@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from typing import NamedTuple
 
@@ -10,8 +12,10 @@ import numpy as np
 from ps_elastic.environment import cgroup_quota
 from ps_elastic.transport.slot import MPI
 
+SHM = "/dev/shm"  # where MPI makes windows
 APART = os.environ.get("PS_ELASTIC_APART", "")  # ranks, as in "2,3", to be treated as if on hosts of their own
 _CPUS = 4096  # most that a host can have
+_POPULATE_WRITE = 23  # of madvise(2), since Linux 5.14
 
 
 class Host(NamedTuple):
@@ -51,7 +55,7 @@ class Window:
     """
 
     def __init__(self, host: Host, nbytes: int) -> None:
-        self._ranks = host.ranks
+        self._ranks, self._nbytes = host.ranks, nbytes
         info = MPI.Info.Create()
         info.Set("alloc_shared_noncontig", "true")
         self._win = MPI.Win.Allocate_shared(nbytes, 1, info, host.comm)  # type: ignore[arg-type]
@@ -62,6 +66,14 @@ class Window:
         """The part of `rank` of the job."""
         memory, _ = self._win.Shared_query(self._ranks.index(rank))
         return np.frombuffer(memory, np.uint8)  # type: ignore[call-overload]
+
+    def populate(self, rank: int) -> bool:
+        """Take the memory of `rank`, this one, now; False where there is none left, which later would be fatal."""
+        ctypes.set_errno(0)
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        failed = advise(self.of(rank).ctypes.data, self._nbytes, _POPULATE_WRITE) != 0
+        return not failed or ctypes.get_errno() not in (errno.EFAULT, errno.ENOMEM)
 
     def sync(self) -> None:
         """What was written before is seen before anything that is read or written after."""

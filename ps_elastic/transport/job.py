@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from ps_elastic.config import Config
     from ps_elastic.evaluate import Evaluator
     from ps_elastic.server import Server
-    from ps_elastic.transport.bell import Bells
+    from ps_elastic.transport.links import Links
     from ps_elastic.transport.mpi import WorkerEnd
 
 _ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
 _LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
-_SPINS_ALONE, _SPINS_CROWDED = 1000, 10  # probes before a waiting rank sleeps: with a core for each thread, and without
 
 
 class Setting(NamedTuple):
@@ -41,13 +40,6 @@ class Setting(NamedTuple):
     threads: str  # for the user
     buckets: str  # for the user, where they were measured
     directory: Path
-
-
-class Waiting(NamedTuple):
-    """How a rank waits for messages: so many probes first, then asleep until the bell of its host rings."""
-
-    spins: int
-    bells: Bells | None
 
 
 def run_rank(
@@ -63,24 +55,17 @@ def run_rank(
     the same code elsewhere) where some rank cannot begin.
     """
     comm = _world()
-    from ps_elastic.transport.bell import make_bells
-    from ps_elastic.transport.host import find_host
-
     with ending_all(comm):
         signals = Signals(comm.Get_rank())
         setting = _prepare(comm, source if isinstance(source, Mapping) else str(source), overrides, run_dir)
-        host = find_host(comm)
-        crowded = host.crowded(max(setting.config.threads, setting.config.server_threads))
-        waiting = Waiting(_SPINS_CROWDED if crowded else _SPINS_ALONE, make_bells(host, comm.Get_rank()))
+        links = _join(comm, setting)
         summary = None
         if comm.Get_rank() == 0:
-            summary = _be_server(comm, setting, waiting, signals, quiet=quiet)
+            summary = _be_server(comm, setting, links, signals, quiet=quiet)
         else:
-            _be_worker(comm, setting, waiting)
+            _be_worker(comm, setting, links)
         meet(comm)
-        if waiting.bells is not None:
-            waiting.bells.free()
-        host.comm.Free()
+        links.free()
         comm.Free()
     return summary
 
@@ -142,7 +127,17 @@ def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
     return new_run_dir(name, None if given is None else os.fspath(given)).absolute()
 
 
-def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Signals, *, quiet: bool) -> dict[str, Any]:
+def _join(comm: MPI.Comm, setting: Setting) -> Links:
+    from ps_elastic.assemble import reads_in_place
+    from ps_elastic.transport.links import join
+
+    config, parts = setting.config, setting.parts
+    threads = max(config.threads, config.server_threads)
+    model_bytes = 4 * parts.layout.size
+    return join(comm, config.transport, threads, parts.frame_bytes, model_bytes, in_place=reads_in_place(config))
+
+
+def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
     from psutil import pid_exists
 
     from ps_elastic.assemble import make_server
@@ -156,23 +151,24 @@ def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Sign
     survive, layout, workers = config.survive, parts.layout, comm.Get_size() - 1
 
     def make() -> tuple[Record, Server, Evaluator, ServerEnd]:
+        import torch
+
         record = Record(directory, 0)
         record.write_setting(
-            config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport="messages",
-            waiting="bells" if waiting.bells else "polling",
+            config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport=links.transports,
+            waiting=links.waiting,
         )  # fmt: skip
         log = record.events().write
-        server, evaluator = make_server(config, parts, workers, record.tracker, log, background=True)
         patience_s = survive.stall_deadline_s
-        end = ServerEnd(
-            comm, layout.digest, parts.frame_bytes, 4 * layout.size, waiting.spins, patience_s, bells=waiting.bells
-        )
+        end = ServerEnd(comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s, links=links)
+        x = None if end.model is None else torch.from_numpy(end.model)
+        server, evaluator = make_server(config, parts, workers, record.tracker, log, background=True, x=x)
         return record, server, evaluator, end
 
     record, server, evaluator, end = agree(comm, make)
     processes = processes_here(comm)
     live, code = Live(server, config, quiet=quiet), OK
-    live.say(f"{config.name}: 1 server, {workers} workers; {threads}; {directory}")
+    live.say(f"{config.name}: 1 server, {workers} workers; {threads}; {links.text()}; {directory}")
     if buckets:
         live.say(buckets)
     started = time.perf_counter()
@@ -219,11 +215,12 @@ def _be_server(comm: MPI.Comm, setting: Setting, waiting: Waiting, signals: Sign
     return summary
 
 
-def _be_worker(comm: MPI.Comm, setting: Setting, waiting: Waiting) -> None:
+def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     from ps_elastic.assemble import make_worker
     from ps_elastic.record import Record
     from ps_elastic.transport.loops import work
     from ps_elastic.transport.mpi import WorkerEnd
+    from ps_elastic.workbench import Memory
     from ps_elastic.worker import Worker
 
     config, parts, _, _, directory = setting
@@ -235,10 +232,10 @@ def _be_worker(comm: MPI.Comm, setting: Setting, waiting: Waiting) -> None:
 
         record = Record(directory, rank)
         end = WorkerEnd(
-            comm, layout.digest, parts.frame_bytes, 4 * layout.size, waiting.spins, patience_s,
-            in_place=parts.in_place, bells=waiting.bells,
+            comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s,
+            in_place=parts.in_place, links=links,
         )  # fmt: skip
-        memory = (torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]))
+        memory = Memory(torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]), end.reads_in_place)
         worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank())
         return record, worker, end
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.memory import aligned
-from ps_elastic.messages import Message, PushMessage
-from ps_elastic.transport.bell import Bells
+from ps_elastic.messages import Message, PushMessage, Reply
+from ps_elastic.transport.links import Links
 from ps_elastic.transport.slot import MPI, Outbox, Slot, chunk_count
-from ps_elastic.wire import HEADER_BYTES, pack, reply_bytes, size_of, unpack
+from ps_elastic.wire import HEADER_BYTES, Place, pack, reply_bytes, size_of, unpack
 
 INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header
 _TEXT_BYTES = 1 << 16  # longest farewell
@@ -33,18 +34,18 @@ _RUNG_S = 5e-3, 50e-3  # and where it rings
 class _End:
     """What both ends share: slots to receive into, sends that have not left yet, and how they wait.
 
-    bells: of this host. peers: the ranks that may send here. look: called every 0.1 s where a rank is slow to take
-    something in; it may raise.
+    links: what joins the ranks, None for messages and polling. peers: the ranks that may send here. look: called
+    every 0.1 s where a rank is slow to take something in; it may raise.
     """
 
     look: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
-        self, comm: MPI.Comm, layout: bytes, spins: int, patience_s: float, bells: Bells | None, peers: Iterable[int]
+        self, comm: MPI.Comm, layout: bytes, spins: int, patience_s: float, links: Links | None, peers: Iterable[int]
     ) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._comm, self._layout, self._spins, self._patience_s = comm, layout, spins, patience_s
-        self._bells = bells
+        self._bells = bells = links.bells if links else None
         self._probes, self._heard = 0, 0.0  # since the last message, and when there were so many that sleeping began
         self._all_ring = bells is not None and all(peer in bells for peer in peers)
         self._slots: list[Slot] = []
@@ -113,8 +114,12 @@ class _End:
         return not self._sending
 
     def close(self) -> None:
-        """Take the posted receives back. Everything sent must have left."""
+        """Take the posted receives back when everything sent has left."""
         self.flush()
+        self.free()
+
+    def free(self) -> None:
+        """Take the posted receives back; nothing may be under way."""
         for slot in self._slots:
             slot.free()
         for outbox in self._outboxes:
@@ -164,15 +169,18 @@ class _End:
             if now - looked > _LOOK_S:
                 looked = now
                 self.look()
-            if self._bells is not None:
+            if self._bells is None:
+                time.sleep(_POLLED_S[0])
+            else:
                 self._bells.ring(dest)
-            time.sleep(_POLLED_S[0])
+                self._bells.sleep(_POLLED_S[0], done)
 
 
 class ServerEnd(_End):
     """Rank 0's end. frames: most bytes that each bucket's frame can take; model_bytes: of the flat model.
 
     spins: probes before it sleeps. patience_s: how long a rank may take nothing in before Stalled is raised.
+    model: where the server's model (d,) is to live so that workers of this host see it; None without shared windows.
     """
 
     def __init__(
@@ -184,17 +192,30 @@ class ServerEnd(_End):
         spins: int,
         patience_s: float,
         *,
-        bells: Bells | None = None,
+        links: Links | None = None,
     ) -> None:
-        super().__init__(comm, layout, spins, patience_s, bells, range(1, comm.Get_size()))
+        super().__init__(comm, layout, spins, patience_s, links, range(1, comm.Get_size()))
         _refuse_untaggable(comm, frames, model_bytes)
-        self._apart = model_bytes > INLINE_BYTES
+        self._windows = windows = links.windows if links else None
+        self.model = windows.model() if windows else None
+        self._far = Place.APART if model_bytes > INLINE_BYTES else Place.INLINE
+        self._near = Place.SHARED if self._far or (windows and windows.in_place) else Place.INLINE
+        self._given: dict[int, int] = {}  # worker that shares memory -> how many models it was given there
+        self._taken: dict[int, memoryview] = {}  # and how many of them it is done with
         self._read: dict[int, list[Slot]] = {}  # worker -> where its push lies until it is answered
+        self._shared: dict[Slot, np.ndarray] = {}  # where a push is a header -> the frame in the worker's window
         self._control: set[int] = set()
         self._replies: dict[int, tuple[Outbox, Outbox]] = {}  # worker -> for heads, for models that go apart
         for worker in range(1, self.size):
+            near = windows is not None and worker in windows.workers
+            shared = windows.frames(worker) if windows and near else ()
             for i, nbytes in enumerate(frames):
-                self._add(Slot(comm, worker, _PUSH + i * _TAGS, aligned(nbytes, HEADER_BYTES)))
+                memory = aligned(HEADER_BYTES if near else nbytes, HEADER_BYTES)
+                slot = self._add(Slot(comm, worker, _PUSH + i * _TAGS, memory))
+                if shared:
+                    self._shared[slot] = shared[i]
+            if windows and near:
+                self._given[worker], self._taken[worker] = 0, windows.taken(worker)
             head = aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)
             self._replies[worker] = self._outbox(worker, _REPLY, head), self._outbox(worker, _MODEL)
         for worker in range(1, self.size):  # after the pushes: of two arrivals a push is looked at before an Ask
@@ -211,7 +232,15 @@ class ServerEnd(_End):
         self._left(head)
         self._left(body)
         assert head.memory is not None
-        packed = pack(message, self._layout, head.memory, model_apart=self._apart)
+        place = self._near if dest in self._given else self._far
+        if isinstance(message, Reply) and message.model is not None and place == Place.SHARED:
+            if self._lives_there(message.model):
+                self._given[dest] += 1
+            else:  # a model of an earlier version, or of this worker alone
+                place = Place.APART
+        packed = pack(message, self._layout, head.memory, model=place)
+        if self._windows is not None:
+            self._windows.sync()
         self._send(head, packed.head)
         if packed.apart is not None:
             self._send(body, packed.apart.view(np.uint8))
@@ -221,9 +250,12 @@ class ServerEnd(_End):
     def _look(self, slot: Slot) -> None:
         if not slot.has_first():
             return
-        if not slot.whole and not slot.complete(size_of(slot.memory, self._layout, slot.name)[0]):
-            return
-        message = unpack(slot.memory, self._layout, slot.name)
+        frame = self._shared.get(slot)
+        if frame is None:
+            if not slot.whole and not slot.complete(size_of(slot.memory, self._layout, slot.name)[0]):
+                return
+            frame = slot.memory
+        message = unpack(frame, self._layout, slot.name)
         if message.worker != slot.source:
             raise WireError(f"{slot.name}: says it is of worker {message.worker}")
         self._ready.append((slot.source, message))
@@ -232,11 +264,27 @@ class ServerEnd(_End):
         else:
             self._read.setdefault(slot.source, []).append(slot)
 
+    def flush(self) -> None:
+        """Return when everything sent has left, and workers are done with the models that they read here."""
+        super().flush()
+        for worker, given in self._given.items():
+            if self._taken[worker][0] != given:
+                self._until(partial(self._is_done, worker), worker)
+
+    def _is_done(self, worker: int) -> bool:
+        self._probe()  # what others send meanwhile must not stop them
+        return self._taken[worker][0] == self._given[worker]
+
+    def _lives_there(self, model: np.ndarray) -> bool:
+        assert self.model is not None
+        return bool(model.__array_interface__["data"] == self.model.__array_interface__["data"])
+
 
 class WorkerEnd(_End):
     """A worker's end. memory: the model (d,) and the gradient (d,), float32, that lie in the transport's buffers.
 
     in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is.
+    reads_in_place: the model is the server's own, not to be written to.
     """
 
     def __init__(
@@ -249,18 +297,31 @@ class WorkerEnd(_End):
         patience_s: float,
         *,
         in_place: bool,
-        bells: Bells | None = None,
+        links: Links | None = None,
     ) -> None:
-        super().__init__(comm, layout, spins, patience_s, bells, (0,))
+        super().__init__(comm, layout, spins, patience_s, links, (0,))
         _refuse_untaggable(comm, frames, model_bytes)
-        self._frames = [aligned(nbytes, HEADER_BYTES) for nbytes in frames]
+        windows = links.windows if links else None
+        self._windows = windows if windows and self.rank in windows.workers else None
+        self.reads_in_place = self._windows is not None and self._windows.in_place
+        if self._windows is not None:
+            self._frames, self._count = self._windows.frames(self.rank), self._windows.taken(self.rank)
+        else:
+            self._frames = [aligned(nbytes, HEADER_BYTES) for nbytes in frames]
         self._pushes = [self._outbox(0, _PUSH + i * _TAGS, frame) for i, frame in enumerate(self._frames)]
         self._control = self._outbox(0, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES))
-        self._model = aligned(model_bytes)
         self._head = self._add(Slot(comm, 0, _REPLY, aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)))
-        self._body = self._add(Slot(comm, 0, _MODEL, self._model)) if model_bytes > INLINE_BYTES else None
+        self._body: Slot | None = None
+        if self.reads_in_place and self._windows:
+            model = self._windows.model()
+        else:
+            received = aligned(model_bytes)
+            model = received.view(np.float32)
+            if model_bytes > INLINE_BYTES:
+                self._body = self._add(Slot(comm, 0, _MODEL, received))
         gradient = self._frames[0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
-        self.memory = self._model.view(np.float32), gradient.view(np.float32)
+        self.memory = model, gradient.view(np.float32)
+        self._seen = 0  # models of the server's that were given to us in shared memory
         self._taken = True
         self._post()
 
@@ -270,13 +331,21 @@ class WorkerEnd(_End):
         outbox = self._pushes[message.bucket] if isinstance(message, PushMessage) else self._control
         self._left(outbox)
         assert outbox.memory is not None
-        self._send(outbox, pack(message, self._layout, outbox.memory).head)
+        data = pack(message, self._layout, outbox.memory).head
+        if self._windows is not None and isinstance(message, PushMessage):
+            self._windows.sync()
+            data = data[:HEADER_BYTES]  # the rest is where the server reads it
+        self._send(outbox, data)
         if self._bells is not None:
             self._bells.ring(dest)
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
         self._post()
         return super().recv(timeout)
+
+    def flush(self) -> None:
+        self._post()
+        super().flush()
 
     def _post(self) -> None:
         """Be ready for the next reply. Its predecessor was read before the worker sends or receives anything more."""
@@ -285,17 +354,35 @@ class WorkerEnd(_End):
             self._head.start()
             if self._body:
                 self._body.start()
+            if self.reads_in_place:
+                self._done()
+
+    def _done(self) -> None:
+        """Let the server change the models that we were given in shared memory."""
+        if self._windows is not None:
+            self._windows.sync()
+            self._count[0] = self._seen
+        if self._bells is not None:
+            self._bells.ring(0)
 
     def _look(self, slot: Slot) -> None:
         if not self._head.has_first():
             return
-        head, source = self._head.memory, self._head.name
-        nbytes, apart = size_of(head, self._layout, source)
-        if nbytes > head.size or (apart and self._body is None):
+        head, body, source = self._head.memory, self._body, self._head.name
+        nbytes, place = size_of(head, self._layout, source)
+        if nbytes > head.size or (place == Place.APART and body is None):
             raise WireError(f"{source}: {nbytes} bytes, expected at most {head.size}")
-        if not self._head.complete(nbytes) or (apart and self._body and not self._body.complete(self._model.size)):
+        if place == Place.SHARED and self._windows is None:
+            raise WireError(f"{source}: a model in shared memory, expected one in messages")
+        if not self._head.complete(nbytes) or (place == Place.APART and body and not body.complete(body.memory.size)):
             return
-        model = self._model.view(np.float32) if apart else None
+        if place == Place.SHARED and self._windows:
+            self._windows.sync()
+            self._seen += 1
+            if not self.reads_in_place:
+                self.memory[0][:] = self._windows.model()
+                self._done()
+        model = None if place == Place.INLINE else self.memory[0]
         self._ready.append((0, unpack(head, self._layout, source, model)))
         self._taken = True
 

@@ -17,6 +17,7 @@ class Update(ABC):
 
     units: ClassVar[str] = "gradient"  # what it pushes: "gradient" (times alpha), "update" (scaled), or "model"
     cut_s: ClassVar[float | None] = None  # the computation is cut off so long after it began; see `cut_sgd`
+    moves: ClassVar[bool] = True  # it moves x while it runs, so x must be a copy; say False where that is not so
     view: Tensor | None = None  # where the last gradient was taken (d,), if that is not the model pulled
 
     @abstractmethod

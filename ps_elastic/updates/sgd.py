@@ -13,5 +13,7 @@ from ps_elastic.updates.base import Update, updates
 class Sgd(Update):
     """Push the gradient of one batch (or the mean of `accumulate` batches) at the model pulled."""
 
+    moves = False
+
     def run(self, gradient: Callable[[], float], x: Tensor, g: Tensor, alpha: float, version: int) -> float:
         return gradient()

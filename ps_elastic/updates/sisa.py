@@ -31,6 +31,7 @@ class Sisa(Update):
     """
 
     units = "model"
+    moves = False
     sigma: float = 1.5  # penalty for leaving the common model; larger: smaller steps, workers closer together
     rho: float = 1000.0  # weight of q; larger: smaller steps
     ridge: float = 1e-3  # lambda; larger: smaller parameters

@@ -19,8 +19,8 @@ import numpy as np
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.messages import Ask, Farewell, PushMessage, Reply
 from ps_elastic.transport import mpi, slot
-from ps_elastic.transport.bell import Bells, make_bells
 from ps_elastic.transport.host import find_host
+from ps_elastic.transport.links import Links, join
 from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
 
@@ -28,14 +28,31 @@ WORLD = slot.MPI.COMM_WORLD
 RANK = WORLD.Get_rank()
 LAYOUT = b"the layout, 32 bytes of a digest"
 PATIENCE_S = 0.6
-BELLS: Bells | None = None  # every check is made without bells, then with them
+MODES = ("polling", "bells", "shared", "in place")  # how the ranks are joined; every check is made with each of them
+mode = MODES[0]
+joined: list[Links] = []
 
 
 def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) -> ServerEnd | WorkerEnd:
-    frames = frames or [HEADER_BYTES + 4 * floats]
+    """This rank's end, and what joins it to the other, to be freed when the check is over."""
+    frames, links = frames or [HEADER_BYTES + 4 * floats], None
+    if mode != "polling":
+        transport = "messages" if mode == "bells" else "shared"
+        links = join(WORLD, transport, 1, frames, 4 * floats, in_place=mode == "in place")
+        joined.append(links)
+        links.spins = 3
     if RANK == 0:
-        return ServerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, bells=BELLS)
-    return WorkerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, in_place=in_place, bells=BELLS)
+        return ServerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, links=links)
+    return WorkerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, in_place=in_place, links=links)
+
+
+def model_of(end: ServerEnd | WorkerEnd, floats: int, value: float = 0.0) -> np.ndarray:
+    """The server's model, where its transport wants it."""
+    found = end.model if isinstance(end, ServerEnd) else None
+    model = np.empty(floats, np.float32) if found is None else found
+    if RANK == 0:
+        model[:] = value
+    return model
 
 
 def expect(end: ServerEnd | WorkerEnd, kind: type):
@@ -61,7 +78,8 @@ def round_trip(end: ServerEnd | WorkerEnd, model: np.ndarray, step: int) -> None
 def small_and_large_models_and_chunks_arrive_whole() -> None:
     for floats, chunk_bytes in ((64, 1 << 30), (20_000, 1 << 30), (64, 128), (20_000, 4096), (20_032, 1 << 16)):
         slot.CHUNK_BYTES = chunk_bytes
-        end, model = ends(floats), np.zeros(floats, np.float32)
+        end = ends(floats)
+        model = model_of(end, floats)
         for step in range(5):
             round_trip(end, model, step)
         end.close()
@@ -80,7 +98,8 @@ def a_push_in_place_is_sent_from_where_the_gradient_lies() -> None:
 
 
 def the_steady_state_allocates_nothing_of_the_size_of_the_model() -> None:
-    end, model = ends(300_000), np.zeros(300_000, np.float32)
+    end = ends(300_000)
+    model = model_of(end, 300_000)
     for step in range(5):
         round_trip(end, model, step)
     tracemalloc.start()
@@ -101,7 +120,7 @@ def the_steady_state_allocates_nothing_of_the_size_of_the_model() -> None:
 def buckets_travel_apart() -> None:
     end = ends(1000, [HEADER_BYTES + 400, HEADER_BYTES + 3600], in_place=False)
     if isinstance(end, ServerEnd):
-        end.send(1, Reply(1, 0, 0, np.zeros(1000, np.float32)))
+        end.send(1, Reply(1, 0, 0, model_of(end, 1000)))
         parts = sorted((expect(end, PushMessage) for _ in range(2)), key=lambda part: part.bucket)
         assert [part.arrays[0].size for part in parts] == [100, 900]
         assert np.concatenate([part.arrays[0] for part in parts]).tolist() == list(range(1000))
@@ -138,7 +157,7 @@ def a_farewell_brings_its_text() -> None:
 
 
 def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
-    for junk, complaint in (
+    for junk, complaint in (  # of a push in shared memory the header there is what is read
         (np.full(HEADER_BYTES, 65, np.uint8), "starts with b'AAAA'"),
         (np.zeros(8, np.uint8), "starts with"),
     ):
@@ -148,6 +167,7 @@ def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
             try:
                 end.recv(20.0)
             except WireError as error:
+                complaint = "starts with" if mode in ("shared", "in place") else complaint
                 assert f"rank 0: message from rank 1: {complaint}" in str(error), error
             else:
                 raise AssertionError("nothing was refused")
@@ -166,16 +186,16 @@ def a_wait_ends_in_time() -> None:
 
 def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
     floats = 3_000_000
+    end = ends(floats)
     WORLD.Barrier()
-    if RANK:
+    if isinstance(end, WorkerEnd):
         time.sleep(3 * PATIENCE_S)  # neither receives nor lets MPI work
-        end = ends(floats)
         assert expect(end, Reply).model[-1] == 1
+        end.flush()
     else:
-        end = ends(floats)
-        assert isinstance(end, ServerEnd)
-        end.send(1, Reply(1, 0, 0, np.ones(floats, np.float32)))
-        assert not end.idle()
+        time.sleep(0.5 * PATIENCE_S)  # else the other may take it in while it leaves the barrier
+        end.send(1, Reply(1, 0, 0, model_of(end, floats, 1)))
+        assert end.model is not None or not end.idle()
         started, under_way = time.monotonic(), list(end._sending)
         try:
             end.flush()
@@ -186,13 +206,14 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
             raise AssertionError("it left")
         while not all(outbox.left() for outbox in under_way):
             pass
-    end.close()
+    WORLD.Barrier()
+    end.free()
 
 
 def a_message_that_has_left_leaves_the_end_idle() -> None:
     end = ends(1_000_000)
     if isinstance(end, ServerEnd):
-        end.send(1, Reply(1, 0, 0, np.ones(1_000_000, np.float32)))
+        end.send(1, Reply(1, 0, 0, model_of(end, 1_000_000, 1)))
         end.flush()
         assert end.idle()
     else:
@@ -209,13 +230,14 @@ def ranks_of_one_host_find_each_other_and_count_their_cores() -> None:
 
 
 def who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost() -> None:
-    if BELLS is None:
+    if mode == "polling":
         return
     usual, mpi._RUNG_S = mpi._RUNG_S, (15.0, 15.0)  # so long that nothing but a bell ends a sleep in time
     try:
         for floats in (64, 20_000):  # the model behind the header, and apart
-            end, model = ends(floats), np.zeros(floats, np.float32)
-            for step in range(1500):
+            end = ends(floats)
+            model = model_of(end, floats)
+            for step in range(500):
                 started = time.monotonic()
                 round_trip(end, model, step)
                 assert time.monotonic() - started < 10, f"round {step}"
@@ -230,7 +252,7 @@ def one_who_is_slow_is_looked_after() -> None:
     end = ends(3_000_000)
     if isinstance(end, ServerEnd):
         end.look = lambda: looks.append(1)
-        end.send(1, Reply(1, 0, 0, np.ones(3_000_000, np.float32)))
+        end.send(1, Reply(1, 0, 0, model_of(end, 3_000_000, 1)))
         end.flush()
         assert 1 <= len(looks) <= 4, looks  # every 0.1 s
     else:
@@ -271,17 +293,18 @@ CHECKS: list[Callable[[], None]] = [
 
 def main() -> None:
     assert "torch" not in sys.modules, "the transport must not import torch: threads are set before it is"
-    global BELLS
-    host = find_host(WORLD)
+    global mode
     outcomes: dict[str, str] = {}
-    for BELLS in (None, make_bells(host, RANK)):
+    for mode in MODES:
         for check in CHECKS:
             try:
                 check()
                 text = ""
             except Exception:
-                text = f"rank {RANK}, bells {BELLS}: {traceback.format_exc()}"
+                text = f"rank {RANK}, {mode}: {traceback.format_exc()}"
             outcomes[check.__name__] = outcomes.get(check.__name__, "") + "".join(WORLD.allgather(text))
+            while joined:
+                joined.pop().free()
     if RANK == 0:
         Path(sys.argv[1]).write_text(json.dumps(outcomes))
 

@@ -1,7 +1,8 @@
 """Run several command lines of ps-elastic, one after another, in one job: starting a job is what takes time.
 
 `mpirun -n 4 python several.py PLAN FOLDER`. PLAN: a JSON list of {argv, a list for all ranks or {rank: list};
-chunk_bytes, inline_bytes}. Each rank writes FOLDER/rank-N.json: a list of [exit code, stdout, stderr].
+chunk_bytes, inline_bytes; apart, ranks to be treated as on other hosts; room, bytes of shared memory}. Each rank writes
+FOLDER/rank-N.json: a list of [exit code, stdout, stderr].
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ps_elastic.cli import main
-from ps_elastic.transport import mpi, slot
+from ps_elastic.transport import host, mpi, shared, slot
 
 
 class Both(io.StringIO):
@@ -35,11 +36,13 @@ def run(argv: list[str]) -> tuple[int, str, str]:
 
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = slot.MPI.COMM_WORLD.Get_rank()
-usual = slot.CHUNK_BYTES, mpi.INLINE_BYTES
+usual = slot.CHUNK_BYTES, mpi.INLINE_BYTES, shared.free_bytes
 done = []
 for entry in plan:
     slot.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
     mpi.INLINE_BYTES = entry.get("inline_bytes", usual[1])
+    host.APART = entry.get("apart", "")
+    shared.free_bytes = (lambda room: lambda: room)(entry["room"]) if "room" in entry else usual[2]
     argv = entry["argv"]
     done.append(run(argv if isinstance(argv, list) else argv.get(str(rank), argv["0"])))
 (folder / f"rank-{rank}.json").write_text(json.dumps(done))

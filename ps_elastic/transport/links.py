@@ -1,0 +1,98 @@
+"""How the ranks of a job are joined: what each worker's payloads travel by, and how a rank waits for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.transport.agree import agree
+from ps_elastic.transport.bell import Bells, make_bells
+from ps_elastic.transport.host import Host, find_host
+from ps_elastic.transport.shared import Windows, make_windows
+from ps_elastic.transport.slot import MPI
+
+_SPINS_ALONE, _SPINS_CROWDED = 1000, 10  # probes before a waiting rank sleeps: with a core for each thread, and without
+
+
+@dataclass
+class Links:
+    """What joins this rank to the others. spins: probes of a waiting rank before it sleeps.
+
+    transports: worker -> shared or messages. note: what the user should know of the choice, or "".
+    """
+
+    host: Host
+    spins: int
+    bells: Bells | None
+    windows: Windows | None
+    transports: dict[int, str]
+    note: str
+
+    @property
+    def waiting(self) -> str:
+        """How ranks of this host wait."""
+        return "bells" if self.bells else "polling"
+
+    def text(self) -> str:
+        """What each worker uses, in a few words."""
+        ranks = {kind: [w for w, used in self.transports.items() if used == kind] for kind in ("shared", "messages")}
+        used = {kind: workers for kind, workers in ranks.items() if workers}
+        parts = [kind if len(used) == 1 else f"{kind} {workers}" for kind, workers in used.items()]
+        return f"transport: {', '.join(parts)}" + (f" ({self.note})" if self.note else "")
+
+    def free(self) -> None:
+        """By all ranks together, when nothing travels any more."""
+        if self.windows is not None:
+            self.windows.free()
+        if self.bells is not None:
+            self.bells.free()
+        self.host.comm.Free()
+
+
+def join(
+    comm: MPI.Comm, transport: str, threads: int, frames: Sequence[int], model_bytes: int, *, in_place: bool
+) -> Links:
+    """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
+
+    frames: most bytes of each bucket's frame. in_place: whether this rank can do with workers of its host that compute
+    on the server's model itself; they do if all can.
+    Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
+    PlatformError where there is too little of it.
+    """
+    rank, size = comm.Get_rank(), comm.Get_size()
+    host = find_host(comm)
+    beside = np.zeros(size, np.uint8)
+    comm.Allgather(np.array([0 in host.ranks], np.uint8), beside)
+    apart = [worker for worker in range(1, size) if not beside[worker]]
+    if transport == "shared" and apart:
+        agree(comm, lambda: _refuse(apart))
+    windows, note = None, ""
+    if transport != "messages":
+        readers = np.array([in_place], np.int32)
+        host.comm.Allreduce(MPI.IN_PLACE, readers, MPI.MIN)
+        in_place = bool(readers[0])
+        windows, note = make_windows(comm, host, frames, model_bytes, in_place=in_place)
+        note = f"{note}: messages instead" if note else ""
+    if transport == "shared":
+        agree(comm, lambda: _refuse_without(windows, note))
+    shared = np.array([windows is not None], np.uint8)
+    comm.Bcast(shared, 0)
+    transports = {worker: "shared" if shared[0] and beside[worker] else "messages" for worker in range(1, size)}
+    spins = _SPINS_CROWDED if host.crowded(threads) else _SPINS_ALONE
+    return Links(host, spins, make_bells(host, rank), windows, transports, note)
+
+
+def _refuse(apart: list[int]) -> None:
+    raise ConfigError(
+        f"got shared, but ranks {apart} are on other hosts than the server; expected auto, by which those beside it "
+        "share memory and the others send messages",
+        key="transport",
+    )
+
+
+def _refuse_without(windows: Windows | None, note: str) -> None:
+    if windows is None:
+        raise PlatformError(f"transport: shared, but {note.removesuffix(': messages instead')}")

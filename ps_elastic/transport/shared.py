@@ -1,0 +1,108 @@
+"""One host, one memory: the server's model and the frames of each worker lie where both of them see them.
+
+A push is then a header: the worker made its payload where the server reads it, and does not touch it until it is
+answered. A reply is a header too: the worker copies the server's model, says that it has, and only then does the server
+change it; or it computes on the server's model itself, where no step can come before its push.
+
+A worker says how many models it is done with by a count in its part of the window; the server compares it with how
+many it gave. The server waits for that before it changes the model, so that no view is ever torn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from ps_elastic.transport.host import SHM, Host, Window
+from ps_elastic.transport.slot import MPI
+from ps_elastic.wire import HEADER_BYTES
+
+_COUNT_BYTES = 64  # a cache line for the count
+_SLACK = 1.05, 16 << 20  # room in shared memory beyond the windows' own: MPI takes some as it goes
+
+
+class Windows:
+    """The windows of rank 0 and the workers on its host, made and freed by all of them.
+
+    frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
+    in_place: workers compute on the server's model itself.
+    """
+
+    def __init__(self, host: Host, rank: int, frames: Sequence[int], model_bytes: int, *, in_place: bool) -> None:
+        self.workers, self.in_place = tuple(other for other in host.ranks if other), in_place
+        self._model_bytes, self._places = model_bytes, _places(frames)
+        self._window = Window(host, part_bytes(rank, frames, model_bytes))
+        self._rank = rank
+        self.sync = self._window.sync
+
+    def populate(self) -> bool:
+        """Whether there was memory for this rank's part."""
+        return self._window.populate(self._rank)
+
+    def model(self) -> np.ndarray:
+        """The server's model (d,), float32."""
+        return self._window.of(0)[: self._model_bytes].view(np.float32)
+
+    def frames(self, worker: int) -> list[np.ndarray]:
+        """Where the frames of `worker` lie, uint8, one for each bucket."""
+        memory = self._window.of(worker)
+        return [memory[start:stop] for start, stop in self._places]
+
+    def taken(self, worker: int) -> memoryview:
+        """The count of models that `worker` is done with, one number."""
+        return self._window.of(worker)[:8].data.cast("q")
+
+    def free(self) -> None:
+        self._window.free()
+
+
+def part_bytes(rank: int, frames: Sequence[int], model_bytes: int) -> int:
+    """The size of the part of `rank`."""
+    return _places(frames)[-1][1] if rank else model_bytes
+
+
+def _places(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """Start and stop of each frame in a worker's part: what follows its header begins at a multiple of 64 bytes."""
+    places, end = [], _COUNT_BYTES
+    for nbytes in frames:
+        start = -(-(end + HEADER_BYTES) // 64) * 64 - HEADER_BYTES
+        places.append((start, start + nbytes))
+        end = start + nbytes
+    return places
+
+
+def free_bytes() -> int:
+    """How much shared memory is left on this host; 0 where there is none at all."""
+    try:
+        found = os.statvfs(SHM)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def make_windows(
+    comm: MPI.Comm, host: Host, frames: Sequence[int], model_bytes: int, *, in_place: bool
+) -> tuple[Windows | None, str]:
+    """The windows of the server's host, on its ranks; and why there are none, or "". All ranks of `comm` take part.
+
+    There are none where the server has no worker on its host, or too little memory to share.
+    """
+    rank = comm.Get_rank()
+    workers = len(host.ranks) - 1
+    need = part_bytes(0, frames, model_bytes) + workers * part_bytes(1, frames, model_bytes)
+    room, wanted = free_bytes(), int(_SLACK[0] * need) + _SLACK[1]
+    verdict = np.array([0 if not workers else 1 if room < wanted else 2], np.int32)  # rank 0's counts
+    comm.Bcast(verdict, 0)
+    windows = None
+    if verdict[0] == 2 and 0 in host.ranks:
+        windows = Windows(host, rank, frames, model_bytes, in_place=in_place)
+        populated = np.array([windows.populate()], np.int32)
+        everywhere = np.zeros(1, np.int32)
+        host.comm.Allreduce(populated, everywhere, MPI.MIN)
+        if not everywhere[0]:
+            windows.free()
+            windows, verdict[0], room = None, 1, min(room, free_bytes())
+    why = f"shared windows need {wanted / 1e6:.0f} MB in {SHM}, which has {room / 1e6:.0f} MB"
+    return windows, why if verdict[0] == 1 else ""
