@@ -20,11 +20,10 @@ from typing import Any, Literal
 from ps_elastic import environment
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import Interrupted, PlatformError
+from ps_elastic.segments import SHM, forsaken, unmapped
 from ps_elastic.transport.futex import find_futex
 
-SHM = Path("/dev/shm")
 SHM_WARN, SHM_FAIL = 1 << 30, 64 << 20  # bytes; Open MPI maps 16 MB a rank before anything is sent
-STRAY = ("sm_segment.*", "osc_sm.*", "vader_segment.*", "mpich_shm_*")
 PACKAGES = {"torch": "pip install torch", "numpy": "pip install numpy", "mpi4py": "pip install mpi4py"}
 PING_LIMIT_S = 60
 _NAMES = {"openmpi": "Open MPI v{}", "mpich": "MPICH Version: {}", "intel": "Intel(R) MPI Library {}"}
@@ -171,24 +170,11 @@ def stray_segments() -> Finding:
     stray = sorted(unmapped(SHM))
     if not stray:
         return Finding("stray segments", "ok", "none")
-    size = sum(path.stat().st_size for path in stray)
-    return Finding(
-        "stray segments", "warn", f"{len(stray)} files, {size / 1e6:.0f} MB", f"rm {' '.join(map(str, stray))}"
-    )
-
-
-def unmapped(folder: Path) -> set[Path]:
-    """The segments of MPI in `folder` that are ours and that no process maps."""
-    found = {path for pattern in STRAY for path in folder.glob(pattern) if path.stat().st_uid == os.geteuid()}
-    if not found:
-        return found
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            text = maps.read_text()
-        except OSError:  # ended since, or another user's, who cannot map what is ours
-            continue
-        found = {path for path in found if str(path) not in text}
-    return found
+    size, settled = sum(path.stat().st_size for path in stray), forsaken(SHM)
+    remedies = ["ps-elastic doctor --sweep"] if settled else []
+    if rest := [str(path) for path in stray if path not in settled]:
+        remedies.append(f"if no job is starting: rm {' '.join(rest)}")
+    return Finding("stray segments", "warn", f"{len(stray)} files, {size / 1e6:.0f} MB", "; ".join(remedies))
 
 
 def slurm() -> Finding:

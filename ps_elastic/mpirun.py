@@ -15,12 +15,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ps_elastic.errors import INTERRUPTED
 from ps_elastic.rundir import INTERRUPT
+from ps_elastic.segments import mapped_by, remove
 
 MARK = "PS_ELASTIC_JOB"  # carried by every process of a job: sessions and parents change, the environment does not
 POLL_S = 0.1
@@ -42,6 +43,7 @@ class Ended(NamedTuple):
 class Stopping:
     """How far the ending of a job has got; each further request goes on to the next stage at once."""
 
+    segments: set[Path] = field(default_factory=set)  # of shared memory, of processes that had to be killed
     requests: int = 0
     checkpoints: int = 0  # SIGUSR1 that came to us, to be passed on as it is
     stage: int = 0  # of STAGES, how many have begun
@@ -65,7 +67,7 @@ class Stopping:
             if number == signal.SIGUSR1:
                 leave_word(run_dir)
             if number == signal.SIGKILL:
-                kill(mark)
+                kill(mark, self.segments)
             process.send_signal(number)
 
 
@@ -98,14 +100,15 @@ def run(
             while process.poll() is None:
                 stopping.advance(process, mark, run_dir, time.monotonic())
                 if time.monotonic() > ends_at:
-                    timed_out = bool(kill(mark))
+                    timed_out = bool(kill(mark, stopping.segments))
                 try:
                     process.wait(POLL_S)
                 except subprocess.TimeoutExpired:
                     continue
         finally:
-            outlived = sweep(mark, 0.0 if stopping.stage >= len(STAGES) else LINGER_S)
+            outlived = sweep(mark, 0.0 if stopping.stage >= len(STAGES) else LINGER_S, stopping.segments)
             process.wait()
+            remove(stopping.segments)
     return Ended(process.returncode, stopping.requests > 0, outlived, timed_out)
 
 
@@ -129,9 +132,13 @@ def members(mark: str) -> list[int]:
     return found
 
 
-def kill(mark: str) -> list[int]:
-    """Kill every process that carries `mark`, and return them."""
+def kill(mark: str, segments: set[Path]) -> list[int]:
+    """Kill every process that carries `mark`, and return them; what shared memory they had is added to `segments`.
+
+    With mpirun killed too, nobody else would know that it is to be removed.
+    """
     found = members(mark)
+    segments |= mapped_by(found)
     for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -140,14 +147,17 @@ def kill(mark: str) -> list[int]:
     return found
 
 
-def sweep(mark: str, patience_s: float) -> list[int]:
-    """Return the processes that had to be killed because they carried `mark` for longer than `patience_s`."""
+def sweep(mark: str, patience_s: float, segments: set[Path]) -> list[int]:
+    """Return the processes that had to be killed because they carried `mark` for longer than `patience_s`.
+
+    segments: to it the shared memory of those killed is added.
+    """
     patience = time.monotonic() + patience_s
     while members(mark) and time.monotonic() < patience:
         time.sleep(POLL_S)
     killed: set[int] = set()
     limit = time.monotonic() + STAGES[-1][1]
-    while (found := kill(mark)) and time.monotonic() < limit:
+    while (found := kill(mark, segments)) and time.monotonic() < limit:
         killed.update(found)
         time.sleep(POLL_S)
     return sorted(killed)

@@ -19,10 +19,16 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 @click.command("doctor")
 @click.option("-n", "--ranks", type=click.IntRange(min=2), default=4, show_default=True, help="Of the job you mean.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(ranks: int, as_json: bool) -> int:
+@click.option("--sweep", is_flag=True, help="First remove shared memory that killed jobs of yours left behind.")
+def command(ranks: int, as_json: bool, sweep: bool) -> int:
     """Look at MPI, launcher, cores, shared memory and SLURM; exit 3 if something would keep a job from running."""
     from ps_elastic.doctor import examine
 
+    if sweep:
+        from ps_elastic.segments import SHM, forsaken, remove
+
+        for path in remove(forsaken(SHM)):
+            click.echo(f"ps-elastic: removed {path}", err=True)
     findings = list(examine(ranks))
     if as_json:
         click.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}))

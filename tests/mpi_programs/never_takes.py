@@ -1,0 +1,39 @@
+"""A server changes its model while rank 2 has not taken the last one: `mpirun -n 3 python never_takes.py`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from ps_elastic.errors import Stalled
+from ps_elastic.messages import Reply
+from ps_elastic.transport.links import join
+from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
+from ps_elastic.transport.slot import MPI
+from ps_elastic.wire import HEADER_BYTES
+
+FLOATS = 20_000
+world = MPI.COMM_WORLD
+frames, layout = [HEADER_BYTES + 4 * FLOATS], bytes(32)
+links = join(world, "shared", 1, frames, 4 * FLOATS, in_place=False)
+if world.Get_rank() == 0:
+    server = ServerEnd(world, layout, frames, 4 * FLOATS, 3, 1.0, links=links)
+    assert server.model is not None
+    server.model[:] = 7
+    for worker in (1, 2):
+        server.send(worker, Reply(worker, 0, 0, server.model))
+    started = time.monotonic()
+    try:
+        server.flush()
+    except Stalled as error:
+        assert 1.0 <= time.monotonic() - started < 20
+        print(error, flush=True)
+    world.Barrier()
+else:
+    end = WorkerEnd(world, layout, frames, 4 * FLOATS, 3, 1.0, in_place=True, links=links)
+    if world.Get_rank() == 2:
+        time.sleep(2.0)  # the server gives it up meanwhile
+    _, reply = end.recv(20.0) or (0, None)
+    assert isinstance(reply, Reply) and np.all(reply.model == 7)
+    world.Barrier()
