@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 _REFRESH_S, _LINE_S = 0.5, 5.0
 
 
+class _Console(Console):
+    """Falls silent where nobody listens any more, as when mpirun was killed: the run's own end is what matters then."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Live:
     """A context manager; call `update` often, it shows something now and then."""
 
     def __init__(self, server: Server, config: Config, *, quiet: bool = False) -> None:
         self._server, self._config, self._quiet = server, config, quiet
-        self._console = Console(stderr=True)  # TTY_COMPATIBLE, which `launch` sets, says whose terminal it ends up on
+        self._console = _Console(stderr=True)  # TTY_COMPATIBLE, which `launch` sets, says whose terminal it ends up on
         self._live = RichLive(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._title = f"{config.name}: {config.policy.text()}, {config.compressor.text()}"
         self._next = 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -103,3 +105,15 @@ def test_quiet_is_silent(shown):
             live.say("hello")
 
     assert shown(run, quiet=True) == shown(run, quiet=True, terminal=True) == ""
+
+
+def test_it_falls_silent_where_nobody_listens_any_more(desk, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    monkeypatch.setattr(sys, "stderr", Broken())
+    shows = Live(desk.server, load({"task": "quadratic"}, plugins=False))
+    shows.say("one")  # rich itself would end the process with SystemExit
+    shows.show()

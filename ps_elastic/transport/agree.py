@@ -43,7 +43,8 @@ def ending_all(comm: MPI.Comm) -> Iterator[None]:
     except (JobFailed, Told):
         raise
     except BaseException as error:
-        print(f"ps-elastic: {blame(error, comm.Get_rank())}", file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # where mpirun was killed nobody listens
+            print(f"ps-elastic: {blame(error, comm.Get_rank())}", file=sys.stderr, flush=True)
         comm.Abort(exit_code(error))
         raise
 
