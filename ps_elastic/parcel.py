@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.layout import Bucket
 from ps_elastic.messages import PushMessage
+from ps_elastic.staging import Staging
 
 
 class Courier:
     """What a worker's pushes have in common.
 
-    made, g: the gradient where backward leaves it and on the CPU, flat (d,), mostly the same. lends: another worker
-    may write into g before a push has arrived, so that what leaves is a copy.
+    staging: brings the gradient to the CPU. lends: another worker may write into it before a push has arrived, so that
+    what leaves is a copy.
     """
 
     def __init__(
@@ -27,20 +27,19 @@ class Courier:
         rank: int,
         buckets: Sequence[Bucket],
         compressors: Sequence[Compressor | ErrorFeedback],
-        made: Tensor,
-        g: Tensor,
+        staging: Staging,
         clock: Callable[[], float],
         *,
         lends: bool,
     ) -> None:
         self.rank, self.buckets, self.compressors, self.clock, self.lends = rank, buckets, compressors, clock, lends
-        self.made, self.g = made, g
+        self.staging, self.g = staging, staging.g
         self.feeds_back = any(isinstance(compressor, ErrorFeedback) for compressor in compressors)
 
-    def part(self, vector: Tensor, i: int) -> Tensor:
-        """What of `vector` (d,) is in bucket i (n,)."""
+    def part(self, i: int) -> Tensor:
+        """Bucket i of the gradient (n,)."""
         bucket = self.buckets[i]
-        return vector[bucket.start : bucket.stop]
+        return self.g[bucket.start : bucket.stop]
 
     def residual_norm(self) -> float:
         """||e||_2 over all buckets; 0 without error feedback."""
@@ -73,7 +72,7 @@ class Parcel:
         if i == 0:
             return
         started = self._courier.clock()
-        self._norms[i] = self._measure(i)
+        self._norms[i] = self._courier.staging.fetch(i)
         self._sound = self._sound and math.isfinite(self._norms[i])
         if self._sound:
             self._encode(i)
@@ -87,7 +86,7 @@ class Parcel:
         """||g||_2: the root of the sum of the squares of the buckets' norms, each summed in float32."""
         for i, encoded in enumerate(self._encoded):
             if not encoded:
-                self._norms[i] = self._measure(i)
+                self._norms[i] = self._courier.staging.fetch(i)
         return math.hypot(*self._norms)
 
     def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any) -> None:
@@ -124,14 +123,9 @@ class Parcel:
             )  # fmt: skip
         self.residual_norm = courier.residual_norm()
 
-    def _measure(self, i: int) -> float:
-        return float(torch.linalg.vector_norm(self._courier.part(self._courier.made, i)))
-
     def _encode(self, i: int) -> None:
         courier = self._courier
-        compressor, vector = courier.compressors[i], courier.part(courier.g, i)
-        if courier.made is not courier.g:
-            vector.copy_(courier.part(courier.made, i))
+        compressor, vector = courier.compressors[i], courier.part(i)
         payload = compressor.encode(vector)
         self.payloads[i], self._encoded[i] = courier.keep(payload) if courier.lends else payload, True
         if isinstance(compressor, Identity):

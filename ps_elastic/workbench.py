@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import TaskError
 from ps_elastic.layout import Layout
+from ps_elastic.staging import FromGpu, InPlace, Staging
 
 
 class Memory(NamedTuple):
@@ -32,12 +33,15 @@ class Workbench:
 
     def __init__(self, model: nn.Module, layout: Layout, memory: Memory | None = None) -> None:
         self.device = next(model.parameters()).device
-        x, self.g, self.foreign = memory or Memory(layout.empty(), layout.empty())
+        x, g, self.foreign = memory or Memory(layout.empty(), layout.empty())
         self.x = x.to(self.device)
         layout.attach(model, self.x, fill=not self.foreign)
         model.train()
-        self.made = self.g if self.device.type == "cpu" else layout.empty().to(self.device)  # g, where backward is
-        self.gradient = Gradient(model, layout, self.made)
+        self.made = g.to(self.device)  # the gradient, where backward is: g itself on the CPU
+        on_cpu = self.device.type == "cpu"
+        self.staging: Staging = InPlace(g, layout.buckets) if on_cpu else FromGpu(self.made, layout.buckets)
+        self.g = self.staging.g
+        self.gradient = Gradient(model, layout, self.made, self.staging.begin)
 
 
 class Cut(Exception):
@@ -50,8 +54,8 @@ class Gradient:
     A hook that copies and forgets `p.grad` is faster than gradients preset as views: it saves zeroing and adding.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, g: Tensor) -> None:
-        self.views, self._seen = layout.views(g), set[str]()
+    def __init__(self, model: nn.Module, layout: Layout, g: Tensor, begin: Callable[[int], None]) -> None:
+        self.views, self._seen, self._begin = layout.views(g), set[str](), begin
         self.cut = False  # whether the last computation was cut off
         self._clock: Callable[[], float] = time.perf_counter
         self._until = math.inf
@@ -61,7 +65,7 @@ class Gradient:
         ]
         self._awaited: list[set[str]] = []  # of each bucket, in the backward that is told of
         self._filled: Callable[[int], None] | None = None
-        self._thread = 0
+        self._thread, self._later = 0, list[int]()  # buckets finished on another thread
         parameters = dict(model.named_parameters())
         for i, names in enumerate(self._members):
             for name in names:
@@ -81,6 +85,7 @@ class Gradient:
             self.cut = True
         finally:
             self._filled = None
+            self._later.clear()
         for name in self.views.keys() - self._seen:
             self.views[name].zero_()
 
@@ -91,10 +96,16 @@ class Gradient:
     def tell(self, filled: Callable[[int], None]) -> None:
         """The next backward is the last: call `filled` with each bucket in which every parameter was reached by it.
 
-        It is called from inside backward, and only on the thread that called this (autograd may use others).
+        It is called from inside backward on the thread that called this; of what other threads of autograd finish, as
+        they do for a GPU, not before `told`. `begin` is called with each bucket at once.
         """
         self._awaited = [set(names) for names in self._members]
         self._filled, self._thread = filled, get_ident()
+
+    def told(self) -> None:
+        """That backward is over: tell of what other threads have finished."""
+        while self._later and self._filled is not None:
+            self._filled(self._later.pop(0))
 
     def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
         view, seen = self.views[name], self._seen
@@ -120,5 +131,10 @@ class Gradient:
         if not awaited:  # a hook is called once a backward, but a segment that is checkpointed is a backward of its own
             raise TaskError(f"'{name}' got a second gradient after its bucket had left; expected with `buckets: whole`")
         awaited.discard(name)
-        if not awaited and self._filled is not None and get_ident() == self._thread:
+        if awaited or self._filled is None:
+            return
+        self._begin(bucket)
+        if get_ident() == self._thread:
             self._filled(bucket)
+        else:
+            self._later.append(bucket)

@@ -78,9 +78,9 @@ class Worker:
         keeps_view = discrepancy == "exact" and not made.foreign  # who computes on the server's model has no copy
         self._view = torch.empty_like(self.x) if keeps_view else None
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
-        self._courier = Courier(rank, layout.buckets, compressors, self._g, self.g, clock, lends=bench is not None)
+        self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=bench is not None)
         final = type(update).run is Sgd.run and clip_norm is None and on_nonfinite == "stop" and not self._shortcut
-        self._overlaps = overlap and final and self._device.type == "cpu" and len(layout.buckets) > 1 and not layerwise
+        self._overlaps = overlap and final and len(layout.buckets) > 1 and not layerwise
         self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
         self._drawn = 0  # batches, for the push being made
         self._durations = {"compute_s": 0.0, "encode_s": 0.0}
@@ -249,8 +249,10 @@ class Worker:
                     self._gradient.tell(self._leave)
                 total += float(loss.detach())
                 (loss / self._accumulate if self._accumulate > 1 else loss).backward()
+                self._gradient.told()
         for i in self._missing():
-            self._courier.part(self._g, i).zero_()
+            bucket = self.layout.buckets[i]
+            self._g[bucket.start : bucket.stop].zero_()
         return total / self._accumulate
 
     def _next_batch(self) -> Any:

@@ -99,7 +99,7 @@ def test_a_second_gradient_after_its_bucket_had_left_is_an_error_by_name() -> No
     assert torch.allclose(untold.bench.gradient.views["layer.weight"], reference.layer.weight.grad)
 
 
-def test_on_another_thread_nobody_is_told() -> None:
+def test_what_another_thread_finishes_is_told_of_when_backward_is_over() -> None:
     task = Blobs()
     told = Told(task.model(0))
     gradient = told.bench.gradient
@@ -108,5 +108,7 @@ def test_on_another_thread_nobody_is_told() -> None:
         thread = threading.Thread(target=lambda: loss_of(task, told.model).backward())
         thread.start()
         thread.join(60)
-    assert not thread.is_alive() and told.filled == []
+        assert not thread.is_alive() and told.filled == []
+        gradient.told()
+    assert sorted(told.filled) == [0, 1, 2, 3] and {*told.filled[:2]} == {2, 3}
     assert all(view.any() for view in gradient.views.values())
