@@ -144,7 +144,7 @@ def notes(by: dict[str, list[Row]]) -> list[str]:
         *losses(by["sup"]),
         "",
         *WHY,
-        "",
+        *behind_norm(by["sup"]),
         *gap(by["sup"]),
     ]
 
@@ -176,6 +176,20 @@ def losses(made: list[Row]) -> list[str]:
                     text = f"in {len(behind)} of {len(here)} rows, by {100 * by:.1f} points at worst ({at})"
                     lines.append(f"- than {other}, {start}, {delays}: {text}")
     return lines or ["- nowhere"]
+
+
+def behind_norm(made: list[Row]) -> list[str]:
+    """What would become of the rows lost to norm_bounded if elastic_bound knew more, or if both were measured alike."""
+    lost = [row for row in made if (lead := row.lead(NORM)) is not None and lead < -TIE]
+    if not lost:
+        return []
+    won, tied, longer, unable = tally(lost, NORM_SERVER)
+    known = max(-lead for row in lost if (lead := row.lead(EXACT)) is not None)
+    return [
+        f"- In the {len(lost)} rows lost to {NORM}, knowing the exact distance after each step would save "
+        f"{100 * known:.1f} points at most. Measured on the server's model, {NORM} cannot be so consistent in {unable} "
+        f"of them, waits longer than {OURS} in {won}, as long in {tied} and less in {longer}."
+    ]
 
 
 def gap(made: list[Row]) -> list[str]:
