@@ -483,6 +483,7 @@ def test_what_is_cut_off_is_no_part_of_what_is_clipped_nor_of_what_is_fed_back()
     hand = Hand(Blobs(), compressor=TopK(0.1), feedback=True, update=CutSgd(), clip_norm=1e-3, **LAYERWISE)
     hand.worker.load(layered(hand, (0, 0, 0, 0)))
     messages = sent_by(hand, cut={0, 1})
+    assert {message.norm for message in messages if not message.arrays} == {0.0}
     assert math.hypot(*(message.norm for message in messages)) == pytest.approx(1e-3, rel=1e-5)
     assert [bool(coder.residual.any()) for coder in hand.coders][:3] == [False, False, True]
 
