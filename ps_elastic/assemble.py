@@ -106,7 +106,7 @@ def make_server(
         slices = Slices(layout, x, [calculator(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
         make = partial(LanesServer, [config.policy.build() for _ in layout.buckets], workers, slices)
     else:
-        make = partial(Server, policy, workers, calculator(layout, x, compressors))
+        make = partial(Server, policy, workers, calculator(layout, x, compressors), pipeline=config.update.pipeline)
     server = make(
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
@@ -157,6 +157,7 @@ def make_worker(
         memory=memory if device.type == "cpu" else None,
         bench=bench,
         layerwise=config.policy.build().layerwise,
+        pipeline=config.update.pipeline,
         clock=clock,
     )
 

@@ -15,13 +15,14 @@ from ps_elastic.combiners import Part
 from ps_elastic.combiners.base import no_drift
 from ps_elastic.compressors import Compressor, Payload
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.events import ZERO, PushId, Step, Term
+from ps_elastic.events import ZERO, PushId, ReplyId, Step, Term
 from ps_elastic.foresight import Foresight
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage
 from ps_elastic.norms import norm
 from ps_elastic.optimizer import FlatOptimizer, Quotient, Response, Sweep
+from ps_elastic.reapply import reapply
 from ps_elastic.snapshots import Snapshots
 from ps_elastic.terms import Terms
 
@@ -47,8 +48,9 @@ class Calculator:
         self._optimizer, self._compressors = optimizer, compressors
         self._payloads: dict[PushId, tuple[Payload, ...]] = {}
         self._dense: dict[PushId, Tensor] = {}  # combined payloads (0, version), (d,)
-        self._views: dict[PushId, int] = {}  # view -> version held
-        self._own: dict[PushId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
+        self._views: dict[PushId | ReplyId, int] = {}  # view -> version held
+        self._reapplied: dict[PushId | ReplyId, Reapplied] = {}  # view -> what its worker did to that version
+        self._own: dict[PushId | ReplyId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
         self._settlement: Settlement | None = None
         self._settled_at = -1  # version at which it began
         self._responses: dict[PushId, Response] = {}  # missing push -> what the optimizer made of its debt so far
@@ -99,13 +101,28 @@ class Calculator:
         # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
         return (self.snapshots.vector(given.version) if self.keeps_versions else self.x).numpy()
 
-    def end(self, view: PushId) -> None:
+    def hand(self, reply: ReplyId, version: int) -> Any:
+        """The model for a worker that runs ahead, as a numpy array that stays as it is until `end`."""
+        if reply not in self._views:
+            self.snapshots.hold(version)
+            self._views[reply] = version
+        return self.snapshots.fixed(version).numpy()
+
+    def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
+        """The push `view` was computed on the model of `reply` less rate x each of `pushes`, in this order."""
+        self._views[view] = self._views[reply]
+        self.snapshots.hold(self._views[view])
+        if pushes:
+            self._reapplied[view] = Reapplied(rate, tuple(pushes))
+
+    def end(self, view: PushId | ReplyId) -> None:
         """Nobody will ask for this view again."""
         self._own.pop(view, None)
+        self._reapplied.pop(view, None)
         if (version := self._views.pop(view, None)) is not None:
             self.snapshots.let_go(version)
 
-    def view(self, view: PushId) -> Any:
+    def view(self, view: PushId | ReplyId) -> Any:
         """The model given for the push `view`, where versions are kept, whatever x has become since."""
         return self._vector(view).numpy()
 
@@ -118,7 +135,7 @@ class Calculator:
 
     def distance(self, view: PushId) -> float:
         """||x - v||_2 of a view given."""
-        if self._views.get(view) == self.snapshots.version:
+        if self._views.get(view) == self.snapshots.version and view not in self._reapplied:
             return 0.0
         return self._optimizer.difference.norm(self.x, self._vector(view))
 
@@ -143,7 +160,7 @@ class Calculator:
             gradient = self._terms.in_blocks(step.combine, self._parts_of)
         if gradient is None:
             gradient = self._whole()
-        keys = {view: self._views.get(view, view) for view in views}
+        keys = {view: view if view in self._reapplied else self._views.get(view, view) for view in views}
         apart = {key: self._vector(view) for view, key in keys.items() if key != self.snapshots.version}
         for term in step.terms:
             if term.stands_for is None:
@@ -214,8 +231,17 @@ class Calculator:
         made = PushId(0, self.snapshots.version + 1)  # the mean of the others leaves their mean as it is
         return [self._part(term, i, bucket) for term in self._step.terms if term.push != made]
 
-    def _vector(self, view: PushId) -> Tensor:
-        return self._own[view] if view in self._own else self.snapshots.vector(self._views[view])
+    def _vector(self, view: PushId | ReplyId) -> Tensor:
+        if view in self._own:
+            return self._own[view]
+        vector = self.snapshots.vector(self._views[view])
+        if view not in self._reapplied:
+            return vector
+        rate, pushes = self._reapplied[view]
+        vector = vector.clone()
+        for push in pushes:
+            reapply(vector, self._payloads[push], self.layout.buckets, self._compressors, rate)
+        return vector
 
     def _part(self, term: Term, i: int, bucket: Bucket) -> Part:
         if term.push == ZERO:
@@ -242,6 +268,13 @@ class Calculator:
         payload = tuple(torch.from_numpy(array) for array in part.arrays)
         compressor.check(payload, bucket.numel)
         return payload
+
+
+class Reapplied(NamedTuple):
+    """What a worker that runs ahead does to a model: it subtracts rate x what these pushes of its own decode to."""
+
+    rate: float
+    pushes: tuple[PushId, ...]
 
 
 class Settlement:

@@ -35,6 +35,15 @@ class Push(NamedTuple):
     residual_norm: float = 0.0  # of what error feedback kept back
     nbytes: int = 0
     units: str = "gradient"  # or "update" (already scaled) or "model"
+    ahead: int = 0  # pushes of its worker before it that the reply it was computed on did not answer
+
+
+class ReplyId(NamedTuple):
+    """The reply to `worker` that answered its pushes up to `told`. With three parts it never equals a PushId."""
+
+    worker: int
+    told: int
+    what: str = "reply"
 
 
 class Asked(NamedTuple):
@@ -153,12 +162,15 @@ _NAMES = {cls.__name__.lower(): cls for cls in (Push, Asked, Joined, Left, Woke,
 def event_text(event: Event) -> str:
     """The event as the inside of a JSON object, without its braces; floats read back the same."""
     if type(event) is Push and isfinite(event.norm + event.payload_norm + event.residual_norm):  # the hot one
-        (worker, step), base, norm, payload_norm, residual_norm, nbytes, units = event
+        (worker, step), base, norm, payload_norm, residual_norm, nbytes, units, ahead = event
         return (
             f'"event": "push", "worker": {worker}, "step": {step}, "base": {base}, "norm": {norm!r}, "payload_norm": '
             f'{payload_norm!r}, "residual_norm": {residual_norm!r}, "nbytes": {nbytes}, "units": "{units}"'
+            + (f', "ahead": {ahead}' if ahead else "")
         )
     fields = event._asdict()
+    if type(event) is Push and not event.ahead:
+        del fields["ahead"]
     if type(event) in (Push, Measured):
         worker, step = fields.pop("id" if type(event) is Push else "push")
         fields = {"worker": worker, "step": step, **fields}
@@ -175,7 +187,7 @@ def event_of(record: dict[str, Any]) -> Event:
     try:
         if cls in (Push, Measured):
             values["id" if cls is Push else "push"] = PushId(record["worker"], record["step"])
-        return cls(**{field: values[field] for field in cls._fields})
+        return cls(**{field: values[field] for field in cls._fields if field != "ahead" or field in values})
     except KeyError as missing:
         raise ValueError(f"event {name!r} lacks {missing}") from None
 

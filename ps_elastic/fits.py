@@ -22,6 +22,8 @@ def misfits(config: Config) -> Iterator[ConfigError]:
     yield from _rule_and_optimizer(config, policy)
     yield from _rule_and_tracker(config, policy)
     yield from _layers(config, policy)
+    if config.update.pipeline:
+        yield from _running_ahead(config, policy, units)
     if units != "gradient":
         yield from _update_and_optimizer(config, units)
     if units == "model":
@@ -84,9 +86,38 @@ def _layers(config: Config, policy: Policy) -> Iterator[ConfigError]:
     if config.buckets == "auto":
         reason = f"it measures what buckets gain that leave during backward, and those of {rule} leave behind it"
         yield ConfigError(f"got 'auto', expected layer or a number of bytes: {reason}", key="buckets")
-    if update.pipeline:
-        reason = f"{rule} answers a push when every layer is released, so none can run ahead"
-        yield ConfigError(f"got {update.pipeline}, expected 0: {reason}", key="update.pipeline")
+
+
+def _running_ahead(config: Config, policy: Policy, units: str) -> Iterator[ConfigError]:
+    """A worker re-applies alpha/p times its own pushes under way: what else has to be so for that to make sense."""
+    pipeline, key = config.update.pipeline, "update.pipeline"
+    if not policy.pipelines:
+        rules = ", ".join(name for name, cls in policies.items() if cls.pipelines)
+        yield ConfigError(
+            f"got {pipeline}, but under policy {config.policy.text()} a worker must have its answer before it goes on; "
+            f"expected 0, or one of the rules that use every push by itself as it comes: {rules}",
+            key=key,
+        )
+    elif pipeline > policy.longest_pipeline():
+        most = f"{policy.longest_pipeline():g}"
+        yield ConfigError(f"got {pipeline}, expected at most {most} with policy {config.policy.text()}", key=key)
+    if units == "model":
+        yield ConfigError(f"got {pipeline}, expected 0: of models pushed none adds to another", key=key)
+    if config.optimizer.name != "sgd":
+        yield ConfigError(
+            f"got {show(config.optimizer.name)}, expected sgd: with update.pipeline = {pipeline} a worker re-applies "
+            "alpha/p times its own pushes under way, and that is not what this optimizer makes of them",
+            key="optimizer.name",
+        )
+    if config.transport == "shared":
+        reason = f"a window holds one push of a worker, and update.pipeline = {pipeline} leaves several under way"
+        yield ConfigError(f"got 'shared', expected auto or messages: {reason}", key="transport")
+    lossy = [name for name in ("lost_push", "lost_reply") if getattr(config.faults, name)]
+    if lossy:
+        yield ConfigError(
+            f"got {pipeline}, expected 0 with faults.{lossy[0]}: workers run ahead only where nothing gets lost",
+            key=key,
+        )
 
 
 def _update_and_optimizer(config: Config, units: str) -> Iterator[ConfigError]:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ps_elastic.costs import Norms, generator
 from ps_elastic.errors import ConfigError
-from ps_elastic.events import ZERO, PushId, Step
+from ps_elastic.events import ZERO, PushId, ReplyId, Step
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage, Reply
 
 if TYPE_CHECKING:
     from ps_elastic.layout import Layout
     from ps_elastic.sections import Optimizer
+    from ps_elastic.turns import Taken
 
 
 class Weight(NamedTuple):
@@ -58,7 +59,7 @@ class HeaderCalculator:
         self._optimizer, self._model, self._size = optimizer, Weight(nbytes), size
         self._coherence = coherence
         self._payloads: dict[PushId, Motion] = {}
-        self._views: dict[PushId, Motion] = {}  # view -> how far the model had moved when it was given
+        self._views: dict[PushId | ReplyId, Motion] = {}  # view -> how far the model had moved when it was given
         self._owed: dict[PushId, float] = {}  # missing push -> rate of the step that owes it
         self._combined = self._moved = self._momentum = (0.0, 0.0)
         self._version = 0
@@ -85,17 +86,29 @@ class HeaderCalculator:
         self._views.setdefault(view, self._moved)
         return self._model
 
-    def view(self, view: PushId) -> Weight:
+    def hand(self, reply: ReplyId, version: int) -> Weight:
+        self._views.setdefault(reply, self._moved)
         return self._model
 
-    def end(self, view: PushId) -> None:
+    def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
+        """What a worker re-applies is what the model moves by it, if the model uses it at that rate."""
+        common, noise = self._views[reply]
+        for push in pushes:
+            together, alone = self._payloads[push]
+            common, noise = common + rate * together, noise + rate * rate * alone
+        self._views[view] = common, noise
+
+    def view(self, view: PushId | ReplyId) -> Weight:
+        return self._model
+
+    def end(self, view: PushId | ReplyId) -> None:
         self._views.pop(view, None)
 
     def distance(self, view: PushId) -> float:
         """An estimate of ||x - v||: common moves add up since then, the others add in squares."""
         common, noise = self._views[view]
         common_now, noise_now = self._moved
-        return sqrt((common_now - common) ** 2 + (noise_now - noise))
+        return sqrt((common_now - common) ** 2 + abs(noise_now - noise))
 
     def combine(self, step: Step) -> None:
         payloads, terms = self._payloads, step.terms
@@ -203,6 +216,7 @@ class HeaderWorker:
         self.rank, self.step, self._samples = rank, 0, samples
         self._headers, self._arrays = headers, (Weight(nbytes),)
         self._waited_s = 0.0
+        self._reply: Reply | None = None  # the last one, where it may run ahead
 
     def compute(
         self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
@@ -216,6 +230,14 @@ class HeaderWorker:
                 residual_norm, self._waited_s,
             )
         ]  # fmt: skip
+
+    def go_on(self, replies: Sequence[Taken], given: ReplyId, began: float, now: float) -> list[PushMessage]:
+        for reply, _, wait_s in replies:
+            self._reply, self._waited_s = reply, self._waited_s + wait_s
+        assert self._reply is not None, "nobody goes on without a first reply"
+        self.step = max(self.step, self._reply.step)
+        (push,) = self.compute(self._reply._replace(step=self.step), began, now, 0.0)
+        return [push._replace(ahead=self.step - 1 - self._reply.step)]
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         self._waited_s += wait_s

@@ -8,6 +8,7 @@ which norms. Under the other rule
   earlier might have had it earlier. So arrivals are taken as they are, not made again; `simulate` does that;
 - its base and its view are what this rule gave the worker, its norms those recorded, though a gradient at another
   model would have had others;
+- a worker that ran on with pushes unanswered (`update.pipeline`) waits for every reply here;
 - workers join, leave and lose pushes at the recorded times; a Wake comes when this rule asked for it;
 - the run ends where the recorded one did, whatever this rule has used by then; what is held is told as held.
 
@@ -165,7 +166,7 @@ class Hindsight:
 
     def _next_push(self, worker: int) -> Push:
         id = PushId(worker, self.ledger.workers[worker].seen + 1)
-        return self._backlog[worker].popleft()._replace(id=id, base=self.ledger.views[id].version)
+        return self._backlog[worker].popleft()._replace(id=id, base=self.ledger.views[id].version, ahead=0)
 
     def _feed(self, event: Event, now: float) -> list[int]:
         """Let the rule decide; return the workers that it released."""

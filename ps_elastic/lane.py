@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ps_elastic.alphas import Alphas
 from ps_elastic.decide import Decision, decide
-from ps_elastic.events import Applied, Drop, Event, Measure, Measured, Push, PushId, Release, Step
+from ps_elastic.errors import PolicyError
+from ps_elastic.events import Applied, Drop, Event, Left, Measure, Measured, Push, PushId, Release, ReplyId, Step
 from ps_elastic.ledger import Ledger
 from ps_elastic.measures import Measures
 from ps_elastic.messages import MOST_SETTLED, PushMessage, Reply, Settled
@@ -97,6 +98,7 @@ class Lane:
         log: Callable[[str], None] | None,
         discrepancy: str,
         bucket: tuple[int, int] | None = None,
+        pipeline: int = 0,
     ) -> None:
         self.policy, self.calculator, self._run = policy, calculator, run
         self._bucket = 0 if bucket is None else bucket[0]
@@ -106,6 +108,7 @@ class Lane:
             jobs=policy.jobs,
             keeps_last=policy.keeps_last,
             own_views=policy.own_views,
+            pipeline=pipeline,
             log=log,
             bucket=bucket,
         )
@@ -125,6 +128,9 @@ class Lane:
         self._arrived: dict[PushId, Arrived] = {}
         self._fates: dict[int, Fate] = {}  # worker -> of its push that is not answered yet
         self._settled: dict[int, list[Settled]] = {}  # of pushes answered as "held", to be told
+        self._rates: dict[int, dict[int, float]] = {}  # worker that runs ahead -> by reply, what it re-applies with
+        self._contained: dict[PushId, tuple[float, tuple[PushId, ...]]] = {}  # push not settled -> its rate, own pushes
+        self._weights: dict[PushId, float] = {}  # of pushes used that views may contain: what they were applied with
 
     def start(self, now: float) -> Outgoing:
         return self.event(Applied(0, 0.0, self._run.alpha(), *self._bounds()), now)
@@ -138,6 +144,9 @@ class Lane:
         under_way = self._under_way(worker)
         outgoing = self.event(event, now)
         self._forget(under_way)
+        if isinstance(event, Left):
+            for told in self._rates.pop(worker, ()):
+                self._observer.end(ReplyId(worker, told))
         return outgoing
 
     def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
@@ -150,6 +159,8 @@ class Lane:
             head = parts[0]
             self.calculator.take(push.id, parts)
             self._arrived[push.id] = Arrived(push, head.samples)
+            if self.ledger.pipeline:
+                self._derive(push)
             self._run.arrived(push, head)
         return outgoing
 
@@ -159,6 +170,8 @@ class Lane:
 
     def give(self, worker: int) -> tuple[int, Any]:
         """The version and the model that the next push of `worker` is to be computed on."""
+        if self.ledger.pipeline:
+            return self._hand(worker)
         return self._give(PushId(worker, self.ledger.workers[worker].seen + 1))
 
     def queue(self, worker: int) -> None:
@@ -169,14 +182,28 @@ class Lane:
                 break
             self._give(job)
 
+    def rate(self, worker: int) -> float:
+        """What `worker`, which runs ahead, multiplies its pushes by that the model given to it last lacks."""
+        return self._rates[worker][self.ledger.told(worker)[0]] if self.ledger.pipeline else 0.0
+
     def told(self, worker: int, most: int = MOST_SETTLED) -> tuple[Fate, tuple[Settled, ...]]:
         """What to tell `worker` of the push answered now, and of `most` earlier ones: as many as go into one reply."""
-        told = self._settled.pop(worker, ())
-        if not told:
+        told = self._settled.pop(worker, [])
+        still = self._still_held(worker) if self.ledger.pipeline else ()
+        if not told and not still:
             return self._fates.pop(worker, HELD), ()
-        if rest := told[most:]:
-            self._settled[worker] = list(rest)
-        return self._fates.pop(worker, HELD), tuple(told[:most])
+        room = most - len(still)
+        if rest := told[room:]:
+            self._settled[worker] = rest
+        return self._fates.pop(worker, HELD), (*told[:room], *still)
+
+    def _still_held(self, worker: int) -> list[Settled]:
+        """Pushes of `worker`, which runs ahead, that the model given to it last does not contain yet."""
+        last, given = self.ledger.told(worker)
+        still = [Settled(push.step, "held", math.nan) for push in given.flying if push.step != last]
+        if len(still) > MOST_SETTLED:
+            raise PolicyError(f"{len(still)} pushes of worker {worker} are held; expected at most {MOST_SETTLED}")
+        return still
 
     def _carry_out(self, decisions: Iterator[Decision], now: float) -> Outgoing:
         run, ledger, debts = self._run, self.ledger, self._observer.debts
@@ -194,6 +221,7 @@ class Lane:
                     self._answer(Measured(push, self._observer.measure(push)), now)
             for push in freed:
                 self._arrived.pop(push, None)
+                self._weights.pop(push, None)
                 self.calculator.free(push)
             if debts:
                 self._tell(self._observer.forgiven(ledger.debts, now, ended=ledger.done))
@@ -223,7 +251,10 @@ class Lane:
             observer.stepped(step, alpha, moved)
             moved = moved / alpha if alpha else step.share * self.calculator.direction_norm()
             self._measures.note_step(step, [header for header, _ in fresh], moved)
-        self._alphas.note(version, alpha, observer.oldest(version))
+        oldest = observer.oldest(version)
+        if self.ledger.pipeline:  # of pushes held the replies may have been forgotten
+            oldest = min([oldest, *(sent[push].version for push in self.ledger.held)])
+        self._alphas.note(version, alpha, oldest)
         self._run.stepped(version + 1, now)
         self._answer(Applied(version + 1, moved, alpha, *self._bounds()), now)
 
@@ -233,14 +264,19 @@ class Lane:
         terms, share, version = step.terms, step.share, self.ledger.version
         total = 1.0 if step.combine == "sum" else sum([weight for _, weight, _ in terms])
         scale = rate * share
+        weights: dict[PushId, float] = {}
         for push, weight, missing in terms:
             weight /= total
             if missing is not None:
                 if missing in sent:
                     use(missing, None, version, alpha, weight, share, now)
             elif push in sent:
+                if self.ledger.pipeline:
+                    self._note_reapplied(push, *self._contained[push])
+                    weights[push] = scale * weight
                 distance = use(push, arrived[push].header, version, alpha, weight, share, now)
                 settle(push, Fate("used", distance, scale * weight))
+        self._weights |= weights  # not sooner: what the step uses was in no model before it
 
     def _amend(self, missing: PushId, now: float) -> tuple[float, float]:
         """Repay the debt on `missing`; return (largest alpha since it was made, motion divided by it)."""
@@ -278,9 +314,41 @@ class Lane:
         self._observer.give(view, given.version)
         return given.version, self.calculator.give(view, given, self._rate(self.ledger.applied.alpha))
 
+    def _hand(self, worker: int) -> tuple[int, Any]:
+        """The version and the model of the last reply to a worker that runs ahead."""
+        told, given = self.ledger.told(worker)
+        rates = self._rates.setdefault(worker, {})
+        if told not in rates:
+            rates[told] = self._rate(self._run.alpha()) * (1 / len(self.ledger.workers))
+            self._observer.give(ReplyId(worker, told), given.version)
+        return given.version, self.calculator.hand(ReplyId(worker, told), given.version)
+
+    def _derive(self, push: Push) -> None:
+        """A push of a worker that runs ahead is here: note its view, and forget replies that no view can be of now."""
+        worker, step = push.id
+        told, contained = step - 1 - push.ahead, self.ledger.contained(push.id)
+        rates, reply = self._rates[worker], ReplyId(worker, told)
+        reapplied = rates[told] * sum(self._arrived[own].header.payload_norm for own in contained)
+        self._contained[push.id] = rates[told], contained
+        self._observer.derive(push.id, reply, reapplied)
+        self.calculator.derive(push.id, reply, rates[told], contained)
+        for older in [other for other in rates if other < told]:
+            del rates[older]
+            self._observer.end(ReplyId(worker, older))
+        if (fate := self._fates.pop(worker, None)) is not None:  # of a push that no reply has answered yet
+            self._settled.setdefault(worker, []).append(Settled(self._run.owed[worker], fate.outcome, fate.discrepancy))
+
+    def _note_reapplied(self, push: PushId, rate: float, contained: tuple[PushId, ...]) -> None:
+        """How much of its own the view of `push` contains, and by how much the model has something else of it."""
+        largest = self._alphas.largest(self._observer.sent[push].version)
+        if largest:
+            astray = sum(abs(self._weights.get(own, 0.0) - rate) for own in contained)
+            self._measures.note_reapplied(rate * len(contained) / largest, astray / largest)
+
     def _settle(self, push: PushId, fate: Fate) -> None:
         """`push` has met its fate: its view ends, and its worker is told with the next reply."""
         self._observer.end(push)
+        self._contained.pop(push, None)
         worker, step = push
         if self._run.owed.get(worker) == step:
             self._fates[worker] = fate

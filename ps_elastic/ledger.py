@@ -33,10 +33,14 @@ from ps_elastic.events import (
     Term,
     Wake,
 )
+from ps_elastic.runahead import Course, Given
 
 
 class View(NamedTuple):
-    """What a push under way is computed on: the model of `version`, plus c * own * `own_push` if own is not 0."""
+    """What a push under way is computed on: the model of `version`, plus c * own * `own_push` if own is not 0.
+
+    Of a worker that runs ahead: the oldest that it may be computing on, until its push says which it was.
+    """
 
     version: int
     own: float
@@ -56,18 +60,20 @@ class Debt(NamedTuple):
 class Seat:
     """A worker: the last step seen of it, the last assigned to it, and how many pushes it completed."""
 
-    __slots__ = ("assigned", "clock", "last", "newest", "seen")
+    __slots__ = ("assigned", "clock", "course", "last", "newest", "seen")
 
     def __init__(self) -> None:
         self.seen = self.assigned = self.clock = 0
         self.last: PushId | None = None  # its last used push, where the rule keeps it
         self.newest: PushId | None = None  # its push that waits for a reply, where the reply may contain it
+        self.course = Course()  # where it may run ahead
 
 
 class Ledger:
     """The server's memory of headers. Rules read the public attributes; only `decide` writes.
 
-    workers, waiting: live workers, and those with nothing to do until released, in a fixed order.
+    workers, waiting: live workers, and those with nothing to do until released, in a fixed order. A worker that may
+    run on with `pipeline` pushes unanswered waits from the first of them on.
     held: pushes neither used nor dropped, in order of arrival. views: what each push under way is computed on.
     version: updates so far. travelled: sum of `moved`, so travelled - view.travelled bounds
     ||x - v|| / (largest alpha since). now: seconds. debts: missing push -> Debt. bucket: (index, count) of the part
@@ -81,6 +87,7 @@ class Ledger:
         jobs: int = 1,
         keeps_last: bool = False,
         own_views: bool = False,
+        pipeline: int = 0,
         log: Callable[[str], None] | None = None,
         bucket: tuple[int, int] | None = None,
     ) -> None:
@@ -94,10 +101,11 @@ class Ledger:
         self.slowest = 0  # least clock of the live workers
         self.bucket, self.layerwise = bucket or (0, 1), bucket is not None  # index, count
         self.jobs, self.keeps_last, self.own_views, self.log = jobs, keeps_last, own_views, log
+        self.pipeline = pipeline
         self.started = self.done = False
         self.wake_at: float | None = None
         self._refs: dict[PushId, int] = {}
-        self._own: dict[PushId, PushId] = {}  # held push -> the push its view contains
+        self._own: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
         self._gone: dict[int, Seat] = {}  # a worker that comes back must not repeat a PushId
         self._at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
         # Views in the order sent, which is the order of `travelled`; a plain dict finds its first key in O(p).
@@ -120,6 +128,15 @@ class Ledger:
     def is_kept(self, push: PushId) -> bool:
         """Whether a debt, a view or `keeps_last` still needs the payload of `push`."""
         return push in self._refs
+
+    def contained(self, push: PushId) -> tuple[PushId, ...]:
+        """The pushes of its own worker that the view of `push`, which is held, contains, in the order pushed."""
+        return self._own.get(push, ())
+
+    def told(self, worker: int) -> tuple[int, Given]:
+        """The last step of `worker` that a reply answered, and that reply, where workers run ahead."""
+        course = self.workers[worker].course
+        return course.told, course.given[course.told]
 
     def last(self, worker: int) -> PushId | None:
         """The last push of `worker` that was used, where the rule keeps it."""
@@ -162,6 +179,9 @@ class Ledger:
             raise WireError(
                 f"push {tuple(push.id)} of worker {worker} was never assigned; expected step {seat.seen + 1}"
             )
+        if self.pipeline:
+            self._note_ahead(push, seat)
+            return None
         if push.base != (version := self.views[push.id].version):
             raise WireError(f"push {tuple(push.id)} says base {push.base}, but its view was version {version}")
         for lost in range(seat.seen + 1, step):
@@ -169,7 +189,7 @@ class Ledger:
         seat.seen = step
         view = self._take_view(push.id)
         if view.own_push is not None:
-            self._own[push.id] = view.own_push
+            self._own[push.id] = (view.own_push,)
         self.held[push.id] = push
         self.waiting[worker] = None
         if self.own_views:
@@ -185,7 +205,7 @@ class Ledger:
             return "departed"
         if worker in self.waiting:
             return "waiting"
-        if step > seat.assigned:
+        if step > (seat.seen if seat.course.given else seat.assigned):  # nothing of one that runs ahead gets lost
             raise WireError(f"worker {worker} asks after step {step}; it was assigned {seat.assigned}")
         if seat.assigned > seat.seen:  # else it has just joined
             if step <= seat.seen:  # less than `seen` from one that came back, and does not know its earlier steps
@@ -202,6 +222,7 @@ class Ledger:
         seat = self._gone.pop(worker, None) or Seat()
         seat.clock = self.slowest
         seat.seen = seat.assigned = max(seat.assigned, step)
+        seat.course = Course(seat.seen)
         self.workers[worker] = seat
         self._at_clock[seat.clock] = self._at_clock.get(seat.clock, 0) + 1
         return None
@@ -215,6 +236,8 @@ class Ledger:
         for lost in range(seat.seen + 1, seat.assigned + 1):
             self._forget(PushId(worker, lost))
         seat.seen = seat.assigned
+        if self.pipeline:
+            self._end_course(seat)
         for kept in (seat.last, seat.newest):
             if kept is not None:
                 self._unref(kept)
@@ -316,7 +339,7 @@ class Ledger:
         return tuple(self.held)
 
     def check_stalled(self) -> None:
-        stuck = len(self.waiting) == len(self.workers) and self.wake_at is None
+        stuck = len(self.waiting) == len(self.workers) and self.wake_at is None and not self.views
         if stuck and self.workers and self.started and not self.done:
             held = ", ".join(str(tuple(push)) for push in self.held) or "nothing"
             raise Stalled(f"stalled at version {self.version}: workers {list(self.waiting)} all wait; held: {held}")
@@ -368,6 +391,9 @@ class Ledger:
 
     def _assign(self, worker: int, own: float) -> None:
         seat = self.workers[worker]
+        if self.pipeline:
+            self._answer_ahead(worker, seat, own)
+            return
         own_push = PushId(worker, seat.seen) if own else None
         if own_push is not None:
             if own_push not in self.held and own_push not in self._refs:
@@ -377,6 +403,55 @@ class Ledger:
         push = PushId(worker, seat.assigned)
         self.views[push] = View(self.version, own, own_push, self.travelled, self.now)
         self._unmeasured[push] = self.travelled
+
+    def _note_ahead(self, push: Push, seat: Seat) -> None:
+        """A push of a worker that runs ahead: its header says which reply it was computed on."""
+        course, (worker, step) = seat.course, push.id
+        reply = course.named(push, self.pipeline)
+        self._take_view(push.id)
+        for unneeded in course.leave_behind(reply):
+            self._unref(unneeded)
+        if course.flying:
+            self._own[push.id] = tuple(course.flying)
+            for contained in course.flying:
+                self._ref(contained)
+        course.flying[push.id] = None
+        self._ref(push.id)
+        seat.seen = step
+        self.held[push.id] = push
+        self.waiting[worker] = None
+        if step - course.told <= self.pipeline:
+            self._send_on(worker, seat, course.given[reply])
+        self._advance(seat)
+
+    def _answer_ahead(self, worker: int, seat: Seat, own: float) -> None:
+        """A reply: the worker may be computing already, on an older one; else this is what it goes on with."""
+        if own:
+            raise PolicyError(f"worker {worker} is released with own = {own}, but it re-applies its own pushes itself")
+        course = seat.course
+        course.told = seat.seen
+        given = Given(self.version, tuple([p for p in course.flying if p in self.held]), self.travelled, self.now)
+        course.given[seat.seen] = given
+        if seat.assigned == seat.seen:
+            for unneeded in course.leave_behind(seat.seen):
+                self._unref(unneeded)
+            self._send_on(worker, seat, given)
+
+    def _send_on(self, worker: int, seat: Seat, oldest: Given) -> None:
+        """Let the next push be under way; no reply older than `oldest` is its view."""
+        seat.assigned = seat.seen + 1
+        push = PushId(worker, seat.assigned)
+        self.views[push] = View(oldest.version, 0.0, None, oldest.travelled, oldest.sent_at)
+        heappush(self._measured, (oldest.travelled, push))  # views come in no order here
+
+    def _end_course(self, seat: Seat) -> None:
+        """The worker is gone; what it has sent may still come, and is not taken in."""
+        course = seat.course
+        if course.given:
+            seat.seen = seat.assigned = course.told + self.pipeline + 1
+        for unneeded in course.flying:
+            self._unref(unneeded)
+        seat.course = Course()
 
     def _take_view(self, push: PushId) -> View:
         self._unmeasured.pop(push, None)
@@ -392,7 +467,7 @@ class Ledger:
 
     def _let_go(self, push: PushId) -> None:
         del self.held[push]
-        if (own_push := self._own.pop(push, None)) is not None:
+        for own_push in self._own.pop(push, ()):
             self._unref(own_push)
         if push not in self._refs:
             self.freed.append(push)

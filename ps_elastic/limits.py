@@ -16,7 +16,6 @@ def unsupported(config: Config, simulated: bool = False) -> list[ConfigError]:
     checkpoint, survive = config.checkpoint, config.survive
     cases = [
         (config.views == "torn", "views", "torn", "views are never torn yet; expected exact"),
-        (config.update.pipeline > 0, "update.pipeline", config.update.pipeline, "no runahead yet; expected 0"),
         (
             config.downlink.name != "identity",
             "downlink",

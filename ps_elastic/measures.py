@@ -25,6 +25,7 @@ class Measures:
         self.most = self.fewest = workers  # live at a time
         self.gradients, self.pushes, self.applied, self.residuals = Mean(), Mean(), Mean(), Mean()
         self.shares = 0.0  # of the steps between a view and its use, most
+        self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
         self._deviation, self._freedom = 0.0, 0
 
@@ -37,6 +38,10 @@ class Measures:
             self.shares = shares
         if distance > limit * (1 + SLACK):
             self.beyond += 1
+
+    def note_reapplied(self, weight: float, astray: float) -> None:
+        """A view contains pushes of its worker of this weight/alpha in all; the model has that but for `astray`."""
+        self.reapplied, self.astray = max(self.reapplied, weight), max(self.astray, astray)
 
     def note_debts(self, count: int, lateness: int) -> None:
         """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
@@ -82,6 +87,7 @@ class Measures:
             lost=self.lost,
             momentum=optimizer.momentum if optimizer.name == "sgd" else 0.0,
             plain=plain and scaled,
+            reapplied=self.astray if plain and scaled else self.reapplied,
         )
 
 
@@ -126,7 +132,8 @@ def _holds(server: Server, bound: Bound, facts: Facts) -> tuple[bool | None, lis
 def _terms(bound: Bound, facts: Facts) -> list[str]:
     """The figures that went into the bound, and what it rests on."""
     kind = "the rms of the " + ("pushes" if facts.plain else "applied updates over alpha x share")
-    values = {"tau": facts.tau, "m": facts.owed, "p": facts.p, "s": facts.shares, "sigma": facts.sigma or 0.0}
+    values = {"tau": facts.tau, "m": facts.owed, "p": facts.p, "s": facts.shares, "r": facts.reapplied}
+    values["sigma"] = facts.sigma or 0.0
     named = set(re.findall(r"[A-Za-z]+", bound.formula))
     figures = [f"{name} = {value:.4g}" for name, value in values.items() if name in named]
     if "M" in named and "M =" not in bound.formula:

@@ -33,10 +33,11 @@ class PushMessage(NamedTuple):
     residual_norm: float = 0.0
     waited_s: float = 0.0  # by the worker for replies, since the run began
     statistics: Any = None  # running statistics of BatchNorm, (s,) float32, in bucket 0; None without any
+    ahead: int = 0  # earlier pushes of the worker that the reply which it was computed on did not answer
 
 
 class Settled(NamedTuple):
-    """The fate of an earlier push, told late."""
+    """The fate of an earlier push, told late; "held" if it has none yet."""
 
     step: int
     outcome: str
@@ -63,8 +64,9 @@ class Reply(NamedTuple):
     discrepancy: float = math.nan  # of the push answered, nan where not known
     alpha: float = 0.0  # step size that the server would use now
     weight: float = 0.0  # what the push answered was multiplied by: alpha x share x weight, of an update share x weight
-    settled: tuple[Settled, ...] = ()
+    settled: tuple[Settled, ...] = ()  # of a worker that runs ahead also those still "held": not in `model` yet
     layers: tuple[Layer, ...] = ()  # one for each bucket where the rule is layerwise: `version` is the least of theirs
+    rate: float = 0.0  # what a worker that runs ahead multiplies its own pushes by that `model` lacks
 
 
 class Ask(NamedTuple):

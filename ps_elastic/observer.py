@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from ps_elastic.alphas import Alphas
-from ps_elastic.events import Push, PushId, Step, repeated
+from ps_elastic.events import Push, PushId, ReplyId, Step, repeated
 from ps_elastic.measures import Measures
 from ps_elastic.totals import Totals
 from ps_elastic.tracker import Tracker, number
@@ -25,6 +25,7 @@ class Sent(NamedTuple):
     path: float
     shares: float  # of all steps until then
     owed_alpha: float  # the largest step size since any step that owed a push then
+    reapplied: float = 0.0  # norms of what its worker re-applied, times their rate
 
 
 class Owed(NamedTuple):
@@ -73,7 +74,7 @@ class Observer:
         limit: Callable[[], float],
         bucket: int | None = None,
     ) -> None:
-        self.sent: dict[PushId, Sent] = {}
+        self.sent: dict[PushId | ReplyId, Sent] = {}
         self._calculator, self._alphas, self._tracker = calculator, alphas, tracker
         self._totals, self._measures = totals, measures
         self._mode, self._x, self._limit = mode, x, limit
@@ -91,13 +92,17 @@ class Observer:
         self._same: tuple[float, ...] = ()
         self._texts: tuple[str, ...] = ()
 
-    def give(self, view: PushId, version: int) -> None:
+    def give(self, view: PushId | ReplyId, version: int) -> None:
         """The view of `version` is on its way to the push `view`, perhaps for the second time."""
         if view not in self.sent:
             owed_alpha = self._owed_alpha if self.debts else 0.0
             self.sent[view] = Sent(version, self._path, self._shares, owed_alpha)
 
-    def end(self, view: PushId) -> None:
+    def derive(self, view: PushId, reply: ReplyId, reapplied: float) -> None:
+        """The push `view` was computed on the model of `reply`; reapplied: norms of what was subtracted from it."""
+        self.sent[view] = self.sent[reply]._replace(reapplied=reapplied)
+
+    def end(self, view: PushId | ReplyId) -> None:
         """Nobody will ask for this view again."""
         if self.sent.pop(view, None) is not None:
             self._calculator.end(view)
@@ -124,11 +129,10 @@ class Observer:
         The calculator has made the step, but `stepped` and `alphas` were not told of it yet. alpha: of that step.
         Returns the discrepancy, nan if it is not known yet.
         """
-        given, path_then, shares_then, owed_alpha = self.sent[id]
-        path = 0.0
+        given, path_then, shares_then, owed_alpha, path = self.sent[id]
         if given != version:
             # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
-            path = (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
+            path += (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
         mode = self._mode
         distance = self._calculator.distance_when_used(id) if mode == "exact" else path if mode == "bound" else math.nan
         largest = self._alphas.largest(given)
@@ -230,7 +234,7 @@ class Observer:
         same: tuple[float, int, float, float, float],
     ) -> None:  # fmt: skip
         """same: (time, version, step size, weight, share), which the pushes of a step have in common."""
-        (worker, step), base, norm, payload_norm, residual_norm, _, _ = push
+        (worker, step), base, norm, payload_norm, residual_norm, _, _, _ = push
         staleness = version - base
         self._totals.note_used(staleness, distance, scaled)
         if same != self._same:

@@ -18,8 +18,8 @@ from ps_elastic.staging import Staging
 class Courier:
     """What a worker's pushes have in common.
 
-    staging: brings the gradient to the CPU. lends: another worker may write into it before a push has arrived, so that
-    what leaves is a copy.
+    staging: brings the gradient to the CPU. lends: it may be written into before a push has arrived, so that what
+    leaves is a copy.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Parcel:
                 self._norms[i] = self._courier.staging.fetch(i)
         return math.hypot(*self._norms)
 
-    def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any) -> None:
+    def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any, ahead: int = 0) -> None:
         """Let the rest go, after `norm`; the last layers first."""
         for i in reversed(range(len(self.payloads))):
             if self._encoded[i]:
@@ -103,7 +103,7 @@ class Parcel:
                 self._send(i)
         self._send(
             0, samples=samples, loss=loss, norm=norm, payload_norm=math.hypot(*self._payload_norms),
-            residual_norm=self.residual_norm, waited_s=waited_s, statistics=statistics,
+            residual_norm=self.residual_norm, waited_s=waited_s, statistics=statistics, ahead=ahead,
         )  # fmt: skip
 
     def close_layers(

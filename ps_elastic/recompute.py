@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from ps_elastic.assemble import choose_device, make_parts, make_server, make_worker
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
-from ps_elastic.events import Applied, Asked, Done, Joined, Left, Push, PushId, Woke
+from ps_elastic.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
 from ps_elastic.messages import Ask, PushMessage, Reply
 from ps_elastic.replay import Mismatch, Recorded, Replay, read_line
 from ps_elastic.tracker import Tracker
@@ -103,6 +103,7 @@ class _Run:
         self._ranks = workers + config.faults.check(workers)
         self._workers = {rank: self._make_worker(rank) for rank in range(1, workers + 1)}
         self._replies: dict[int, Reply] = {}  # of workers that compute
+        self._mail: dict[int, list[Reply]] = {}  # of workers that may run ahead: what they have not taken in
         self._server, _ = make_server(
             self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False
         )
@@ -127,7 +128,7 @@ class _Run:
             case Applied():
                 self._deliver(server.start(now))
             case Push():
-                for message in [_header(event, told.bucket)] if told.ignored else self._messages(event.id, told.bucket):
+                for message in self._told(event, told):
                     self._deliver(server.take(message, now))
             case Asked(worker, step) if self._is_cut(PushId(worker, step), told.bucket):
                 for message in self._messages(PushId(worker, step), told.bucket):
@@ -141,6 +142,7 @@ class _Run:
                 self._workers[worker] = self._make_worker(worker)
                 self._workers[worker].step = server.ledger.workers[worker].seen
                 self._replies.pop(worker, None)
+                self._mail.pop(worker, None)
             case Left(worker):
                 self._deliver(server.leave(worker, now))
             case Woke():
@@ -154,6 +156,26 @@ class _Run:
     def _make_worker(self, rank: int) -> Worker:
         return make_worker(self._config, self._shared, rank, self._ranks, Tracker(rank, _discard), bench=self._bench)
 
+    def _told(self, push: Push, told: Recorded) -> list[PushMessage]:
+        """What a recorded line of a push stands for."""
+        if told.ignored:
+            return [_header(push, told.bucket)]
+        if self._config.update.pipeline:
+            return self._push_ahead(push.id.worker, push.id.step - 1 - push.ahead)
+        return self._messages(push.id, told.bucket)
+
+    def _push_ahead(self, rank: int, told: int) -> list[PushMessage]:
+        """The next push of a worker that may run ahead, which has taken in the replies up to that to step `told`."""
+        worker, mail = self._workers[rank], self._mail.get(rank, [])
+        if told > max(worker.told, *(reply.step for reply in mail), -1):
+            raise WireError(f"worker {rank} pushes after a reply to its step {told}, and there is none")
+        view = self._server.calculator.view(ReplyId(rank, told))
+        compute_on(self._threads)
+        while mail and mail[0].step <= told:
+            worker.load(mail.pop(0)._replace(model=view))
+        worker.resume(view)
+        return _pushed(worker)
+
     def _push(self, rank: int) -> list[PushMessage]:
         """The next push of a worker; without a reply to go on from it has none."""
         worker, reply = self._workers[rank], self._replies.pop(rank, None)
@@ -163,9 +185,7 @@ class _Run:
         compute_on(self._threads)
         worker.load(reply._replace(model=view))
         push, buckets = PushId(rank, reply.step + 1), range(len(self._parts.layout.buckets))
-        messages: list[PushMessage] = []
-        worker.push(messages.append, cut={i for i in buckets if (push, i) not in self._came} if self.cuts else ())
-        return messages
+        return _pushed(worker, cut={i for i in buckets if (push, i) not in self._came} if self.cuts else ())
 
     def _messages(self, push: PushId, bucket: int | None) -> list[PushMessage]:
         """What was recorded of a push by one line: all of it, or the bucket of that line."""
@@ -188,9 +208,17 @@ class _Run:
         """Keep what a worker is to go on from; a second copy of a reply is not needed, and a stop ends nothing here."""
         compute_on(self._server_threads)
         for rank, reply in replies:
+            if self._config.update.pipeline and reply.model is not None:
+                self._mail.setdefault(rank, []).append(reply)
             waits = rank not in self._replies and self._workers[rank].step == reply.step
             if waits and reply.model is not None:
                 self._replies[rank] = reply
+
+
+def _pushed(worker: Worker, cut: Collection[int] = ()) -> list[PushMessage]:
+    messages: list[PushMessage] = []
+    worker.push(messages.append, cut=cut)
+    return messages
 
 
 def compute_on(threads: int) -> None:
@@ -221,7 +249,7 @@ def _header(push: Push, bucket: int | None) -> PushMessage:
     """A message with the header of a push that the server ignored: its payload is never looked at."""
     return PushMessage(
         push.id.worker, push.id.step, push.base, (np.zeros(push.nbytes, np.uint8),), bucket or 0, norm=push.norm,
-        payload_norm=push.payload_norm, residual_norm=push.residual_norm,
+        payload_norm=push.payload_norm, residual_norm=push.residual_norm, ahead=push.ahead,
     )  # fmt: skip
 
 

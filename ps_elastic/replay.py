@@ -74,11 +74,14 @@ def replay_decisions(
     workers: Iterable[int],
     source: str = "events.jsonl",
     watch: Watch = lambda ledger, what, now: None,
+    *,
+    pipeline: int = 0,
 ) -> Replay:
     """Feed the recorded events to `policy`, fresh, and compare what it orders: to a copy for each bucket if layerwise.
 
     lines: of events.jsonl; workers: the initial ones. Steps and Measures are answered as the record says. A run that
     ended in the middle of an event (an error of the rule, a server that failed in a Step) must end there again.
+    pipeline: pushes that a worker might leave unanswered.
     watch: told of each event once the ledger has it, and of each action once it is in effect.
     Raises ConfigError naming the line if the record is cut, malformed, or not of these workers.
     """
@@ -94,7 +97,7 @@ def replay_decisions(
         told = read_line(recorded, f"{source}:{number}", first=number == 1)
         if told.bucket not in lanes:
             rule = policy if told.bucket is None else copy.deepcopy(policy)
-            lanes[told.bucket] = rule, _ledger(policy, members, told, produced, f"{source}:{number}")
+            lanes[told.bucket] = rule, _ledger(policy, members, pipeline, told, produced, f"{source}:{number}")
         rule, ledger = lanes[told.bucket]
         if ledger.started and isinstance(told.event, Applied):
             raise ConfigError("got 'applied', expected an event of its own", source=f"{source}:{number}")
@@ -112,7 +115,9 @@ def replay_decisions(
     return Replay(events, actions, True, None)
 
 
-def _ledger(policy: Policy, workers: Iterable[int], told: Recorded, produced: list[str], where: str) -> Ledger:
+def _ledger(
+    policy: Policy, workers: Iterable[int], pipeline: int, told: Recorded, produced: list[str], where: str
+) -> Ledger:
     """The ledger whose first line this is."""
     if policy.layerwise != (told.bucket is not None):
         takes, has = ("layers", "whole pushes") if policy.layerwise else ("whole pushes", "layers")
@@ -124,7 +129,7 @@ def _ledger(policy: Policy, workers: Iterable[int], told: Recorded, produced: li
         bucket = told.bucket, told.buckets
     return Ledger(
         workers, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=produced.append,
-        bucket=bucket,
+        bucket=bucket, pipeline=pipeline,
     )  # fmt: skip
 
 

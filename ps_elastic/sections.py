@@ -23,7 +23,7 @@ class Update:
 
     def __post_init__(self) -> None:
         expect(self.accumulate >= 1, self, "accumulate", "a number of batches >= 1")
-        expect(self.pipeline >= 0, self, "pipeline", "a number of pushes >= 0")
+        expect(0 <= self.pipeline <= 255, self, "pipeline", "a number of pushes >= 0 and <= 255")
 
     def text(self) -> str:
         """The one-line form, stating only what differs from the defaults."""

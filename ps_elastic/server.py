@@ -40,6 +40,7 @@ class Server:
 
     alpha: step size after so many samples were used. budget: samples of used pushes that end the run.
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
+    pipeline: pushes that a worker may leave unanswered while it goes on.
     """
 
     _totals = Totals
@@ -58,15 +59,16 @@ class Server:
         target: Target | None = None,
         units: str = "gradient",
         bucket: tuple[int, int] | None = None,
+        pipeline: int = 0,
     ) -> None:
         self.policy, self.calculator = policy, calculator
         self.totals, self.measures = self._totals(workers, target), Measures(workers)
-        self.tracker, self.units = tracker, units
+        self.tracker, self.units, self._needs_views = tracker, units, discrepancy == "exact"
         self.lost_workers: list[int] = []
         self.owed: dict[int, int] = {}  # worker -> the step that its next reply answers
         self._alpha, self._budget, self._evaluator = alpha, budget, evaluator
         self._alpha_last = -1, 0.0
-        self._lane = Lane(self, policy, workers, calculator, log, discrepancy, bucket)
+        self._lane = Lane(self, policy, workers, calculator, log, discrepancy, bucket, pipeline)
         self.ledger = self._lane.ledger
         self._gathering = Gathering()
         self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
@@ -199,14 +201,14 @@ class Server:
     def release(self, worker: int, lane: Lane) -> Reply | None:
         """The rule lets a worker go: its reply, if one is due; else what it is given is kept until it is."""
         if (step := self.owed.pop(worker, None)) is not None:
-            return self._reply(worker, step)
+            return self._reply(worker, self.ledger.told(worker)[0] if self.ledger.pipeline else step)
         if not self.over:
             lane.queue(worker)
         return None
 
     def _reply(self, worker: int, step: int) -> Reply:
         """The answer to `step` of `worker`, whose push may be overwritten once this has been sent."""
-        if (borrowed := self._borrowed.pop(worker, None)) is not None:
+        if (borrowed := self._borrowed.pop(worker, None)) is not None and self._is_needed(borrowed):
             self.calculator.keep(borrowed)
         last = self._answers.get(worker)
         if last is None or last.step != step:
@@ -216,7 +218,12 @@ class Server:
             version, model = self._lane.give(worker)
             self.totals.bytes_down += model.nbytes
         _, (outcome, discrepancy, weight), settled, alpha = last
-        return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled)
+        rate = 0.0 if model is None else self._lane.rate(worker)
+        return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled, rate=rate)
+
+    def _is_needed(self, push: PushId) -> bool:
+        """Whether the payload of `push` will be read again: one kept for views alone only where these are measured."""
+        return self._needs_views or not self.ledger.pipeline or push in self.ledger.held
 
 
 def header(parts: list[PushMessage], units: str) -> Push:
@@ -226,5 +233,6 @@ def header(parts: list[PushMessage], units: str) -> Push:
         for array in part.arrays:
             nbytes += array.nbytes
     return Push(
-        PushId(head.worker, head.step), head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, units
-    )
+        PushId(head.worker, head.step), head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, units,
+        head.ahead,
+    )  # fmt: skip

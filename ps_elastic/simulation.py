@@ -171,6 +171,7 @@ class HeaderSetting:
         return make(
             alpha, train.samples, record.tracker, record.events().write,
             discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
+            pipeline=config.update.pipeline,
         )  # fmt: skip
 
     def worker(self, rank: int, server: Server) -> Machine:

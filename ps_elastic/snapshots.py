@@ -35,15 +35,25 @@ class Snapshots:
         """The model (d,) as it was at `version`, which somebody must hold unless it is the current one."""
         return self.x if version == self.version else self._copies[version]
 
+    def fixed(self, version: int) -> Tensor:
+        """As `vector` of a version that somebody holds, in memory that stays as it is until nobody does."""
+        if version == self.version and version not in self._copies:
+            self._place().copy_(self.x)
+        return self._copies[version]
+
     def advance(self) -> Tensor | None:
         """The live vector is about to become the next version: where the current one is to be copied to first (d,).
 
-        None if nobody holds it. The memory may be that of a version just let go, which can be read until then.
+        None if nobody holds it, or it has been copied. The memory may be that of a version just let go, which can be
+        read until then.
         """
         copy = None
-        if self._holders.get(self.version):
-            copy = self._pool.pop() if self._pool else torch.empty_like(self.x)
-            self._copies[self.version] = copy
-            self.peak = max(self.peak, len(self._copies))
+        if self._holders.get(self.version) and self.version not in self._copies:
+            copy = self._place()
         self.version += 1
+        return copy
+
+    def _place(self) -> Tensor:
+        copy = self._copies[self.version] = self._pool.pop() if self._pool else torch.empty_like(self.x)
+        self.peak = max(self.peak, len(self._copies))
         return copy

@@ -110,6 +110,14 @@ def b_message_passing(p: int, tau: float, M: float, *, reapplies_own: bool = Tru
     return (p - 1 if reapplies_own else p) * tau * M / p
 
 
+def b_reapplied(facts: Facts) -> float:
+    """r M: pushes of its own that a view contains with other weights than the model, in all by r (derived).
+
+    With plain SGD they cancel in x - v but for r. Else neither they nor the steps that the model made of them do.
+    """
+    return facts.reapplied * (facts.M_push if facts.plain else facts.M_push + facts.M)
+
+
 def b_message_passing_variance(p: int, tau: float, sigma: float) -> float:
     """3 (p - 1) tau sigma/p: the own gradient in place of each missing one, alpha <= 1/(6 L tau) (derived; [EC])."""
     return 3 * (p - 1) * tau * sigma / p
@@ -223,6 +231,7 @@ class Facts(NamedTuple):
     lost: int = 0  # pushes dropped as late or owed and never repaid
     momentum: float = 0.0
     plain: bool = True  # SGD without momentum and weight decay
+    reapplied: float = 0.0  # r: weight/alpha of re-applied pushes, less what the model has of them if plain, at most
 
 
 class Bound(NamedTuple):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ps_elastic.events import PushId
+from ps_elastic.events import PushId, ReplyId
 from ps_elastic.messages import PushMessage, Reply
 
 if TYPE_CHECKING:
     from ps_elastic.worker import Worker
+
+
+class Taken(NamedTuple):
+    """A reply that a worker took in, when it came, and how long the worker had waited for it."""
+
+    reply: Reply
+    arrived: float
+    wait_s: float
 
 
 class Stopwatch:
@@ -28,10 +36,10 @@ class Stopwatch:
 class Turns:
     """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock.
 
-    view: the model that the server keeps for a push under way.
+    view: the model that the server keeps for a push under way, or of a reply.
     """
 
-    def __init__(self, worker: Worker, stopwatch: Stopwatch, view: Callable[[PushId], Any]) -> None:
+    def __init__(self, worker: Worker, stopwatch: Stopwatch, view: Callable[[PushId | ReplyId], Any]) -> None:
         self._worker, self._stopwatch, self._view = worker, stopwatch, view
 
     @property
@@ -49,9 +57,22 @@ class Turns:
         model = self._view(PushId(self._worker.rank, reply.step + 1))
         self._worker.load(reply._replace(model=model))
         self._worker.note(reply, arrived, 0.0, wait_s)
+        return self._pushed(cut)
+
+    def _pushed(self, cut: Collection[int] = ()) -> list[PushMessage]:
         messages: list[PushMessage] = []
         self._worker.push(messages.append, cut)
         return messages
+
+    def go_on(self, replies: Sequence[Taken], given: ReplyId, began: float, now: float) -> list[PushMessage]:
+        self._stopwatch.set(began, now)
+        model = self._view(given)
+        for reply, arrived, wait_s in replies:
+            self._worker.load(reply._replace(model=model))
+            self._worker.note(reply, arrived, 0.0, wait_s)
+        if not replies:
+            self._worker.resume(model)
+        return self._pushed()
 
     def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
         self._worker.load(reply)

@@ -8,7 +8,7 @@ allocated or read. Each array starts at a multiple of 8 bytes.
 | 0:8 | magic "PSEL", wire version, kind, flags |
 | 8:16 | worker, bucket, number of buckets |
 | 16:32 | step, base or version |
-| 32:64 | norm, payload norm, residual norm, seconds waited of a push; discrepancy, alpha, weight of a reply |
+| 32:64 | norm, payload norm, residual norm, seconds waited of a push; discrepancy, alpha, weight, rate of a reply |
 | 64:72 | samples, loss |
 | 72:80 | first 8 bytes of the layout's digest |
 | 80:112 | up to four arrays: type code in the high byte (0: no array), number of entries below it |
@@ -77,10 +77,11 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model: Place = 
             numbers = (message.norm, message.payload_norm, message.residual_norm, message.waited_s)
             if message.statistics is not None:
                 flags, arrays = _STATISTICS, (*arrays, message.statistics)
+            flags |= message.ahead << 8
         case Reply(worker, step, base, given):
             kind, arrays = _REPLY, ()
             flags = OUTCOMES.index(message.outcome) << 8
-            numbers = (message.discrepancy, message.alpha, message.weight, 0.0)
+            numbers = (message.discrepancy, message.alpha, message.weight, message.rate)
             if given is None:
                 flags |= _STOP
             elif model == Place.APART:
@@ -151,7 +152,9 @@ def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarra
     _, _, kind, flags, worker, bucket, buckets, step, base, a, b, c, d, samples, loss, *_ = fields
     if kind == _PUSH:
         statistics = arrays.pop() if flags & _STATISTICS else None
-        return PushMessage(worker, step, base, tuple(arrays), bucket, buckets, samples, loss, a, b, c, d, statistics)
+        return PushMessage(
+            worker, step, base, tuple(arrays), bucket, buckets, samples, loss, a, b, c, d, statistics, flags >> 8
+        )
     if kind == _ASK:
         return Ask(worker, step)
     if kind == _FAREWELL:
@@ -162,7 +165,9 @@ def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarra
     layers = tuple(Layer(int(version), OUTCOMES[int(outcome)], weight) for version, outcome, weight in found)
     told = arrays[0].reshape(-1, _SETTLED).tolist() if arrays else []
     settled = tuple(Settled(int(s), OUTCOMES[int(outcome)], d, int(bucket)) for s, outcome, d, bucket in told)
-    return Reply(worker, step, base, None if flags & _STOP else model, OUTCOMES[flags >> 8], a, b, c, settled, layers)
+    return Reply(
+        worker, step, base, None if flags & _STOP else model, OUTCOMES[flags >> 8], a, b, c, settled, layers, d
+    )
 
 
 def reply_bytes(model_bytes: int, buckets: int) -> int:

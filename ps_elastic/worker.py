@@ -19,12 +19,14 @@ from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
 from ps_elastic.messages import PushMessage, Reply
 from ps_elastic.parcel import Courier, Parcel, plain
+from ps_elastic.reapply import reapply
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
 from ps_elastic.updates.sgd import Sgd
 from ps_elastic.workbench import Memory, Workbench
 
+_NO_DURATIONS = {"compute_s": 0.0, "encode_s": 0.0}  # of a push of an earlier life
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
 
 
@@ -33,7 +35,8 @@ class Worker:
 
     x, g: the model and the gradient, flat (d,), of its bench: its own, with the transport's `memory`, or a shared one.
     clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop". overlap: buckets may leave during
-    backward, where nothing of the gradient is decided after it.
+    backward, where nothing of the gradient is decided after it. pipeline: pushes that may be unanswered while it
+    goes on; to the model of each reply it re-applies those of its pushes that this model lacks.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Worker:
         memory: Memory | None = None,
         bench: Workbench | None = None,
         layerwise: bool = False,
+        pipeline: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         overlap: bool = True,
     ) -> None:
@@ -75,19 +79,34 @@ class Worker:
         self._shortcut = self._shortcut and self._cut_s is None
         self._statistics = statistics_of(model)
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
-        keeps_view = discrepancy == "exact" and not made.foreign  # who computes on the server's model has no copy
+        self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
+        self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
+        self._rate = 0.0
+        # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
+        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
         self._view = torch.empty_like(self.x) if keeps_view else None
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
-        self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=bench is not None)
+        lends = bench is not None or pipeline > 0
+        self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
         final = type(update).run is Sgd.run and clip_norm is None and on_nonfinite == "stop" and not self._shortcut
         self._overlaps = overlap and final and len(layout.buckets) > 1 and not layerwise
         self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
         self._drawn = 0  # batches, for the push being made
-        self._durations = {"compute_s": 0.0, "encode_s": 0.0}
+        self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
         self._moved = math.nan
         self._pushed: list[Payload] = []  # the last push
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
-        self._residual_norm = self._waited_s = 0.0
+        self._waited_s = 0.0
+
+    @property
+    def unanswered(self) -> int:
+        """How many of its pushes no reply has answered."""
+        return self.step - self.told
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it can compute its next push before another reply comes."""
+        return self.told >= 0 and self.unanswered <= self.pipeline
 
     def load(self, reply: Reply) -> bool:
         """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
@@ -100,6 +119,7 @@ class Worker:
         for settled in reply.settled:
             for i in (settled.bucket,) if self._layerwise else every:
                 self._learn(settled.step, i, settled.outcome)
+        self.told, self.step = reply.step, max(self.step, reply.step)
         self._told_alpha = reply.alpha
         if reply.alpha and reply.alpha != self._alpha:
             before, self._alpha = self._alpha, reply.alpha
@@ -110,21 +130,36 @@ class Worker:
         if reply.model is None:
             self._moved = math.nan
             return False
-        model = torch.from_numpy(reply.model)
-        if model.data_ptr() != self.x.data_ptr():
-            self.x.copy_(model)
+        if self.pipeline:
+            told = [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
+            held = {step for step, outcome in told if outcome == "held"}
+            self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
+        self.base, self._rate = reply.version, reply.rate
+        self.resume(reply.model)
         self._observe(reply)
-        self.step, self.base = reply.step, reply.version
         self._bases = tuple([layer.version for layer in reply.layers])
         return True
+
+    def resume(self, model: Any) -> None:
+        """Stand where the next push is to be computed, given the model of the last reply."""
+        received = torch.from_numpy(model)
+        if received.data_ptr() != self.x.data_ptr():
+            self.x.copy_(received)
+        for payloads in self._flying.values():
+            self._reapply(payloads)
+
+    def _reapply(self, payloads: list[Payload]) -> None:
+        compressors = [plain(compressor) for compressor in self._compressors]
+        reapply(self.x, payloads, self.layout.buckets, compressors, self._rate)
 
     def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
         """Compute the next push at the model loaded and `emit` it, a message a bucket, bucket 0 last.
 
         Where the gradient is final as backward makes it, a bucket leaves as soon as backward has finished it (nothing
         can be yielded from there, so that it is a callback). Raises TaskError by step and loss, and what `emit` raises.
-        The arrays stay valid until the next `push`. cut: buckets that the computation does not come to before it is cut
-        off, where an update says that it may be; None: the clock tells.
+        The arrays stay valid until the next `push`; of one that may run ahead, as long as anybody holds them.
+        cut: buckets that the computation does not come to before it is cut off, where an update says that it may be;
+        None: the clock tells.
         """
         self.step += 1
         started = self._clock()
@@ -145,27 +180,34 @@ class Worker:
         if self._layerwise:
             parcel.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
         else:
-            parcel.close(self.samples, loss, norm, self._waited_s, statistics)
-        self._pushed, self._residual_norm = parcel.payloads, parcel.residual_norm
+            parcel.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
+        self._pushed = parcel.payloads
         if self._courier.feeds_back:
             kept = {i: self._courier.keep(p) for i, p in enumerate(parcel.payloads) if i not in missing}
             self._sent[self.step] = self._alpha, kept
-        self._durations = {"compute_s": compute_s, "encode_s": parcel.encode_s}
+        if self.pipeline:
+            self._flying[self.step] = parcel.payloads
+            self._reapply(parcel.payloads)
+        self._made[self.step] = parcel.residual_norm, {"compute_s": compute_s, "encode_s": parcel.encode_s}
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since."""
         for settled in reply.settled:
+            if settled.outcome == "held":
+                continue
             named = {"bucket": settled.bucket} if self._layerwise else {}
             self._tracker.note(
                 "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy, **named
             )
         self._waited_s += wait_s
         if reply.step:
+            residual_norm, durations = self._made.pop(reply.step, (0.0, _NO_DURATIONS))
             self._tracker.note(
                 "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=self._moved,
-                residual_norm=self._residual_norm, outcome=reply.outcome, **self._durations,
-                send_s=send_s, wait_s=wait_s,
+                residual_norm=residual_norm, outcome=reply.outcome, **durations, send_s=send_s, wait_s=wait_s,
             )  # fmt: skip
+            for answered in [step for step in self._made if step < reply.step]:
+                del self._made[answered]
 
     def _learn(self, step: int, bucket: int, outcome: str) -> None:
         if outcome == "held" or step not in self._sent:

@@ -261,7 +261,9 @@ def fit(
     summary = train(config, overrides, workers=workers, run_dir=directory)
     assert summary is not None
     run = Run(directory, summary)
-    replayed = replay_decisions(run.config.policy.build(), run.events, range(1, workers + 1))
+    replayed = replay_decisions(
+        run.config.policy.build(), run.events, range(1, workers + 1), pipeline=run.config.update.pipeline
+    )
     assert replayed.match, replayed.first_mismatch
     return run
 

@@ -226,7 +226,6 @@ def test_a_wrong_value_in_a_file_names_the_file(tmp_path: Path) -> None:
     ("override", "key", "message"),
     [
         ("views=torn", "views", "got 'torn'"),
-        ("update.pipeline=2", "update.pipeline", "got 2"),
         (f"downlink={PART}", "downlink", f"got '{PART}'"),
         ("faults.crash={workers: 1}", "faults", "got {'crash': [{'workers': 1, "),
         ("checkpoint.every_samples=1000", "checkpoint.every_samples", "got 1000"),

@@ -14,11 +14,12 @@ import pytest
 import ps_elastic
 
 ROOT = Path(ps_elastic.__file__).parent
-LAW = ("errors", "registry", "events", "ledger", "decide", "policies", "replay", "theory")
+LAW = ("errors", "registry", "events", "runahead", "ledger", "decide", "policies", "replay", "theory")
 # Nobody imports from a later layer; files that are not named here may stand between any two.
 LAYERS = (
     ("errors",),
     ("events", "registry"),
+    ("runahead",),
     ("ledger",),
     ("policies",),
     ("decide",),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from ps_elastic.replay import replay_decisions
-from tests.law.cases import CASES
+from tests.law.cases import CASES, pipeline_of
 from tests.law.harness import Move, World
 from tests.law.schedule import SETTINGS, draws, play, workers
 
@@ -36,7 +36,7 @@ def check_laws(case: str, max_examples: int) -> None:
         lines = play(make, workers, draws)
         assert play(make, workers, draws, reload=True) == lines
         members = range(1, max(workers, make().workers_needed()) + 1)
-        replay = replay_decisions(make(), lines, members)
+        replay = replay_decisions(make(), lines, members, pipeline=pipeline_of(make))
         assert (replay.match, replay.first_mismatch, replay.events) == (True, None, len(lines))
 
     check()

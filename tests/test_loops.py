@@ -11,6 +11,7 @@ import pytest
 from ps_elastic.errors import Stalled, WireError
 from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
 from ps_elastic.transport.loops import awaited, serve, work
+from ps_elastic.worker import Worker
 
 
 class Script:
@@ -50,7 +51,7 @@ class Counter:
     """A server of workers 1 and 2 that answers each push at once, and is finished when both have said farewell."""
 
     def __init__(self) -> None:
-        self.ledger = SimpleNamespace(workers={1: None, 2: None}, waiting={}, version=7)
+        self.ledger = SimpleNamespace(workers={1: None, 2: None}, waiting={}, version=7, pipeline=0)
         self.calculator = SimpleNamespace()
         self.wake_at: float | None = None
         self.ticks: list[float] = []
@@ -147,13 +148,17 @@ def test_who_has_said_farewell_is_not_awaited():
 
 
 class Labourer:
-    """Worker 1: a push a reply; it takes `step_s` of the script's time."""
+    """Worker 1: a push takes `step_s` of the script's time; `pipeline` of them may be unanswered while it goes on."""
 
-    def __init__(self, script: Script, step_s: float = 1.0) -> None:
-        self.rank, self.step, self.script, self.step_s = 1, 0, script, step_s
+    unanswered, may_go_on = Worker.unanswered, Worker.may_go_on
+
+    def __init__(self, script: Script, step_s: float = 1.0, pipeline: int = 0) -> None:
+        self.rank, self.step, self.told, self.script, self.step_s = 1, 0, -1, script, step_s
+        self.pipeline = pipeline
         self.noted: list[tuple[int, float, float]] = []
 
     def load(self, reply: Reply) -> bool:
+        self.told = reply.step
         return reply.model is not None
 
     def push(self, emit: Callable[[PushMessage], None]) -> None:
@@ -170,8 +175,8 @@ def reply(at: float, step: int, *, stop: bool = False) -> tuple[float, int, Mess
     return at, 0, Reply(1, step, step, None if stop else ())
 
 
-def labour(script: Script, ask_again_s: float = 60.0, deadline_s: float = 600.0) -> Labourer:
-    worker = Labourer(script)
+def labour(script: Script, ask_again_s: float = 60.0, deadline_s: float = 600.0, pipeline: int = 0) -> Labourer:
+    worker = Labourer(script, pipeline=pipeline)
     work(worker, script, script.clock, ask_again_s=ask_again_s, deadline_s=deadline_s)  # type: ignore[arg-type]
     return worker
 
@@ -185,6 +190,17 @@ def test_a_worker_sends_every_bucket_of_a_push_for_each_reply_and_then_takes_its
     assert script.sent[-1][2] == Farewell(1, 2)
     assert script.flushes == 1
     assert worker.noted == [(0, 0.0, 0.0), (1, 3.0, 2.0), (2, 4.5, 0.5)]
+
+
+def test_a_worker_goes_on_while_few_enough_pushes_are_unanswered_and_leaves_when_all_are_answered():
+    script = Script(
+        reply(0.0, 0), reply(3.5, 1), reply(3.6, 1), reply(4.0, 2, stop=True), reply(7.0, 3, stop=True),
+    )  # fmt: skip
+    worker = labour(script, pipeline=1)
+    pushes = [(at, message.step) for at, _, message in script.sent if getattr(message, "bucket", 0) == 0]
+    assert pushes == [(1.0, 1), (2.0, 2), (4.5, 3), (7.0, 3)]  # it waits with two unanswered; the last is the farewell
+    assert script.sent[-1][2] == Farewell(1, 3)
+    assert worker.noted == [(0, 0.0, 0.0), (1, 3.5, 1.5), (2, 4.5, 0.0), (3, 7.0, 2.5)]
 
 
 def test_a_second_copy_of_an_earlier_reply_is_ignored():

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from ps_elastic.policies import Policy
 from tests import test_decide, test_events, test_ledger, test_policies
-from tests.law.cases import CASES
+from tests.law.cases import CASES, pipeline_of
 from tests.law.mutation import mutated
 from tests.law.schedule import ONE_PASS, draws, play, workers
 from tests.law.walker import walk
@@ -123,6 +123,29 @@ PROMISES: list[Mutant] = [
 ]
 
 
+# What the walk and the schedules of workers that run ahead must find.
+RUN_AHEAD: list[Mutant] = [
+    ("runahead", "            del self.given[older]\n", "            pass\n"),
+    ("runahead", "push.step <= reply and push not in missing", "push.step <= reply"),
+    ("runahead", "push.step <= reply and push not in missing", "push not in missing"),
+    ("runahead", "            del self.flying[push]\n", "            pass\n"),
+    ("runahead", "            yield push\n", "            yield from ()\n"),
+    ("ledger", "                self._ref(contained)\n", "                pass\n"),
+    ("ledger", "        course.flying[push.id] = None\n", "        pass\n"),
+    ("ledger", "if step - course.told <= self.pipeline:", "if step - course.told < self.pipeline:"),
+    ("ledger", "if step - course.told <= self.pipeline:", "if True:"),
+    ("ledger", "        course.told = seat.seen\n", "        course.told = seat.assigned\n"),
+    ("ledger", "[p for p in course.flying if p in self.held]", "[p for p in course.flying]"),
+    ("ledger", "[p for p in course.flying if p in self.held]", "[]"),
+    ("ledger", "if seat.assigned == seat.seen:\n            for", "if True:\n            for"),
+    ("ledger", "seat.seen = seat.assigned = course.told + self.pipeline + 1", "pass"),
+    ("ledger", "        for unneeded in course.flying:\n            self._unref(unneeded)\n", ""),
+    ("ledger", " and not self.views", ""),
+    ("ledger", "            self._send_on(worker, seat, course.given[reply])\n", "            pass\n"),
+    ("ledger", "course.given[reply])", "course.given[course.told])"),
+]
+
+
 def stories() -> Iterator[tuple[str, Callable[[], object]]]:
     for module in STORIES:
         for name, value in vars(module).items():
@@ -136,6 +159,13 @@ def walks() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"schedules of {case}", partial(schedules, make)
     for case, make in CASES.items():
         yield f"walk of {case} with a fault", partial(walk, make, workers=2, pushes=2, faults=1)
+
+
+def walks_ahead() -> Iterator[tuple[str, Callable[[], object]]]:
+    cases = {case: make for case, make in CASES.items() if pipeline_of(make)}
+    for case, make in cases.items():
+        yield f"walk of {case}", partial(walk, make, workers=1, pushes=4)
+        yield f"schedules of {case}", partial(schedules, make)
 
 
 def schedules(make: Callable[[], Policy]) -> None:
@@ -171,6 +201,11 @@ def test_a_story_finds(mutant: Mutant) -> None:
 @pytest.mark.parametrize("mutant", BEHAVIOUR[::8], ids=str)
 def test_walks_and_schedules_find(mutant: Mutant) -> None:
     assert found(mutant, walks())
+
+
+@pytest.mark.parametrize("mutant", RUN_AHEAD, ids=str)
+def test_walks_and_schedules_of_workers_that_run_ahead_find(mutant: Mutant) -> None:
+    assert found(mutant, walks_ahead())
 
 
 @pytest.mark.slow

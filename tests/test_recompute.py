@@ -43,6 +43,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     "corrected late": (*SHORT, *WARM, *FED, "policy=variance_bounded:quorum=0.4"),
     "asked on a timer": (*SHORT, *FED, "policy=deadline:deadline_s=0.002", "survive.ask_again_s=0.05"),
     "local steps": (*SHORT, *FED, "policy=fedbuff", "update=local_sgd:local_steps=2", *PLAIN),
+    "run ahead": (*SHORT, *WARM, *FED, "policy=message_passing", "update.pipeline=3", "buckets=layer"),
+    "run ahead, dropped": (*SHORT, *FED, "policy=tests.law.rules:Lottery", "update.pipeline=2"),
+    "run ahead, with megabytes": (
+        "task=quadratic:dimension=300000", "train.samples=40", *PLAIN, "policy=message_passing:delay=4",
+        "update.pipeline=2",
+    ),
     "more threads": (*SHORT, *FED, "policy=asynchronous", "threads=2", "server_threads=1"),
     "cut off": (*SHORT, *FED, "policy=salf:deadline_s=0.006", "update=cut_sgd:deadline_s=0.0015", "optimizer.lr=0.02"),
     "not measured": (*SHORT, *FED, "policy=asynchronous", "tracker.discrepancy=off"),

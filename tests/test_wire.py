@@ -39,6 +39,7 @@ pushes = st.builds(
     residual_norm=numbers,
     waited_s=numbers,
     statistics=st.none() | models,
+    ahead=st.integers(0, 255),
 )
 fates = st.builds(Settled, st.integers(1, 2**53), st.sampled_from(OUTCOMES), numbers, st.integers(0, 2**16))
 layers = st.builds(Layer, st.integers(0, 2**53), st.sampled_from(OUTCOMES), numbers)
@@ -54,6 +55,7 @@ replies = st.builds(
     weight=numbers,
     settled=st.lists(fates, max_size=5).map(tuple),
     layers=st.lists(layers, max_size=5).map(tuple),
+    rate=numbers,
 )
 asks = st.builds(Ask, workers, counts)
 farewells = st.builds(Farewell, workers, counts, st.text(max_size=30), st.integers(0, 255))

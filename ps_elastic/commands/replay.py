@@ -48,7 +48,7 @@ def _replay(record: RunRecord, policies: Sequence[str]) -> dict[str, Any]:
     from ps_elastic.tally import Tally
 
     config, tally = _load(record), Tally()
-    others = [_load(record, [f"policy={policy}"]) for policy in policies]
+    others = [_load(record, [f"policy={policy}", "update.pipeline=0"]) for policy in policies]
     for asked in [config, *others] if policies else []:
         if asked.policy.build().layerwise:
             raise ConfigError(
@@ -57,8 +57,9 @@ def _replay(record: RunRecord, policies: Sequence[str]) -> dict[str, Any]:
                 key="--policy",
             )
     replay = replay_decisions(
-        config.policy.build(), record.lines(), range(1, record.workers + 1), record.events, tally.note
-    )
+        config.policy.build(), record.lines(), range(1, record.workers + 1), record.events, tally.note,
+        pipeline=config.update.pipeline,
+    )  # fmt: skip
     document = _document(record, replay, None)
     if policies:
         document["rows"] = [{"policy": config.policy.text(), **tally.figures(), "unsent": 0}] if replay.match else []

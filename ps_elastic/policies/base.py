@@ -32,11 +32,16 @@ class Policy(ABC):
     needs_views: ClassVar[bool] = False  # asks for distances or for x - v: the server must keep every view in use
     uses_reach: ClassVar[bool] = False  # reads `ledger.reach`: the server then measures what it needs at each Step
     lockstep: ClassVar[bool] = False  # no Step while any worker computes: they may read the server's model where it is
+    pipelines: ClassVar[bool] = False  # its workers may run on with pushes unanswered (update.pipeline)
     view_of: ClassVar[str] = "srv"  # the x_t that discrepancy is measured against: server model, or "ideal"
 
     def workers_needed(self) -> int:
         """The fewest workers it can run with; more are refused at load time."""
         return 1
+
+    def longest_pipeline(self) -> float:
+        """The most pushes that its workers may leave unanswered, where it `pipelines` at all."""
+        return inf
 
     def declared_bound(self, facts: Facts) -> Bound | None:
         """The constant B of ||x_t - v|| <= alpha B that its theory gives it; None where the rule does not say."""

@@ -1,4 +1,8 @@
-"""The server and all workers in one process, taking turns in worker order: the same run every time."""
+"""The server and all workers in one process, taking turns in worker order: the same run every time.
+
+A worker that may run ahead has as many pushes on the way as it may: a push is at the server when its worker cannot go
+on without an answer, that is after the turns of its next `pipeline` pushes.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ def run(server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float]
     now = 0.0
     ready: deque[Worker] = deque()
     inbox: deque[Message] = deque()
+    outbox: dict[int, deque[list[Message]]] = {rank: deque() for rank in workers}  # pushes on the way
 
     def deliver(replies: Iterable[tuple[int, Reply]]) -> None:
         for rank, reply in replies:
@@ -27,8 +32,10 @@ def run(server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float]
             worker.note(reply, now, 0.0, 0.0)
             if going:
                 ready.append(worker)
+            elif outbox[rank]:
+                inbox.extend(outbox[rank].popleft())
             else:
-                inbox.append(Farewell(rank, reply.step))
+                inbox.append(Farewell(rank, worker.step))
 
     deliver(server.start(now))
     while not server.finished:
@@ -36,11 +43,15 @@ def run(server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float]
             deliver(server.receive(inbox.popleft(), now))
         elif ready:
             now += 1 / len(workers)
-            push: list[Message] = []
-            ready.popleft().push(push.append, cut=())  # no computation takes long in logical time
-            for message in push:
-                deliver(server.take(message, now))
-            deliver(server.tick(now))  # at equal times every bucket of a push comes before a Wake
+            worker, push = ready.popleft(), list[Message]()
+            worker.push(push.append, cut=())  # no computation takes long in logical time
+            outbox[worker.rank].append(push)
+            if worker.may_go_on:
+                ready.append(worker)
+            else:
+                for message in outbox[worker.rank].popleft():
+                    deliver(server.take(message, now))
+                deliver(server.tick(now))  # at equal times every bucket of a push comes before a Wake
             on_turn(now)
         elif server.wake_at is not None:
             now = max(now, server.wake_at)

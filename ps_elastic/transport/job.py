@@ -134,7 +134,8 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
     config, parts = setting.config, setting.parts
     threads = max(config.threads, config.server_threads)
     model_bytes = 4 * parts.layout.size
-    return join(comm, config.transport, threads, parts.frame_bytes, model_bytes, in_place=reads_in_place(config))
+    transport = "messages" if config.update.pipeline else config.transport  # a window has one frame for each worker
+    return join(comm, transport, threads, parts.frame_bytes, model_bytes, in_place=reads_in_place(config))
 
 
 def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
@@ -160,7 +161,10 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
         )  # fmt: skip
         log = record.events().write
         patience_s = survive.stall_deadline_s
-        end = ServerEnd(comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s, links=links)
+        end = ServerEnd(
+            comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s, links=links,
+            pipeline=config.update.pipeline,
+        )  # fmt: skip
         x = None if end.model is None else torch.from_numpy(end.model)
         server, evaluator = make_server(config, parts, workers, record.tracker, log, background=True, x=x)
         return record, server, evaluator, end
@@ -233,7 +237,7 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
         record = Record(directory, rank)
         end = WorkerEnd(
             comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s,
-            in_place=parts.in_place, links=links,
+            in_place=parts.in_place, links=links, pipeline=config.update.pipeline,
         )  # fmt: skip
         memory = Memory(torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]), end.reads_in_place)
         worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank())

@@ -46,7 +46,8 @@ def serve(
 
     warn: told once per silence of `warning_s`. on_turn: called at least every 0.1 s, with the time.
     """
-    server.calculator.before_change = endpoint.flush
+    if not server.ledger.pipeline:  # else models are sent from where they stay as they are
+        server.calculator.before_change = endpoint.flush
     for worker, reply in server.start(clock()):
         endpoint.send(worker, reply)
     heard, warned, gone = clock(), False, set[int]()
@@ -83,8 +84,11 @@ def awaited(server: Server, gone: Collection[int] = ()) -> str:
 def work(
     worker: Worker, endpoint: Endpoint, clock: Callable[[], float], *, ask_again_s: float, deadline_s: float
 ) -> None:
-    """Run a worker to its end. Raises Stalled when the server does not answer for `deadline_s`."""
-    send_s = 0.0
+    """Run a worker to its end. Raises Stalled when the server does not answer for `deadline_s`.
+
+    It waits for a reply only where it may not go on without, and at the end, for those to all it has sent.
+    """
+    send_s, going = 0.0, True
 
     def send(message: PushMessage) -> None:
         nonlocal send_s
@@ -92,18 +96,36 @@ def work(
         endpoint.send(0, message)
         send_s += clock() - started
 
-    while True:
-        sent = clock()
-        reply = _await_reply(worker, endpoint, clock, ask_again_s, deadline_s)
-        going = worker.load(reply)
-        now = clock()
-        worker.note(reply, now, send_s, now - sent)
-        if not going:
-            break
+    while going or worker.unanswered:
+        began = clock()
+        if going and worker.may_go_on:
+            reply = _reply_here(worker, endpoint)
+        else:
+            reply = _await_reply(worker, endpoint, clock, ask_again_s, deadline_s)
+        if reply is not None:
+            going = worker.load(reply) and going
+            now = clock()
+            worker.note(reply, now, send_s, now - began)
+            continue
         send_s = 0.0
         worker.push(send)
     endpoint.send(0, Farewell(worker.rank, worker.step))
     endpoint.flush()
+
+
+def _reply_here(worker: Worker, endpoint: Endpoint) -> Reply | None:
+    """A reply that has come already, for a worker that may run ahead: any other has none to expect."""
+    while worker.pipeline and (received := endpoint.recv(0)) is not None:
+        if (reply := _new_reply(worker, received[1])) is not None:
+            return reply
+    return None
+
+
+def _new_reply(worker: Worker, message: Message) -> Reply | None:
+    """`message`, unless it is a second copy of an earlier reply. Raises WireError where it is none."""
+    if not isinstance(message, Reply):
+        raise WireError(f"worker {worker.rank} got a {type(message).__name__}")
+    return message if worker.told < message.step <= worker.step else None
 
 
 def _await_reply(
@@ -113,11 +135,9 @@ def _await_reply(
     while True:
         received = endpoint.recv(min(1.0, ask_again_s))
         if received is not None:
-            if not isinstance(received[1], Reply):
-                raise WireError(f"worker {worker.rank} got a {type(received[1]).__name__}")
-            if received[1].step == worker.step:
-                return received[1]
-            continue  # a second copy of an earlier reply
+            if (reply := _new_reply(worker, received[1])) is not None:
+                return reply
+            continue
         now = clock()
         if now - started > deadline_s:
             raise Stalled(f"worker {worker.rank}: no reply from the server for {now - started:.0f} s")

@@ -3,7 +3,9 @@
 Upwards each bucket of a push is one message, header and payload in one piece of memory: the gradient itself stands
 right behind the header and is sent from there. Downwards a small model travels behind the reply's header; a larger one
 follows as a message of its own, from the server's model into the worker's, with no copy at either end. A long
-message is cut (slot.py), chunk i under tag + i. (Designs and figures: docs/performance.md.)
+message is cut (slot.py), chunk i under tag + i. A worker that may leave k pushes unanswered has k + 1 frames, and the
+server as many headers for it: the one due next is that of a push that was answered, so nobody waits for the other to
+take a message in; models are received beside the one that is computed on. (Designs and figures: docs/performance.md.)
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.memory import aligned
-from ps_elastic.messages import Message, PushMessage, Reply
+from ps_elastic.messages import Ask, Message, PushMessage, Reply
 from ps_elastic.transport.links import Links
 from ps_elastic.transport.slot import MPI, Outbox, Slot, chunk_count
 from ps_elastic.wire import HEADER_BYTES, Place, pack, reply_bytes, size_of, unpack
@@ -59,10 +61,12 @@ class _End:
         """The next message and its source, or None after `timeout` seconds: spin first, then sleep."""
         if not self._ready:
             self._probe()
+        if not self._ready and not timeout:
+            self._probe()  # Testsome tells of an arrival only when it is called again
         started = 0.0
         while not self._ready:
             self._probes += 1
-            if self._probes > self._spins:
+            if self._probes > self._spins or not timeout:
                 now = time.monotonic()
                 started = started or now
                 if now - started >= timeout:
@@ -181,6 +185,7 @@ class ServerEnd(_End):
 
     spins: probes before it sleeps. patience_s: how long a rank may take nothing in before Stalled is raised.
     model: where the server's model (d,) is to live so that workers of this host see it; None without shared windows.
+    pipeline: pushes that a worker may leave unanswered.
     """
 
     def __init__(
@@ -193,6 +198,7 @@ class ServerEnd(_End):
         patience_s: float,
         *,
         links: Links | None = None,
+        pipeline: int = 0,
     ) -> None:
         super().__init__(comm, layout, spins, patience_s, links, range(1, comm.Get_size()))
         _refuse_untaggable(comm, frames, model_bytes)
@@ -205,7 +211,7 @@ class ServerEnd(_End):
         self._read: dict[int, list[Slot]] = {}  # worker -> where its push lies until it is answered
         self._shared: dict[Slot, np.ndarray] = {}  # where a push is a header -> the frame in the worker's window
         self._control: set[int] = set()
-        self._replies: dict[int, tuple[Outbox, Outbox]] = {}  # worker -> for heads, for models that go apart
+        self._replies: dict[int, deque[tuple[Outbox, Outbox]]] = {}  # worker -> for heads, for models that go apart
         for worker in range(1, self.size):
             near = windows is not None and worker in windows.workers
             shared = windows.frames(worker) if windows and near else ()
@@ -216,8 +222,10 @@ class ServerEnd(_End):
                     self._shared[slot] = shared[i]
             if windows and near:
                 self._given[worker], self._taken[worker] = 0, windows.taken(worker)
-            head = aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)
-            self._replies[worker] = self._outbox(worker, _REPLY, head), self._outbox(worker, _MODEL)
+            self._replies[worker] = deque()
+            for _ in range(pipeline + 1):
+                head = aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)
+                self._replies[worker].append((self._outbox(worker, _REPLY, head), self._outbox(worker, _MODEL)))
         for worker in range(1, self.size):  # after the pushes: of two arrivals a push is looked at before an Ask
             control = self._add(Slot(comm, worker, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES)))
             self._control.add(id(control))
@@ -228,7 +236,8 @@ class ServerEnd(_End):
         """Send a reply; from now on the memory of the push that it answers is received into again."""
         for slot in self._read.pop(dest, ()):
             slot.start()
-        head, body = self._replies[dest]
+        head, body = self._replies[dest][0]
+        self._replies[dest].rotate(-1)
         self._left(head)
         self._left(body)
         assert head.memory is not None
@@ -259,7 +268,7 @@ class ServerEnd(_End):
         if message.worker != slot.source:
             raise WireError(f"{slot.name}: says it is of worker {message.worker}")
         self._ready.append((slot.source, message))
-        if id(slot) in self._control:
+        if id(slot) in self._control or not isinstance(message, PushMessage):
             slot.start()
         else:
             self._read.setdefault(slot.source, []).append(slot)
@@ -283,7 +292,8 @@ class ServerEnd(_End):
 class WorkerEnd(_End):
     """A worker's end. memory: the model (d,) and the gradient (d,), float32, that lie in the transport's buffers.
 
-    in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is.
+    in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
+    leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
     reads_in_place: the model is the server's own, not to be written to.
     """
 
@@ -298,6 +308,7 @@ class WorkerEnd(_End):
         *,
         in_place: bool,
         links: Links | None = None,
+        pipeline: int = 0,
     ) -> None:
         super().__init__(comm, layout, spins, patience_s, links, (0,))
         _refuse_untaggable(comm, frames, model_bytes)
@@ -305,21 +316,27 @@ class WorkerEnd(_End):
         self._windows = windows if windows and self.rank in windows.workers else None
         self.reads_in_place = self._windows is not None and self._windows.in_place
         if self._windows is not None:
-            self._frames, self._count = self._windows.frames(self.rank), self._windows.taken(self.rank)
+            self._frames, self._count = [self._windows.frames(self.rank)], self._windows.taken(self.rank)
         else:
-            self._frames = [aligned(nbytes, HEADER_BYTES) for nbytes in frames]
-        self._pushes = [self._outbox(0, _PUSH + i * _TAGS, frame) for i, frame in enumerate(self._frames)]
-        self._control = self._outbox(0, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES))
+            self._frames = [[aligned(nbytes, HEADER_BYTES) for nbytes in frames] for _ in range(pipeline + 1)]
+        self._pushes = [
+            [self._outbox(0, _PUSH + i * _TAGS, frame) for i, frame in enumerate(turn)] for turn in self._frames
+        ]
+        self._control = self._asks = self._outbox(0, _CONTROL, aligned(HEADER_BYTES + _TEXT_BYTES))
+        if pipeline:
+            self._asks = self._outbox(0, _PUSH, aligned(HEADER_BYTES))  # behind its pushes: some may not be there yet
         self._head = self._add(Slot(comm, 0, _REPLY, aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)))
         self._body: Slot | None = None
         if self.reads_in_place and self._windows:
-            model = self._windows.model()
+            self._model = self._windows.model()
         else:
             received = aligned(model_bytes)
-            model = received.view(np.float32)
+            self._model = received.view(np.float32)
             if model_bytes > INLINE_BYTES:
                 self._body = self._add(Slot(comm, 0, _MODEL, received))
-        gradient = self._frames[0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
+        in_place = in_place and not pipeline
+        gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
+        model = aligned(model_bytes).view(np.float32) if pipeline else self._model
         self.memory = model, gradient.view(np.float32)
         self._seen = 0  # models of the server's that were given to us in shared memory
         self._taken = True
@@ -328,7 +345,10 @@ class WorkerEnd(_End):
     def send(self, dest: int, message: Message) -> None:
         if not (isinstance(message, PushMessage) and message.bucket):  # else the model may still be computed on
             self._post()
-        outbox = self._pushes[message.bucket] if isinstance(message, PushMessage) else self._control
+        if isinstance(message, PushMessage):
+            outbox = self._pushes[message.step % len(self._pushes)][message.bucket]
+        else:
+            outbox = self._asks if isinstance(message, Ask) else self._control
         self._left(outbox)
         assert outbox.memory is not None
         data = pack(message, self._layout, outbox.memory).head
@@ -380,9 +400,9 @@ class WorkerEnd(_End):
             self._windows.sync()
             self._seen += 1
             if not self.reads_in_place:
-                self.memory[0][:] = self._windows.model()
+                self._model[:] = self._windows.model()
                 self._done()
-        model = None if place == Place.INLINE else self.memory[0]
+        model = None if place == Place.INLINE else self._model
         self._ready.append((0, unpack(head, self._layout, source, model)))
         self._taken = True
 

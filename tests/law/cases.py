@@ -28,7 +28,27 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "MeanStandsIn": [{"repay": False}],
     "WithinBudget": [{"budget": 0.1}, {"budget": 5.0}],
     "ReleaseFirst": [{"k": 3}, {"own": 0.5}],
+    "message_passing": [{"delay": 1}],
 }
+# Settings of rules that `pipelines`, each with how many pushes may be unanswered.
+AHEAD: dict[str, list[tuple[int, dict[str, object]]]] = {
+    "message_passing": [(1, {"delay": 2}), (2, {"delay": 3}), (1, {})],
+    "HoldsAhead": [(1, {}), (2, {"k": 3})],
+}
+
+
+class Ahead:
+    """Makes a rule whose workers may leave `pipeline` pushes unanswered."""
+
+    def __init__(self, cls: type[Policy], pipeline: int, **settings: object) -> None:
+        self.cls, self.pipeline, self.settings = cls, pipeline, settings
+
+    def __call__(self) -> Policy:
+        return self.cls(**self.settings)
+
+
+def pipeline_of(make: Make) -> int:
+    return make.pipeline if isinstance(make, Ahead) else 0
 
 
 def cases() -> Iterator[tuple[str, Make]]:
@@ -36,7 +56,14 @@ def cases() -> Iterator[tuple[str, Make]]:
     for name, cls in [*policies.items(), *TEST_RULES.items()]:
         yield name, cls
         for settings in VARIANTS.get(name, []):
-            yield f"{name}:" + ":".join(f"{key}={value}" for key, value in settings.items()), partial(cls, **settings)
+            yield f"{name}:{_text(settings)}", partial(cls, **settings)
+        if cls.pipelines:
+            for pipeline, settings in AHEAD.get(name, [(1, {}), (2, {})]):
+                yield f"{name}+{pipeline}:{_text(settings)}".rstrip(":"), Ahead(cls, pipeline, **settings)
+
+
+def _text(settings: dict[str, object]) -> str:
+    return ":".join(f"{key}={value}" for key, value in settings.items())
 
 
 CASES = dict(cases())

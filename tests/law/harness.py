@@ -6,7 +6,7 @@ A push here is its header; the world answers each Step and Measure with numbers 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ps_elastic.decide import decide
@@ -42,6 +42,15 @@ class Node(NamedTuple):
     base: int
     left: int  # pushes that it may still make
     stopped: bool = False
+    told: int = 0  # of a worker that runs ahead: the last of its steps that a reply answered, as it knows; -1: none yet
+
+
+class Mail(NamedTuple):
+    """A reply on its way to a worker that runs ahead."""
+
+    told: int
+    version: int
+    stop: bool
 
 
 class Move(NamedTuple):
@@ -62,17 +71,19 @@ class World:
         pushes: int,
         number: Callable[[], float] = lambda: 1.0,
         log: Callable[[str], None] | None = None,
+        pipeline: int = 0,
     ) -> None:
         everybody = range(1, workers + 1)
-        self.policy, self.number = policy, number
+        self.policy, self.number, self.pipeline = policy, number, pipeline
         self.ledger = Ledger(
             everybody, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log,
-            bucket=(1, 3) if policy.layerwise else None,
+            pipeline=pipeline, bucket=(1, 3) if policy.layerwise else None,
         )  # fmt: skip
-        self.model = Model(everybody, policy.jobs, policy.keeps_last, policy.own_views)
+        self.model = Model(everybody, policy.jobs, policy.keeps_last, policy.own_views, pipeline)
         self.nodes = {worker: Node(0, 1, 0, pushes) for worker in everybody}
         self.absent = {workers + 1: pushes}  # who may join, and with how many pushes
         self.flying: dict[int, Push] = {}  # last push of each worker; it may arrive again, or after its sender left
+        self.mail: dict[int, tuple[Mail, ...]] = dict.fromkeys(everybody, ())
         self.now = 0.0
         self.feed(Applied(0, alpha=0.1))
 
@@ -82,7 +93,9 @@ class World:
         for worker, node in self.nodes.items():
             if node.stopped:
                 continue
-            if node.step is not None:
+            if self.pipeline:
+                found += self._moves_ahead(worker, node)
+            elif node.step is not None:
                 if node.left:
                     found += [Move("push", worker), Move("lose push", worker, True)]
                 found += [Move("lose reply", worker, True), Move("ask late", worker, True)]
@@ -95,6 +108,14 @@ class World:
         if self.ledger.wake_at is not None:
             found += [Move("wake"), Move("wake early", fault=True)]
         return found
+
+    def _moves_ahead(self, worker: int, node: Node) -> Iterator[Move]:
+        """Of a worker that runs ahead, whose pushes arrive at once and whose replies take their time."""
+        if node.step is not None and node.left:
+            yield Move("push", worker)
+        if self.mail[worker]:
+            yield Move("read", worker)
+        yield Move("ask late", worker, True) if self.model.given[worker] else Move("ask", worker)
 
     @property
     def over(self) -> bool:
@@ -113,17 +134,20 @@ class World:
                 self.nodes[worker] = self.nodes[worker]._replace(step=None)
             case "ask" | "ask late":
                 self.feed(Asked(worker, self.nodes[worker].done))
+            case "read":
+                self._read(worker)
             case "repeat":
                 push = self.flying[worker] if worker in self.nodes else self.flying.pop(worker)
                 self.feed(push)
             case "leave":
                 node = self.nodes.pop(worker)
+                self.mail[worker] = ()
                 self.absent[worker] = node.left
                 if node.step is not None and node.left:
                     self.flying[worker] = self._header(worker, node)
                 self.feed(Left(worker))
             case "join":
-                self.nodes[worker] = Node(0, None, 0, self.absent.pop(worker))
+                self.nodes[worker], self.mail[worker] = Node(0, None, 0, self.absent.pop(worker), told=-1), ()
                 self.feed(Joined(worker))
             case "wake":
                 self.now = max(self.now, self.ledger.wake_at or 0.0)
@@ -143,9 +167,13 @@ class World:
         if not self.model.done:
             self.feed(Done())
         for worker in tuple(self.nodes):
+            while self.mail[worker]:
+                self._read(worker)
             node = self.nodes[worker]
             if not node.stopped:
                 self.feed(Asked(worker, node.done) if node.step is None else self._push(worker))
+            while self.mail[worker]:
+                self._read(worker)
             assert self.nodes[worker].stopped, f"worker {worker} is never told that the run is over"
         assert not self.model.held, "law 1: pushes neither used nor dropped"
         for worker in tuple(self.nodes):
@@ -216,18 +244,38 @@ class World:
             if job is None:
                 continue
             node = self.nodes[worker]
+            if self.pipeline:
+                told = self.model.given[worker][-1]
+                self.mail[worker] += (Mail(told.told, told.version, self.model.done),)
+                continue
             if node.step is not None:  # a second copy of the reply: the worker ignores it
                 assert (node.step, node.base) == (job.id.step, job.version)
             else:
                 node = node._replace(step=job.id.step, base=job.version)
             self.nodes[worker] = node._replace(stopped=self.model.done)
 
+    def _read(self, worker: int) -> None:
+        """A worker that runs ahead takes a reply in; a second copy tells it nothing."""
+        reply, *rest = self.mail[worker]
+        self.mail[worker] = tuple(rest)
+        node = self.nodes[worker]
+        if reply.told > node.told:
+            done = max(node.done, reply.told)  # one that came back learns where it stood
+            step = done + 1 if done - reply.told <= self.pipeline else None
+            node = node._replace(done=done, step=step, base=reply.version, told=reply.told)
+        self.nodes[worker] = node._replace(stopped=reply.stop)
+
     def _push(self, worker: int) -> Push:
         node = self.nodes[worker]
         push = self.flying[worker] = self._header(worker, node)
+        if self.pipeline:
+            step = push.id.step + 1 if push.id.step - node.told <= self.pipeline else None
+            self.nodes[worker] = node._replace(done=push.id.step, step=step, left=node.left - 1)
+            return push
         self.nodes[worker] = node._replace(done=push.id.step, step=None, left=node.left - 1)
         return push
 
     def _header(self, worker: int, node: Node) -> Push:
-        norm = self.number()
-        return Push(PushId(worker, node.step or 0), node.base, norm, payload_norm=norm, nbytes=8)
+        norm, step = self.number(), node.step or 0
+        ahead = step - 1 - node.told if self.pipeline else 0
+        return Push(PushId(worker, step), node.base, norm, payload_norm=norm, nbytes=8, ahead=ahead)

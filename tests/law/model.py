@@ -22,14 +22,27 @@ class Job(NamedTuple):
     travelled: float
 
 
+class Given(NamedTuple):
+    """A reply to a worker that runs ahead, and its pushes that were here by then and not in the reply's model."""
+
+    told: int  # the last push here by then
+    version: int
+    flying: tuple[PushId, ...]
+    travelled: float
+
+
 class Owed(NamedTuple):
     stand_in: PushId
     part: float
 
 
 class Model:
-    def __init__(self, workers: range, jobs: int, keeps_last: bool, own_views: bool) -> None:
+    def __init__(self, workers: range, jobs: int, keeps_last: bool, own_views: bool, pipeline: int = 0) -> None:
         self.most_jobs, self.keeps_last, self.own_views = jobs, keeps_last, own_views
+        self.pipeline = pipeline
+        self.given: dict[int, tuple[Given, ...]] = dict.fromkeys(workers, ())  # it may compute on these, oldest first
+        self.arrived: dict[int, tuple[PushId, ...]] = dict.fromkeys(workers, ())  # since it became a member
+        self.contained: dict[PushId, tuple[PushId, ...]] = {}  # held push -> of its worker, in its view
         self.version, self.travelled = 0, 0.0
         self.wake: float | None = None
         self.done = False
@@ -42,7 +55,7 @@ class Model:
         self.unanswered: dict[int, None] = {}  # whose push or ask awaits its one reply
         self.resend: int | None = None  # who must get a reply before the rule says anything
         self.seen = dict.fromkeys(workers, 0)  # of members and of those that left
-        self.given = dict.fromkeys(workers, 0)  # last step number ever given out
+        self.last_step = dict.fromkeys(workers, 0)  # number ever given out
         self.clock = dict.fromkeys(workers, 0)
         self.slowest = 0
         self.last: dict[int, PushId] = {}
@@ -59,6 +72,8 @@ class Model:
         worker, step = push.id
         if worker not in self.jobs or step <= self.seen[worker]:
             return False
+        if self.pipeline:
+            return self._push_ahead(push)
         job, *queued = self.jobs[worker]
         assert (job.id, job.version) == (push.id, push.base)
         self.jobs[worker] = tuple(queued)
@@ -78,12 +93,15 @@ class Model:
     def asked(self, worker: int, step: int) -> bool:
         if worker not in self.jobs or worker in self.unanswered:
             return False
+        if self.pipeline and self.given[worker]:
+            self.resend = worker
+            return True
         if self.jobs[worker]:
             if step < self.jobs[worker][0].id.step:
                 self.resend = worker
                 return True
             self._lose(worker)
-            self.seen[worker] = self.given[worker] = step
+            self.seen[worker] = self.last_step[worker] = step
         self.unanswered[worker] = None
         return True
 
@@ -92,16 +110,20 @@ class Model:
             return False
         self.jobs[worker] = ()
         self.seen.setdefault(worker, 0)
-        self.given.setdefault(worker, 0)
-        self.seen[worker] = self.given[worker] = max(self.given[worker], step)
+        self.last_step.setdefault(worker, 0)
+        self.seen[worker] = self.last_step[worker] = max(self.last_step[worker], step)
         self.clock[worker] = self.slowest
+        self.given[worker] = self.arrived[worker] = ()
         return True
 
     def left(self, worker: int) -> bool:
         if worker not in self.jobs:
             return False
         self._lose(worker)
-        self.seen[worker] = self.given[worker]
+        self.seen[worker] = self.last_step[worker]
+        if self.pipeline and self.given[worker]:  # all that it may have sent
+            self.seen[worker] = self.last_step[worker] = self.given[worker][-1].told + self.pipeline + 1
+        self.given[worker] = self.arrived[worker] = ()
         self.unanswered.pop(worker, None)
         self.last.pop(worker, None)
         self.newest.pop(worker, None)
@@ -151,6 +173,8 @@ class Model:
         if self.resend is not None:
             assert worker == self.resend, f"worker {self.resend} must be answered first"
             self.resend = None
+            if self.pipeline:
+                return self.jobs[worker][0]
             self.unanswered.pop(worker, None)
             return self.jobs[worker][0]
         if worker in self.unanswered:
@@ -173,7 +197,10 @@ class Model:
         """Payloads that outlive their push being used or dropped, and why."""
         by_views = {job.own for jobs in self.jobs.values() for job in jobs if job.own is not None}
         by_debts = {owed.stand_in for owed in self.debts.values()} - {ZERO}
-        return by_views | by_debts | {*self.own.values(), *self.last.values(), *self.newest.values()}
+        ahead = {push for views in self.contained.values() for push in views}
+        for worker in self.jobs:
+            ahead.update(self._may_contain(worker))
+        return by_views | by_debts | ahead | {*self.own.values(), *self.last.values(), *self.newest.values()}
 
     def check_between(self, ledger: Ledger) -> None:
         kept = self.kept()
@@ -187,7 +214,8 @@ class Model:
         assert self.resend is None, f"worker {self.resend} was not answered"
         under_way = {job.id: job for jobs in self.jobs.values() for job in jobs}
         if self.jobs and not self.done:
-            assert len(self.unanswered) < len(self.jobs) or self.wake is not None, "law 3: everybody waits"
+            going = self.pipeline and any(self.jobs.values())
+            assert len(self.unanswered) < len(self.jobs) or self.wake is not None or going, "law 3: everybody waits"
         if self.jobs:
             self.slowest = max(self.slowest, min(self.clock.values()))
         assert set(ledger.workers) == set(self.jobs)
@@ -197,6 +225,13 @@ class Model:
         assert ledger.computing == len(self.jobs) - len(self.unanswered)
         assert {push: (view.version, view.own_push) for push, view in ledger.views.items()} == {
             push: (job.version, job.own) for push, job in under_way.items()
+        }
+        assert {w: list(ledger.workers[w].course.given) for w in self.jobs} == {
+            w: [given.told for given in self.given[w]] for w in self.jobs
+        }
+        assert {push: seen for push in ledger.held if (seen := ledger.contained(push))} == {
+            **{push: (own,) for push, own in self.own.items()},
+            **{push: seen for push, seen in self.contained.items() if seen},
         }
         assert {push: debt.stand_in for push, debt in ledger.debts.items()} == {
             push: owed.stand_in for push, owed in self.debts.items()
@@ -245,12 +280,55 @@ class Model:
         assert push in self.held, f"law 1: {push} is settled but not held"
         del self.held[push]
         self.own.pop(push, None)
+        self.contained.pop(push, None)
+
+    def _push_ahead(self, push: Push) -> bool:
+        """A push of a worker that runs ahead: it says how many of its predecessors its reply did not answer."""
+        worker, step = push.id
+        assert [job.id for job in self.jobs[worker]] == [push.id], "it was not to go on without a reply"
+        newer = [given for given in self.given[worker] if given.told >= step - 1 - push.ahead]
+        assert (newer[0].told, newer[0].version) == (step - 1 - push.ahead, push.base)
+        assert push.base >= self.jobs[worker][0].version, "a view under way is the oldest that it can be"
+        self.given[worker] = tuple(newer)
+        self.contained[push.id] = tuple(self._may_contain(worker))
+        self.arrived[worker] += (push.id,)
+        self.seen[worker], self.jobs[worker] = step, ()
+        self.held[push.id] = push.base
+        self.alive.add(push.id)
+        self.clock[worker] += 1
+        self.unanswered[worker] = None
+        if step - newer[-1].told <= self.pipeline:
+            self._go_on(worker)
+        return True
+
+    def _answer_ahead(self, worker: int) -> Job:
+        flying = tuple(push for push in self.arrived[worker] if push in self.held)
+        new = Given(self.seen[worker], self.version, flying, self.travelled)
+        self.given[worker] = (*self.given[worker], new) if self.jobs[worker] else (new,)
+        if not self.jobs[worker]:
+            self._go_on(worker)
+        return self.jobs[worker][0]
+
+    def _go_on(self, worker: int) -> None:
+        oldest, step = self.given[worker][0], self.seen[worker] + 1
+        self.last_step[worker] = step
+        self.jobs[worker] = (Job(PushId(worker, step), oldest.version, None, oldest.travelled),)
+
+    def _may_contain(self, worker: int) -> list[PushId]:
+        """What a view of the worker may contain of its own: all that its oldest possible reply lacks."""
+        if not self.given[worker]:
+            return []
+        oldest = self.given[worker][0]
+        return [push for push in self.arrived[worker] if push.step > oldest.told or push in oldest.flying]
 
     def _give(self, worker: int, own: float) -> Job:
         own_push = PushId(worker, self.seen[worker]) if own else None
         assert own_push is None or own_push in self.alive
-        self.given[worker] += 1
-        job = Job(PushId(worker, self.given[worker]), self.version, own_push, self.travelled)
+        if self.pipeline:
+            assert not own
+            return self._answer_ahead(worker)
+        self.last_step[worker] += 1
+        job = Job(PushId(worker, self.last_step[worker]), self.version, own_push, self.travelled)
         self.jobs[worker] += (job,)
         return job
 

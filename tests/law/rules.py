@@ -183,6 +183,7 @@ class Lottery(Policy):
     drawn: list[float] = field(init=False, default_factory=list)
     used: dict[PushId, tuple[int, str]] = field(init=False, default_factory=dict)
     per_worker: dict[int, int] = field(init=False, default_factory=dict)
+    pipelines: ClassVar[bool] = True
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         worker = push.id.worker
@@ -195,6 +196,30 @@ class Lottery(Policy):
             self.per_worker[worker] = self.per_worker.get(worker, 0) + 1
             yield Step.mean([push.id], share=1 / max(len(ledger.workers), len(self.used)))
         yield Release((worker,))
+
+
+@dataclass
+class HoldsAhead(Policy):
+    """Workers run ahead; it steps on `k` pushes of whomever, answers them before or after by lot, and drops some."""
+
+    pipelines: ClassVar[bool] = True
+    k: int = 2
+    count: int = field(init=False, default=0)
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        self.count = (self.count + 1) % 5
+        if self.count in (1, 2):
+            yield Release((push.id.worker,))
+        if self.count == 3 and len(ledger.held) > 1:
+            yield Drop(next(iter(ledger.held)), "the third")
+        if len(ledger.held) >= self.k or not ledger.views:
+            yield Step.mean(ledger.held)
+            if ledger.waiting:
+                yield Release(tuple(ledger.waiting))
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        if ledger.waiting:
+            yield Release(tuple(ledger.waiting))
 
 
 TEST_RULES: dict[str, type[Policy]] = {
@@ -210,5 +235,6 @@ TEST_RULES: dict[str, type[Policy]] = {
         LastOfEverybody,
         Averaging,
         Lottery,
+        HoldsAhead,
     )
 }

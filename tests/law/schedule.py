@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from ps_elastic.policies import Policy
+from tests.law.cases import pipeline_of
 from tests.law.harness import Move, World
 
 SETTINGS = settings(
@@ -25,7 +26,8 @@ def play(make: Callable[[], Policy], workers: int, draws: list[int], *, reload: 
     lines: list[str] = []
     random = Random(0)
     policy = make()
-    world = World(policy, max(workers, policy.workers_needed()), len(draws), random.random, lines.append)
+    most = max(workers, policy.workers_needed())
+    world = World(policy, most, len(draws), random.random, lines.append, pipeline_of(make))
     for draw in draws:
         random.seed(draw)
         move = pick(world, random)

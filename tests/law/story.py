@@ -21,6 +21,7 @@ class Story:
         *,
         moved: float = 1.0,
         distance: float = 0.0,
+        pipeline: int = 0,
         log: Callable[[str], None] | None = None,
         bucket: tuple[int, int] | None = None,
     ) -> None:
@@ -28,7 +29,7 @@ class Story:
         self.moved, self.distance = moved, distance
         self.ledger = Ledger(
             range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log,
-            bucket=bucket,
+            pipeline=pipeline, bucket=bucket,
         )  # fmt: skip
         self.freed: list[PushId] = []  # by the last event
         self.told = self.tell(Applied(0, alpha=0.1))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from ps_elastic.events import PushId
 from ps_elastic.ledger import Ledger, Seat
 from ps_elastic.policies import Policy
+from ps_elastic.runahead import Course
+from tests.law.cases import pipeline_of
 from tests.law.harness import Move, World
 from tests.law.model import Model
 
@@ -28,7 +30,7 @@ def walk(make: Callable[[], Policy], workers: int, pushes: int, faults: int = 0,
     The rule is exchanged for one with reloaded state after each event. From every state the run is also ended at
     once. Raises AssertionError with the path that led to a breach, from the breach itself.
     """
-    start = World(make(), workers, pushes)
+    start = World(make(), workers, pushes, pipeline=pipeline_of(make))
     if not faults:
         start.forget_faults()
     queue: deque[tuple[World, int, int, tuple[Any, ...]]] = deque([(start, faults, wakes, ())])
@@ -91,6 +93,7 @@ def _copy_seat(seat: Seat) -> Seat:
     new = Seat()
     for name in Seat.__slots__:
         setattr(new, name, getattr(seat, name))
+    new.course = seat.course.copy()
     return new
 
 
@@ -106,7 +109,9 @@ def freeze(thing: Any) -> Hashable:
         case list():
             return tuple(freeze(value) for value in thing)
         case Seat():
-            return tuple(getattr(thing, name) for name in Seat.__slots__)
+            return tuple(freeze(getattr(thing, name)) for name in Seat.__slots__)
+        case Course():
+            return tuple(freeze(getattr(thing, name)) for name in Course.__slots__)
         case World() | Ledger() | Model() | Policy():
             return tuple(freeze(value) for name, value in vars(thing).items() if name not in TRANSIENT)
     return thing  # numbers, strings and the law's own tuples

@@ -90,7 +90,7 @@ def small_and_large_models_and_chunks_arrive_whole() -> None:
 def a_push_in_place_is_sent_from_where_the_gradient_lies() -> None:
     end = ends(20_000)
     if isinstance(end, WorkerEnd):
-        frame = end._frames[0]
+        frame = end._frames[0][0]
         assert end.memory[1].ctypes.data == frame.ctypes.data + HEADER_BYTES
         assert end.memory[1].ctypes.data % 64 == 0 and frame.size == HEADER_BYTES + end.memory[1].nbytes
         assert HEADER_BYTES < 128
