@@ -132,10 +132,9 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
     from ps_elastic.transport.links import join
 
     config, parts = setting.config, setting.parts
-    threads = max(config.threads, config.server_threads)
     model_bytes = 4 * parts.layout.size
     transport = "messages" if config.update.pipeline else config.transport  # a window has one frame for each worker
-    return join(comm, transport, threads, parts.frame_bytes, model_bytes, in_place=reads_in_place(config))
+    return join(comm, transport, config.threads, parts.frame_bytes, model_bytes, in_place=reads_in_place(config))
 
 
 def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
