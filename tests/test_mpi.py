@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,18 @@ def test_auto_buckets_are_chosen_once_told_and_written_down(runs):
     assert run.summary["exit"] == 0
     assert f"buckets: auto is {written}" in run.said[0].stderr
     assert written == "whole" or int(written) >= 1 << 16
+
+
+@pytest.mark.slow
+def test_where_each_rank_has_a_core_they_are_measured_and_the_run_can_be_repeated(mpi: Mpi, tmp_path: Path) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("a server and a worker need two cores")
+    argv = ["train", DIGITS, *SHORT, "buckets=auto", "--run-dir", str(tmp_path / "run")]
+    (said,) = run_several(mpi, 2, {"auto": {"argv": argv}}, tmp_path).values()
+    assert "a push should be whole at the server" in said[0].stderr, said
+    again = train(tmp_path / "run" / "config.yaml", workers=1, run_dir=tmp_path / "again")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again is not None and again["parameters_sha256"] == summary["parameters_sha256"]
 
 
 def test_runs_that_should_differ_do(runs):

@@ -1,4 +1,8 @@
-"""`buckets: auto` under MPI: every worker warms up, and all ranks take what the last of them finds best."""
+"""`buckets: auto` under MPI: every worker warms up, and all ranks take what the last of them finds best.
+
+Where ranks outnumber the cores of its host, nothing is measured: a transfer then takes the time of somebody's backward,
+and the push in one piece, which costs least, is best.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,17 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
         return Cut(config, parts, "")
     from ps_elastic.cutting import Line, Pace, choose
     from ps_elastic.layout import Layout
+    from ps_elastic.transport.host import find_host
     from ps_elastic.transport.ping import round_trips_s
     from ps_elastic.warmup import time_gradients, time_leaving
 
     rank, workers = comm.Get_rank(), comm.Get_size() - 1
+    host, crowded = find_host(comm), ""
+    if host.crowded(config.threads):
+        crowded = f"buckets: auto is whole: {len(host.ranks)} ranks share {host.cores:g} cores"
+    host.comm.Free()
+    if why := broadcast(comm, crowded if rank == workers else "", workers):
+        return Cut(config.settled(), parts, why)
 
     def warm_up() -> Pace | None:
         if rank == 0:
