@@ -84,6 +84,13 @@ def test_the_update_is_measured_beside_torch_and_a_copy() -> None:
     assert len(rows) == 16 and all(line["ours"] > 0 and line["baseline"] > 0 for line in rows)
 
 
+def test_adding_ahead_is_measured_for_what_it_saves_and_what_it_costs() -> None:
+    rows = run_benchmark("ahead:sizes=[600000]:workers=[2]:repeats=3")["rows"]
+    assert [line["case"].split(", ")[2] for line in rows] == ["step", "step and adding"]
+    assert [line["target"] for line in rows] == ["ratio <= 0.85", None]
+    assert rows[0]["ours"] < rows[1]["ours"] and rows[0]["baseline"] == rows[1]["baseline"] > 0
+
+
 @pytest.mark.slow
 def test_exact_discrepancy_is_measured_beside_a_step() -> None:
     rows = run_benchmark("tracker:rounds=2")["rows"]
