@@ -41,6 +41,7 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
 
     rank, workers = comm.Get_rank(), comm.Get_size() - 1
     host, crowded = find_host(comm), ""
+    shares = config.transport != "messages" and 0 in host.ranks  # then a payload is where the server reads it
     if host.crowded(config.threads):
         crowded = f"buckets: auto is whole: {len(host.ranks)} ranks share {host.cores:g} cores"
     host.comm.Free()
@@ -60,7 +61,8 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
     said = ""
     if pace is not None and rank == workers:
         small, large = ((float(size), workers * median(times) / 2) for size, times in trips)
-        choice = choose(parts.layout, pace._replace(arriving=Line.through(small, large)))
+        arriving = Line(small[1], 0.0) if shares else Line.through(small, large)
+        choice = choose(parts.layout, pace._replace(arriving=arriving))
         said = f"{choice.buckets}\n{choice.text}"
     meet(comm)
     written, text = broadcast(comm, said, workers).split("\n")
