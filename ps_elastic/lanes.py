@@ -39,6 +39,8 @@ class LayerTotals(Totals):
 class Ledgers:
     """The ledgers of all lanes as one, for those who look at the run from outside."""
 
+    pipeline = 0  # a push is answered when every layer is released: nobody runs ahead
+
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._ledgers = [lane.ledger for lane in lanes]
         self.workers = self._ledgers[0].workers
@@ -95,7 +97,9 @@ class LanesServer(Server):
         discrepancy: str = "exact",
         target: Target | None = None,
         units: str = "gradient",
+        pipeline: int = 0,
     ) -> None:
+        assert not pipeline, "refused where the configuration is read"
         count = len(policies)
         super().__init__(
             policies[0], workers, calculator.parts[0], alpha, budget, tracker, log, evaluator, discrepancy, target,
