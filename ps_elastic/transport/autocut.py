@@ -1,7 +1,7 @@
 """`buckets: auto` under MPI: every worker warms up, and all ranks take what the last of them finds best.
 
-Where ranks outnumber the cores of its host, nothing is measured: a transfer then takes the time of somebody's backward,
-and the push in one piece, which costs least, is best.
+Where that rank is on the server's host, or ranks outnumber the cores of its own, nothing is measured: a transfer then
+takes the time of somebody's backward, and the push in one piece, which costs least, is best.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ps_elastic.assemble import Parts
     from ps_elastic.config import Config
+    from ps_elastic.transport.host import Host
 
 _SMALL, _LARGE, _ROUNDS = 112, 1 << 22, 7  # bytes of the messages timed, and how often
 
@@ -40,13 +41,11 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
     from ps_elastic.warmup import time_gradients, time_leaving
 
     rank, workers = comm.Get_rank(), comm.Get_size() - 1
-    host, crowded = find_host(comm), ""
-    shares = config.transport != "messages" and 0 in host.ranks  # then a payload is where the server reads it
-    if host.crowded(config.threads):
-        crowded = f"buckets: auto is whole: {len(host.ranks)} ranks share {host.cores:g} cores"
+    host = find_host(comm)
+    needless = _needless(host, config.threads)
     host.comm.Free()
-    if why := broadcast(comm, crowded if rank == workers else "", workers):
-        return Cut(config.settled(), parts, why)
+    if why := broadcast(comm, needless if rank == workers else "", workers):
+        return Cut(config.settled(), parts, f"buckets: auto is whole: {why}")
 
     def warm_up() -> Pace | None:
         if rank == 0:
@@ -61,10 +60,18 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
     said = ""
     if pace is not None and rank == workers:
         small, large = ((float(size), workers * median(times) / 2) for size, times in trips)
-        arriving = Line(small[1], 0.0) if shares else Line.through(small, large)
-        choice = choose(parts.layout, pace._replace(arriving=arriving))
+        choice = choose(parts.layout, pace._replace(arriving=Line.through(small, large)))
         said = f"{choice.buckets}\n{choice.text}"
     meet(comm)
     written, text = broadcast(comm, said, workers).split("\n")
     buckets = written if written == "whole" else int(written)
     return Cut(config.settled(buckets), parts._replace(layout=Layout(parts.model, buckets)), text)
+
+
+def _needless(host: Host, threads: int) -> str:
+    """Why nothing has to be measured, if so."""
+    if 0 in host.ranks:
+        return "on the server's host a transfer is a copy that computing waits for"
+    if host.crowded(threads):
+        return f"{len(host.ranks)} ranks of a host share {host.cores:g} cores"
+    return ""
