@@ -1,7 +1,7 @@
 """`buckets: auto` under MPI: every worker warms up, and all ranks take what the last of them finds best.
 
-Where that rank is on the server's host, or ranks outnumber the cores of its own, nothing is measured: a transfer then
-takes the time of somebody's backward, and the push in one piece, which costs least, is best.
+Where that rank is on the server's host, or ranks outnumber the cores of its own, nothing is measured: the push in one
+piece, which is not copied, has been the quickest there (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
 def _needless(host: Host, threads: int) -> str:
     """Why nothing has to be measured, if so."""
     if 0 in host.ranks:
-        return "on the server's host a transfer is a copy that computing waits for"
+        return "on the server's host a push in one piece is quickest"
     if host.crowded(threads):
         return f"{len(host.ranks)} ranks of a host share {host.cores:g} cores"
     return ""
