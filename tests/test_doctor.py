@@ -12,8 +12,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from ps_elastic import doctor, environment
+from ps_elastic import doctor, environment, segments
+from ps_elastic.commands.doctor import command as doctor_command
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
 
@@ -149,6 +151,18 @@ def test_a_segment_is_stray_when_no_process_maps_it(monkeypatch, tmp_path):
     left.unlink()
     used.unlink()
     assert doctor.stray_segments().status == "ok"
+
+
+def test_sweep_removes_what_is_forsaken_and_says_so(monkeypatch, tmp_path):
+    left, used = tmp_path / "sm_segment.here.0.1.0", tmp_path / "sm_segment.here.0.2.0"
+    for path in (left, used):
+        path.touch()
+    monkeypatch.setattr(segments, "forsaken", lambda folder: {left})
+    monkeypatch.setattr(doctor, "examine", lambda ranks: iter(()))
+    said = CliRunner().invoke(doctor_command, ["--sweep"])
+    assert (said.exit_code, said.stderr) == (0, f"ps-elastic: removed {left}\n")
+    assert not left.exists() and used.exists()
+    assert CliRunner().invoke(doctor_command, []).stderr == ""
 
 
 def run_doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

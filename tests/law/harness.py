@@ -219,6 +219,7 @@ class World:
     def _carry_out(self, action: Action) -> None:
         match action:
             case Step():
+                assert not (self.policy.lockstep and self.ledger.computing), "a Step while a worker computes"
                 self.model.step(action)
                 moved = self.number()
                 self.model.applied(self.model.version + 1, moved)
