@@ -38,6 +38,9 @@ Why:
   the very model that a push is added to, so once the model has moved by B it must wait for the slowest view. That
   is a difference of promises: on the server's model the same late pushes of `norm_bounded` lie far outside. Its own
   promise is one of expectation, m M/p with the M of the run; that of `elastic_bound` is checked at every push.
+- Under noise alone `elastic_bound` holds more than it must: it adds the norms of all that is held to the distance of a
+  view, where n pushes of noise move the model by about sqrt(n) of them, and not away from the view. `refreshed` mends
+  that for the distance of a view, not for the step to come; the exact step shows what that leaves.
 - By B_rms a rule that bounds every push pays for the bound: what matters there is how many workers compute at the
   moment of a step, and rounds that wait for a batch (`norm_bounded`) make fewer and larger steps.
 - With equal times the least is `bound=0`, which waits for nobody: all arrive together. Budgets between do wait
