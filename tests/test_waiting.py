@@ -172,7 +172,7 @@ def test_the_plot_is_the_same_bytes_for_the_same_points(small: SimpleNamespace, 
     draw = importlib.import_module("_waiting_plot").plot
     (cell,) = small.waiting_runs.all_cells()
     found = {cell: small.waiting_runs.points(cell)}
-    for name in ("a.svg", "b.svg"):
+    for name in ("a.png", "b.png"):
         draw(found, tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "training, exponential, 3 workers" in (tmp_path / "a.svg").read_text()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

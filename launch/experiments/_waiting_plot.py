@@ -9,8 +9,8 @@ import matplotlib
 from _curves import curve
 from _waiting_runs import DELAYS, EXACT, NORM, OURS, RUNS, SSP, VALUE, Cell, Point
 
-matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "waiting", "font.size": 8}
+matplotlib.use("agg")
+matplotlib.rcParams |= {"font.size": 8}
 
 STYLES = {
     OURS: ("C3", "-"),
@@ -41,7 +41,7 @@ def plot(found: dict[Cell, dict[str, list[Point]]], path: Path) -> None:
     figure.legend(handles, labels, loc="upper center", ncols=len(STYLES), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, dpi=72, metadata={"Software": None})
     pyplot.close(figure)
 
 
@@ -58,6 +58,6 @@ def _panel(panel: Any, by_rule: dict[str, list[Point]]) -> None:
         panel.plot(xs, ys, style, color=colour, marker=".", markersize=3, linewidth=1, label=rule)
     panel.set_xscale("log")
     panel.set_xlim(0.018, 1.5)
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 90)
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.minorticks_off()

@@ -37,7 +37,7 @@ RULES = {
     EXACT: [f"_exact_step:ExactStep:bound={{{b}}}" for b in BUDGETS],
     SSP: [f"{SSP}:bound={b}" for b in (0, 1, 2, 4)],
     NORM: [f"{NORM}:beta={b}" for b in (0.9, 0.65, 0.4, 0.2, 0.05)],
-    VALUE: [f"{VALUE}:threshold={{{b}}}:falling=false" for b in (*BUDGETS, 3.0)],
+    VALUE: [f"{VALUE}:threshold={{{b}}}:falling=false" for b in (*BUDGETS, 3.0, 6.0)],
 }
 
 

@@ -43,7 +43,7 @@ def main() -> int:
 
     set_threads(1, 1)
     found = {cell: points(cell) for cell in all_cells()}
-    plot(found, EVIDENCE / f"{NAME}.svg")
+    plot(found, EVIDENCE / f"{NAME}.png")
     return publish(evidence(found))
 
 
@@ -141,7 +141,7 @@ def notes(by: dict[str, list[Row]]) -> list[str]:
         "",
         f"Seeds, and pushes of each worker, by the number of workers: {sizes}.",
         "",
-        f"![Waiting against B_sup, in every cell]({NAME}.svg)",
+        f"![Waiting against B_sup, in every cell]({NAME}.png)",
         "",
         *least(by["sup"]),
         "",
