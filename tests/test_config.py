@@ -237,6 +237,15 @@ def test_what_this_version_cannot_do_is_refused_and_not_ignored(override: str, k
     assert "which this version does not support: " in refused(override)
 
 
+def test_shared_memory_and_running_ahead_are_not_to_be_had_together() -> None:
+    both = ["transport=shared", "update.pipeline=1", "policy=message_passing"]
+    with pytest.raises(ConfigError, match=r"update\.pipeline") as caught:
+        load({"task": TASK}, both)
+    assert caught.value.key == "transport"
+    for transport in ("auto", "messages"):
+        load({"task": TASK}, [*both, f"transport={transport}"])
+
+
 def test_check_names_every_problem_and_load_the_first() -> None:
     source = {"task": TASK, "polcy": 1, "seed": -1, "train": {"samples": "x", "inti": 1, "on_nonfinite": "no"}}
     source |= {"compressor": {"name": PART, "ratio": 2, "error_feedback": 3}, "policy": {"name": "first_k", "k": 0}}
