@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +22,8 @@ from ps_elastic.record import load_parameters
 from ps_elastic.server import Server
 from ps_elastic.slices import Slices
 from ps_elastic.tasks import Task
+from ps_elastic.torn import TornCalculator
+from ps_elastic.torn_fits import refuse_alone
 from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
 from ps_elastic.workbench import Memory, Workbench
@@ -83,11 +85,15 @@ def make_server(
     *,
     background: bool,
     x: Tensor | None = None,
+    copies: Mapping[int, Tensor] | None = None,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
-    x: zeros (d,) to be that vector, where the transport has memory for it.
+    x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
+    of it that it used (d,), with `views: torn`. Raises ConfigError for torn views without them.
     """
+    if copies is None:
+        refuse_alone(config)
     layout = parts.layout
     train = config.train
     evaluator = Evaluator(parts.task, parts.model, layout, train.evaluate_every_samples, background=background)
@@ -97,6 +103,8 @@ def make_server(
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
 
     def calculator(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> Calculator:
+        if copies is not None:
+            return TornCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
         keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
         return Calculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, keeps_versions=keeps)
 
@@ -168,8 +176,13 @@ def reads_in_place(config: Config) -> bool:
     So they can where no step comes before the last push, and nothing that they do changes the model.
     """
     update = config.update
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    return config.policy.build().lockstep and not update.plugin.build().moves and not update.pipeline and on_cpu
+    lockstep = config.policy.build().lockstep and config.views == "exact"
+    return lockstep and not update.plugin.build().moves and not update.pipeline and computes_on_cpu(config)
+
+
+def computes_on_cpu(config: Config) -> bool:
+    """Whether workers of this host compute on its CPU."""
+    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
 
 
 def choose_device(name: str, local: int) -> torch.device:

@@ -16,13 +16,6 @@ def unsupported(config: Config, simulated: bool = False) -> list[ConfigError]:
     checkpoint, survive = config.checkpoint, config.survive
     cases = [
         (
-            config.transport == "shared" and config.update.pipeline > 0,
-            "transport",
-            "shared",
-            "what runs ahead (update.pipeline) travels by messages; expected auto or messages",
-        ),
-        (config.views == "torn", "views", "torn", "views are never torn yet; expected exact"),
-        (
             config.downlink.name != "identity",
             "downlink",
             config.downlink.name,

@@ -46,9 +46,15 @@ class Record:
         return self._events
 
     def write_setting(self, config: Config, workers: int, **more: Any) -> None:
-        """Write config.yaml, which repeats the run, and env.json, which says where it ran."""
+        """Write config.yaml, which repeats the run, and env.json, which says where it ran.
+
+        recomputable: whether the record tells all that `replay --recompute` needs.
+        """
         (self.directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        write_json(self.directory / "env.json", {"workers": workers, **environment(), **more})
+        write_json(
+            self.directory / "env.json",
+            {"workers": workers, "recomputable": config.views == "exact", **environment(), **more},
+        )
 
     def write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write summary.json, with the seal of config.yaml and events.jsonl as `record`; return all that it says."""

@@ -55,8 +55,10 @@ def simulate(
     from ps_elastic.assemble import make_parts
     from ps_elastic.live import Live
     from ps_elastic.record import Record
+    from ps_elastic.torn_fits import refuse_alone
 
     config = load(source, overrides, simulated=True).settled()
+    refuse_alone(config)
     joining = config.faults.check(workers)
     parts = make_parts(config, workers)
     setting = HeaderSetting(config, parts, norms) if headers_only else Setting(config, parts, workers + joining)

@@ -60,9 +60,11 @@ def run_in_process(
     from ps_elastic.assemble import make_parts, make_server, make_worker
     from ps_elastic.live import Live
     from ps_elastic.record import Record
+    from ps_elastic.torn_fits import refuse_alone
     from ps_elastic.transport import inprocess
 
     config = load(source, overrides).settled()
+    refuse_alone(config)
     parts = make_parts(config, workers)
     directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
     records = [Record(directory, rank) for rank in range(workers + 1)]

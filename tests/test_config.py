@@ -225,7 +225,6 @@ def test_a_wrong_value_in_a_file_names_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "key", "message"),
     [
-        ("views=torn", "views", "got 'torn'"),
         (f"downlink={PART}", "downlink", f"got '{PART}'"),
         ("faults.crash={workers: 1}", "faults", "got {'crash': [{'workers': 1, "),
         ("checkpoint.every_samples=1000", "checkpoint.every_samples", "got 1000"),
@@ -249,7 +248,7 @@ def test_shared_memory_and_running_ahead_are_not_to_be_had_together() -> None:
 def test_check_names_every_problem_and_load_the_first() -> None:
     source = {"task": TASK, "polcy": 1, "seed": -1, "train": {"samples": "x", "inti": 1, "on_nonfinite": "no"}}
     source |= {"compressor": {"name": PART, "ratio": 2, "error_feedback": 3}, "policy": {"name": "first_k", "k": 0}}
-    errors = check(source, ["optimizer.lr=-1", "optimizer.weight_decay=-1", "views=torn"])
+    errors = check(source, ["optimizer.lr=-1", "optimizer.weight_decay=-1", "survive.respawn=1"])
     keys = [error.key for error in errors]
     assert sorted(keys) == [
         *(
@@ -260,10 +259,10 @@ def test_check_names_every_problem_and_load_the_first() -> None:
             "polcy",
             "policy.k",
         ),
-        *("seed", "train.inti", "train.on_nonfinite", "train.samples", "views"),
+        *("seed", "survive.respawn", "train.inti", "train.on_nonfinite", "train.samples"),
     ]
     with pytest.raises(ConfigError) as caught:
-        load(source, ["optimizer.lr=-1", "optimizer.weight_decay=-1", "views=torn"])
+        load(source, ["optimizer.lr=-1", "optimizer.weight_decay=-1", "survive.respawn=1"])
     assert str(caught.value) == str(errors[0])
 
 

@@ -80,6 +80,12 @@ def _recompute(record: RunRecord) -> dict[str, Any]:
     if record.env.get("headers_only"):
         raise ConfigError("only headers moved in this run: there are no parameters to compute", source=record.events)
     config = _load(record)
+    if config.views == "torn":
+        raise ConfigError(
+            "views: torn: what the workers read while the model was written is in no record, so that their gradients "
+            "cannot be computed again; without --recompute the decisions are replayed",
+            source=record.events,
+        )
     server_threads = record.env.get("torch_threads", config.most_threads)
     set_threads(max(config.threads, server_threads), 1)  # before anything imports torch
     from ps_elastic.recompute import recompute, warnings

@@ -33,7 +33,7 @@ class ElasticBound(Policy):
 
     units = ("gradient",)
     optimizers = ("sgd",)
-    uses_reach = True
+    uses_reach = bounds_views = True
     bound: float | str = "4M"  # B in gradient units, "2M" in rms norms of a decoded push, or "inf"; larger: staler
     distance: str = "refreshed"  # or "path", which never measures
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held

@@ -24,6 +24,7 @@ class ValueBounded(Policy):
 
     units = ("gradient",)
     optimizers = ("sgd",)
+    bounds_views = True
     threshold: float = 10.0  # v_0 in gradient units; larger: staler, waits less
     falling: bool = True  # false: v_0 at every version
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held

@@ -134,7 +134,10 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
     config, parts = setting.config, setting.parts
     model_bytes = 4 * parts.layout.size
     transport = "messages" if config.update.pipeline else config.transport  # a window has one frame for each worker
-    return join(comm, transport, config.threads, parts.frame_bytes, model_bytes, in_place=reads_in_place(config))
+    return join(
+        comm, transport, config.threads, parts.frame_bytes, model_bytes,
+        in_place=reads_in_place(config), torn=config.views == "torn",
+    )  # fmt: skip
 
 
 def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
@@ -165,7 +168,12 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
             pipeline=config.update.pipeline,
         )  # fmt: skip
         x = None if end.model is None else torch.from_numpy(end.model)
-        server, evaluator = make_server(config, parts, workers, record.tracker, log, background=True, x=x)
+        copies = None
+        if config.views == "torn" and links.windows is not None:
+            copies = {worker: torch.from_numpy(links.windows.copy(worker)) for worker in links.windows.workers}
+        server, evaluator = make_server(
+            config, parts, workers, record.tracker, log, background=True, x=x, copies=copies
+        )  # fmt: skip
         return record, server, evaluator, end
 
     record, server, evaluator, end = agree(comm, make)

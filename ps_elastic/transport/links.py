@@ -53,12 +53,19 @@ class Links:
 
 
 def join(
-    comm: MPI.Comm, transport: str, threads: int, frames: Sequence[int], model_bytes: int, *, in_place: bool
+    comm: MPI.Comm,
+    transport: str,
+    threads: int,
+    frames: Sequence[int],
+    model_bytes: int,
+    *,
+    in_place: bool,
+    torn: bool = False,
 ) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
 
     frames: most bytes of each bucket's frame. in_place: whether this rank can do with workers of its host that compute
-    on the server's model itself; they do if all can.
+    on the server's model itself; they do if all can. torn: views are, so that every worker must share memory.
     Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
     PlatformError where there is too little of it.
     """
@@ -67,17 +74,17 @@ def join(
     beside = np.zeros(size, np.uint8)
     comm.Allgather(np.array([0 in host.ranks], np.uint8), beside)
     apart = [worker for worker in range(1, size) if not beside[worker]]
-    if transport == "shared" and apart:
-        agree(comm, lambda: _refuse(apart))
+    if (transport == "shared" or torn) and apart:
+        agree(comm, lambda: _refuse(apart, torn))
     windows, note = None, ""
     if transport != "messages":
         readers = np.array([in_place], np.int32)
         host.comm.Allreduce(MPI.IN_PLACE, readers, MPI.MIN)
         in_place = bool(readers[0])
-        windows, note = make_windows(comm, host, frames, model_bytes, in_place=in_place)
+        windows, note = make_windows(comm, host, frames, model_bytes, in_place=in_place, torn=torn)
         note = f"{note}: messages instead" if note else ""
-    if transport == "shared":
-        agree(comm, lambda: _refuse_without(windows, note))
+    if transport == "shared" or torn:
+        agree(comm, lambda: _refuse_without(windows, note, torn))
     shared = np.array([windows is not None], np.uint8)
     comm.Bcast(shared, 0)
     transports = {worker: "shared" if shared[0] and beside[worker] else "messages" for worker in range(1, size)}
@@ -85,7 +92,13 @@ def join(
     return Links(host, spins, make_bells(host, rank), windows, transports, note)
 
 
-def _refuse(apart: list[int]) -> None:
+def _refuse(apart: list[int], torn: bool) -> None:
+    if torn:
+        raise ConfigError(
+            f"got torn, but ranks {apart} are on other hosts than the server; expected exact, or all on one host, "
+            "where workers can read the model while it is written",
+            key="views",
+        )
     raise ConfigError(
         f"got shared, but ranks {apart} are on other hosts than the server; expected auto, by which those beside it "
         "share memory and the others send messages",
@@ -93,6 +106,7 @@ def _refuse(apart: list[int]) -> None:
     )
 
 
-def _refuse_without(windows: Windows | None, note: str) -> None:
+def _refuse_without(windows: Windows | None, note: str, torn: bool) -> None:
     if windows is None:
-        raise PlatformError(f"transport: shared, but {note.removesuffix(': messages instead')}")
+        asked = "views: torn" if torn else "transport: shared"
+        raise PlatformError(f"{asked}, but {note.removesuffix(': messages instead')}")

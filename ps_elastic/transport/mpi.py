@@ -205,9 +205,9 @@ class ServerEnd(_End):
         self._windows = windows = links.windows if links else None
         self.model = windows.model() if windows else None
         self._far = Place.APART if model_bytes > INLINE_BYTES else Place.INLINE
-        self._near = Place.SHARED if self._far or (windows and windows.in_place) else Place.INLINE
+        self._near = Place.SHARED if self._far or (windows and (windows.in_place or windows.torn)) else Place.INLINE
         self._given: dict[int, int] = {}  # worker that shares memory -> how many models it was given there
-        self._taken: dict[int, memoryview] = {}  # and how many of them it is done with
+        self._taken: dict[int, memoryview] = {}  # and how many of them it is done with, where that matters
         self._read: dict[int, list[Slot]] = {}  # worker -> where its push lies until it is answered
         self._shared: dict[Slot, np.ndarray] = {}  # where a push is a header -> the frame in the worker's window
         self._control: set[int] = set()
@@ -221,7 +221,9 @@ class ServerEnd(_End):
                 if shared:
                     self._shared[slot] = shared[i]
             if windows and near:
-                self._given[worker], self._taken[worker] = 0, windows.taken(worker)
+                self._given[worker] = 0
+                if not windows.torn:
+                    self._taken[worker] = windows.taken(worker)
             self._replies[worker] = deque()
             for _ in range(pipeline + 1):
                 head = aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)
@@ -276,8 +278,8 @@ class ServerEnd(_End):
     def flush(self) -> None:
         """Return when everything sent has left, and workers are done with the models that they read here."""
         super().flush()
-        for worker, given in self._given.items():
-            if self._taken[worker][0] != given:
+        for worker, taken in self._taken.items():
+            if taken[0] != self._given[worker]:
                 self._until(partial(self._is_done, worker), worker)
 
     def _is_done(self, worker: int) -> bool:
@@ -294,7 +296,8 @@ class WorkerEnd(_End):
 
     in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
     leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
-    reads_in_place: the model is the server's own, not to be written to.
+    reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
+    server's own too, and the worker copies it into its own, which the server sees.
     """
 
     def __init__(
@@ -327,7 +330,8 @@ class WorkerEnd(_End):
             self._asks = self._outbox(0, _PUSH, aligned(HEADER_BYTES))  # behind its pushes: some may not be there yet
         self._head = self._add(Slot(comm, 0, _REPLY, aligned(_reply_bytes(model_bytes, frames), HEADER_BYTES)))
         self._body: Slot | None = None
-        if self.reads_in_place and self._windows:
+        torn = self._windows is not None and self._windows.torn
+        if self._windows is not None and (self.reads_in_place or torn):
             self._model = self._windows.model()
         else:
             received = aligned(model_bytes)
@@ -337,6 +341,8 @@ class WorkerEnd(_End):
         in_place = in_place and not pipeline
         gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
         model = aligned(model_bytes).view(np.float32) if pipeline else self._model
+        if self._windows is not None and torn:
+            model = self._windows.copy(self.rank)
         self.memory = model, gradient.view(np.float32)
         self._seen = 0  # models of the server's that were given to us in shared memory
         self._taken = True
@@ -399,7 +405,7 @@ class WorkerEnd(_End):
         if place == Place.SHARED and self._windows:
             self._windows.sync()
             self._seen += 1
-            if not self.reads_in_place:
+            if not (self.reads_in_place or self._windows.torn):
                 self._model[:] = self._windows.model()
                 self._done()
         model = None if place == Place.INLINE else self._model

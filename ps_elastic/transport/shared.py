@@ -5,7 +5,8 @@ answered. A reply is a header too: the worker copies the server's model, says th
 change it; or it computes on the server's model itself, where no step can come before its push.
 
 A worker says how many models it is done with by a count in its part of the window; the server compares it with how
-many it gave. The server waits for that before it changes the model, so that no view is ever torn.
+many it gave. The server waits for that before it changes the model, so that no view is ever torn, unless views are to
+be: then it does not wait, and each worker's copy stands in the worker's part, where the server sees what was read.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class Windows:
     """The windows of rank 0 and the workers on its host, made and freed by all of them.
 
     frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
-    in_place: workers compute on the server's model itself.
+    in_place: workers compute on the server's model itself. torn: they copy it while it may change.
     """
 
-    def __init__(self, host: Host, rank: int, frames: Sequence[int], model_bytes: int, *, in_place: bool) -> None:
-        self.workers, self.in_place = tuple(other for other in host.ranks if other), in_place
+    def __init__(
+        self, host: Host, rank: int, frames: Sequence[int], model_bytes: int, *, in_place: bool, torn: bool = False
+    ) -> None:
+        self.workers, self.in_place, self.torn = tuple(other for other in host.ranks if other), in_place, torn
         self._model_bytes, self._places = model_bytes, _places(frames)
-        self._window = Window(host, part_bytes(rank, frames, model_bytes))
+        self._window = Window(host, part_bytes(rank, frames, model_bytes, torn=torn))
         self._rank = rank
         self.sync = self._window.sync
 
@@ -50,6 +53,11 @@ class Windows:
         memory = self._window.of(worker)
         return [memory[start:stop] for start, stop in self._places]
 
+    def copy(self, worker: int) -> np.ndarray:
+        """The model (d,), float32, as `worker` read it last, where views are torn."""
+        start = _line_up(self._places[-1][1])
+        return self._window.of(worker)[start : start + self._model_bytes].view(np.float32)
+
     def taken(self, worker: int) -> memoryview:
         """The count of models that `worker` is done with, one number."""
         return self._window.of(worker)[:8].data.cast("q")
@@ -58,19 +66,27 @@ class Windows:
         self._window.free()
 
 
-def part_bytes(rank: int, frames: Sequence[int], model_bytes: int) -> int:
+def part_bytes(rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False) -> int:
     """The size of the part of `rank`."""
-    return _places(frames)[-1][1] if rank else model_bytes
+    if not rank:
+        return model_bytes
+    end = _places(frames)[-1][1]
+    return _line_up(end) + model_bytes if torn else end
 
 
 def _places(frames: Sequence[int]) -> list[tuple[int, int]]:
     """Start and stop of each frame in a worker's part: what follows its header begins at a multiple of 64 bytes."""
     places, end = [], _COUNT_BYTES
     for nbytes in frames:
-        start = -(-(end + HEADER_BYTES) // 64) * 64 - HEADER_BYTES
+        start = _line_up(end + HEADER_BYTES) - HEADER_BYTES
         places.append((start, start + nbytes))
         end = start + nbytes
     return places
+
+
+def _line_up(nbytes: int) -> int:
+    """The next multiple of 64."""
+    return -(-nbytes // 64) * 64
 
 
 def free_bytes() -> int:
@@ -83,7 +99,7 @@ def free_bytes() -> int:
 
 
 def make_windows(
-    comm: MPI.Comm, host: Host, frames: Sequence[int], model_bytes: int, *, in_place: bool
+    comm: MPI.Comm, host: Host, frames: Sequence[int], model_bytes: int, *, in_place: bool, torn: bool = False
 ) -> tuple[Windows | None, str]:
     """The windows of the server's host, on its ranks; and why there are none, or "". All ranks of `comm` take part.
 
@@ -91,13 +107,13 @@ def make_windows(
     """
     rank = comm.Get_rank()
     workers = len(host.ranks) - 1
-    need = part_bytes(0, frames, model_bytes) + workers * part_bytes(1, frames, model_bytes)
+    need = sum(count * part_bytes(kind, frames, model_bytes, torn=torn) for kind, count in ((0, 1), (1, workers)))
     room, wanted = free_bytes(), int(_SLACK[0] * need) + _SLACK[1]
     verdict = np.array([0 if not workers else 1 if room < wanted else 2], np.int32)  # rank 0's counts
     comm.Bcast(verdict, 0)
     windows = None
     if verdict[0] == 2 and 0 in host.ranks:
-        windows = Windows(host, rank, frames, model_bytes, in_place=in_place)
+        windows = Windows(host, rank, frames, model_bytes, in_place=in_place, torn=torn)
         populated = np.array([windows.populate()], np.int32)
         everywhere = np.zeros(1, np.int32)
         host.comm.Allreduce(populated, everywhere, MPI.MIN)

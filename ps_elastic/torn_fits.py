@@ -1,0 +1,64 @@
+"""What goes with views that are read while the model is written (`views: torn`), and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.values import show
+
+if TYPE_CHECKING:
+    from ps_elastic.config import Config
+    from ps_elastic.policies import Policy
+
+
+def torn_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    """Everything in `config` that does not fit torn views, with the reason."""
+    from ps_elastic.assemble import computes_on_cpu  # torch comes with it
+
+    if reason := _why_exact(policy):
+        yield ConfigError(
+            f"got 'torn', but policy {config.policy.text()} {reason}, and of a torn view the server knows nothing "
+            "before its push; expected exact",
+            key="views",
+        )
+    if config.transport == "messages":
+        reason = "views are torn where workers read the memory that the server writes"
+        yield ConfigError(f"got 'messages', expected auto or shared: {reason}", key="transport")
+    if config.update.pipeline:
+        reason = "with views: torn a worker leaves the one copy that it used in shared memory"
+        yield ConfigError(f"got {config.update.pipeline}, expected 0: {reason}", key="update.pipeline")
+    if config.update.plugin.build().moves:
+        reason = "moves the copy of the model that it pulled, which with views: torn is to stay for the server to see"
+        yield ConfigError(f"{config.update.plugin.name} {reason}", key="update.name")
+    if not computes_on_cpu(config):
+        reason = "with views: torn workers compute on copies in the memory of the host"
+        yield ConfigError(f"got {show(config.device)}, expected cpu: {reason}", key="device")
+
+
+def refuse_alone(config: Config) -> None:
+    """Raise ConfigError for torn views where no ranks share memory: in one process, in virtual time, in a replay."""
+    if config.views == "torn":
+        raise ConfigError(
+            "got 'torn', expected exact: only ranks that share memory read the model while it is written "
+            "(`ps-elastic launch`)",
+            key="views",
+        )
+
+
+def _why_exact(policy: Policy) -> str:
+    """Why `policy` needs views that are known when they are given, or ""."""
+    if policy.layerwise:
+        return "takes the layers of a push by themselves, each with a view of its own"
+    if policy.jobs > 1:
+        return "queues jobs with the model of their assignment"
+    if policy.own_views:
+        return "gives each worker a model of its own"
+    if policy.bounds_views:
+        return "promises how far views are from the model"
+    if policy.needs_views:
+        return "works with the views themselves"
+    if policy.view_of == "ideal":
+        return "measures the views of workers that still compute"
+    return ""
