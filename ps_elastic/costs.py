@@ -109,11 +109,13 @@ class Simulation:
     compute: Compute = Compute()
     network: Network = Network()
     norms: Norms = Norms()
+    read_s: float = 0.0  # that a worker takes to read the model with `views: torn`; longer: views are more torn
     deadline_s: float | None = (
         None  # virtual; then the run ends with exit 4. null: 100 times what one worker would need
     )
 
     def __post_init__(self) -> None:
+        expect(self.read_s >= 0, self, "read_s", "a number of seconds >= 0")
         expect(self.deadline_s is None or self.deadline_s > 0, self, "deadline_s", "a number of seconds > 0, or null")
 
 

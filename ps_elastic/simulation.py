@@ -16,6 +16,8 @@ from ps_elastic.fault_plan import Plan
 from ps_elastic.rundir import new_run_dir
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ps_elastic.assemble import Parts
     from ps_elastic.calculator import Calculator
     from ps_elastic.config import Config
@@ -55,10 +57,10 @@ def simulate(
     from ps_elastic.assemble import make_parts
     from ps_elastic.live import Live
     from ps_elastic.record import Record
-    from ps_elastic.torn_fits import refuse_alone
 
     config = load(source, overrides, simulated=True).settled()
-    refuse_alone(config)
+    if headers_only and config.views == "torn":
+        raise ConfigError("got 'torn', expected exact: with headers alone no entry of a model is read", key="views")
     joining = config.faults.check(workers)
     parts = make_parts(config, workers)
     setting = HeaderSetting(config, parts, norms) if headers_only else Setting(config, parts, workers + joining)
@@ -71,7 +73,8 @@ def simulate(
     simulator: Simulator | None = None
     try:
         make = partial(setting.worker, server=server)
-        simulator = make_simulator(config, parts, server, workers, make, None if quiet else live.update)
+        on_turn = None if quiet else live.update
+        simulator = make_simulator(config, parts, server, workers, make, on_turn, setting.copies)
         with live:
             started, processor = time.perf_counter(), time.process_time()
             now = simulator.run()
@@ -102,14 +105,19 @@ class Setting:
         self._evaluator: Evaluator | None = None
         self._pages: list[Pages] = []
         self._directory = Path()
+        self.copies: dict[int, Tensor] | None = None  # with torn views, what each worker read last (d,)
+        if config.views == "torn":
+            self.copies = {rank: parts.layout.empty() for rank in range(1, ranks + 1)}
 
     def server(self, workers: int, record: Record) -> Server:
         from ps_elastic.assemble import make_server
 
         self._directory = record.directory
         log = record.events().write
-        made, self._evaluator = make_server(self._config, self._parts, workers, record.tracker, log, background=False)
-        made.calculator.keeps_versions = True  # a worker computes on a model that was sent long before
+        made, self._evaluator = make_server(
+            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies
+        )
+        made.calculator.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
         return made
 
     def worker(self, rank: int, server: Server) -> Machine:
@@ -140,6 +148,8 @@ class Setting:
 
 class HeaderSetting:
     """Server and workers of which headers alone are there."""
+
+    copies: None = None
 
     def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
         from ps_elastic.headers import RecordedNorms
@@ -219,11 +229,15 @@ class Pages:
 
 def make_simulator(
     config: Config, parts: Parts, server: Server, workers: int, make: Callable[[int], Machine],
-    on_turn: Callable[[float], None] | None = None,
+    on_turn: Callable[[float], None] | None = None, copies: Mapping[int, Tensor] | None = None,
 ) -> Simulator:  # fmt: skip
-    """The simulator that `config` describes, around `server` and the workers that `make` makes, by rank."""
+    """The simulator that `config` describes, around `server` and the workers that `make` makes, by rank.
+
+    copies: with torn views, where each worker leaves what it read (d,).
+    """
     from ps_elastic.simulate import Simulator
     from ps_elastic.simulate_layers import LayerSimulator
+    from ps_elastic.simulate_torn import TornSimulator
 
     s, survive, layout = config.simulation, config.survive, parts.layout
     up = sum(parts.compressor.max_nbytes(bucket.numel) for bucket in layout.buckets)
@@ -233,6 +247,8 @@ def make_simulator(
     if config.policy.build().layerwise:
         sizes = [part.numel for part in layout.parts()]
         kind = partial(LayerSimulator, sizes=sizes, cut_s=config.update.plugin.build().cut_s)
+    elif copies is not None:
+        kind = partial(TornSimulator, layout=layout, copies=copies, read_s=s.read_s)
     return kind(
         server,
         workers,

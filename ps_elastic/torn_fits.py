@@ -38,11 +38,11 @@ def torn_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
 
 
 def refuse_alone(config: Config) -> None:
-    """Raise ConfigError for torn views where no ranks share memory: in one process, in virtual time, in a replay."""
+    """Raise ConfigError for torn views where no ranks share memory: in one process, in a replay."""
     if config.views == "torn":
         raise ConfigError(
             "got 'torn', expected exact: only ranks that share memory read the model while it is written "
-            "(`ps-elastic launch`)",
+            "(`ps-elastic launch`), or workers in virtual time (`ps-elastic simulate`)",
             key="views",
         )
 

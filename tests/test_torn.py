@@ -18,7 +18,6 @@ from ps_elastic.layout import Layout
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage
 from ps_elastic.optimizer import FlatOptimizer
-from ps_elastic.simulation import simulate
 from ps_elastic.torn import TornCalculator
 
 FIRST, NEXT = PushId(1, 1), PushId(1, 2)
@@ -68,9 +67,8 @@ def test_a_push_that_is_used_after_its_worker_went_on_keeps_the_copy_that_it_was
     assert calculator.distance(NEXT) == pytest.approx(away(calculator, copy), rel=1e-5)
 
 
-@pytest.mark.parametrize("alone", [train, simulate])
-def test_torn_views_are_refused_where_no_ranks_share_memory(alone, tmp_path: Path):
+def test_torn_views_are_refused_where_no_ranks_share_memory(tmp_path: Path):
     config = {"task": "quadratic", "policy": "asynchronous", "views": "torn", "train": {"samples": 10}}
     with pytest.raises(ConfigError, match="views: got 'torn', expected exact: only ranks that share memory"):
-        alone(config, workers=2, run_dir=tmp_path / "run")
+        train(config, workers=2, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
