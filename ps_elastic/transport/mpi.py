@@ -30,7 +30,7 @@ _CONTROL, _REPLY, _MODEL, _PUSH = 1, 2, 1000, 10_000
 _TAGS = 1000  # per bucket: most chunks of a frame
 _POLLED_S = 50e-6, 2e-3  # shortest and longest sleep where a message comes without a ring
 _LOOK_S = 0.1  # between two calls of `look`
-_RUNG_S = 5e-3, 50e-3  # and where it rings
+_RUNG_S = 25e-3, 100e-3  # and where it rings: only a wake that was lost would be late by that
 
 
 class _End:
