@@ -17,6 +17,7 @@ from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
 from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
+from ps_elastic.lookout import Lookout
 from ps_elastic.messages import PushMessage, Reply
 from ps_elastic.parcel import Courier, Parcel, plain
 from ps_elastic.reapply import reapply
@@ -84,7 +85,8 @@ class Worker:
         self._rate = 0.0
         # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
         keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
-        self._view = torch.empty_like(self.x) if keeps_view else None
+        plains = [plain(compressor) for compressor in compressors]
+        self._lookout = Lookout(self.x, layout.buckets, plains) if keeps_view else None
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
         lends = bench is not None or pipeline > 0
         self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
@@ -94,7 +96,6 @@ class Worker:
         self._drawn = 0  # batches, for the push being made
         self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
         self._moved = math.nan
-        self._pushed: list[Payload] = []  # the last push
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
         self._waited_s = 0.0
 
@@ -136,7 +137,8 @@ class Worker:
             self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
         self.base, self._rate = reply.version, reply.rate
         self.resume(reply.model)
-        self._observe(reply)
+        if self._lookout is not None:
+            self._moved = self._lookout.came(self._weights(reply))
         self._bases = tuple([layer.version for layer in reply.layers])
         return True
 
@@ -170,8 +172,6 @@ class Worker:
         loss, norm = self._finite_gradient(parcel)
         _copy(self._statistics, self._own_statistics)
         compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
-        if self._view is not None:
-            self._view.copy_(self.x if self._update.view is None else self._update.view)
         statistics = None
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
@@ -181,7 +181,6 @@ class Worker:
             parcel.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
         else:
             parcel.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
-        self._pushed = parcel.payloads
         if self._courier.feeds_back:
             kept = {i: self._courier.keep(p) for i, p in enumerate(parcel.payloads) if i not in missing}
             self._sent[self.step] = self._alpha, kept
@@ -189,6 +188,8 @@ class Worker:
             self._flying[self.step] = parcel.payloads
             self._reapply(parcel.payloads)
         self._made[self.step] = parcel.residual_norm, {"compute_s": compute_s, "encode_s": parcel.encode_s}
+        if self._lookout is not None:
+            self._lookout.left(parcel.payloads, self._update.view)
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since."""
@@ -223,39 +224,23 @@ class Worker:
         """What a gradient kept back at step size `alpha` counts now; updates and models are scaled already."""
         return alpha / self._alpha if alpha and self._alpha and self._update.units == "gradient" else 1.0
 
-    def _observe(self, reply: Reply) -> None:
-        """moved = ||new model + own applied update - old view||: what others did meanwhile (plain SGD: exactly).
+    def _weights(self, reply: Reply) -> tuple[float, ...]:
+        """What the server applied each bucket of the last push times; 0 of what is no gradient.
 
-        After local steps, and of a model: ||new model - view of the last gradient||, which is the distance of a local
-        model from the mean of all where all are averaged.
+        So after local steps, and of a model, `moved` is ||new model - view of the last gradient||: the distance of a
+        local model from the mean of all where all are averaged.
         """
-        self._moved = math.nan
-        if self._view is not None and self._pushed:  # else it came back, and the push answered is of an earlier life
-            difference = self._view.sub_(self.x)
-            if reply.weight and self._update.units == "gradient":
-                difference.sub_(self._decoded().to(self._device), alpha=reply.weight)
-            elif self._layerwise and self._update.units == "gradient":
-                self._take_own_layers(difference, reply)
-            self._moved = float(torch.linalg.vector_norm(difference))
-
-    def _take_own_layers(self, difference: Tensor, reply: Reply) -> None:
-        """difference (d,) -= what of the last push was applied, each bucket by its own weight."""
-        for i, (bucket, layer) in enumerate(zip(self.layout.buckets, reply.layers, strict=True)):
-            if layer.weight and self._pushed[i]:
-                own = plain(self._compressors[i]).decode(self._pushed[i], bucket.numel)
-                difference[bucket.start : bucket.stop].sub_(own.to(self._device), alpha=layer.weight)
+        if self._update.units != "gradient":
+            return (0.0,) * len(self.layout.buckets)
+        if self._layerwise:
+            return tuple([layer.weight for layer in reply.layers])
+        return (reply.weight,) * len(self.layout.buckets)
 
     def _missing(self) -> Collection[int]:
         """The buckets that backward had not finished when it was cut off."""
         if self._cut is not None:
             return self._cut
         return self._gradient.missing() if self._gradient.cut else ()
-
-    def _decoded(self) -> Tensor:
-        """What the server decoded from the last push (d,)."""
-        parts = zip(self.layout.buckets, self._compressors, self._pushed, strict=True)
-        vectors = [plain(compressor).decode(payload, bucket.numel) for bucket, compressor, payload in parts]
-        return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
     def _finite_gradient(self, parcel: Parcel) -> tuple[float, float]:
         self._leave = parcel.leave

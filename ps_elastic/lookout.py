@@ -1,0 +1,77 @@
+"""What a worker sees of others without the server's memory: how far they moved the model under its push."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ps_elastic.compressors import Compressor, Payload
+from ps_elastic.layout import Bucket
+from ps_elastic.norms import Difference, quiet
+
+_BLOCK = 1 << 16  # floats: model, view and room for their difference stay in cache
+
+
+class Lookout:
+    """||new model + own applied update - old view|| of each push; for plain SGD what others did meanwhile, exactly.
+
+    x: where the models of replies stand (d,). What can be done without the reply is done while it is awaited: of a
+    push with the weights of its two predecessors the own update is taken off before the reply tells so.
+    """
+
+    def __init__(self, x: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
+        self._x, self._view, self._buckets, self._compressors = x, torch.empty_like(x), buckets, compressors
+        self._blocks = list(zip(x.split(_BLOCK), self._view.split(_BLOCK), strict=True))
+        self._difference = Difference(min(x.numel(), _BLOCK)) if x.device.type == "cpu" else None
+        self._parts = [self._view[bucket.start : bucket.stop] for bucket in buckets]
+        self._payloads: Sequence[Payload] = ()  # of the push that is not answered yet
+        self._nothing = (0.0,) * len(buckets)
+        self._told = self._taken = self._nothing  # weights: of the last reply, and what was taken off for its push
+        self._steady = False  # whether the last two replies told the same weights
+
+    def left(self, payloads: Sequence[Payload], view: Tensor | None) -> None:
+        """A push has left; its payloads stay until the reply. view: where its gradient was taken (d,), if not at x."""
+        if view is not None:
+            self._view.copy_(view)
+        self._payloads, self._taken = payloads, self._nothing
+        if self._steady:
+            self._take_off(self._told)
+
+    def came(self, weights: Sequence[float]) -> float:
+        """x is the model of the reply, which applied bucket i times weights[i]: the distance; nan before any push."""
+        moved = math.nan
+        if self._payloads:
+            self._take_off(weights)
+            moved = self._follow()
+            self._steady, self._told = self._told == weights, tuple(weights)
+        else:
+            self._view.copy_(self._x)
+        return moved
+
+    def _take_off(self, weights: Sequence[float]) -> None:
+        """The old view less the own update, by these weights in all."""
+        for i, (weight, taken) in enumerate(zip(weights, self._taken, strict=True)):
+            payload, compressor, part = self._payloads[i], self._compressors[i], self._parts[i]
+            if weight == taken or not payload:
+                continue
+            if self._difference is None:
+                part.sub_(compressor.decode(payload, part.numel()).to(part.device), alpha=weight - taken)
+            else:
+                compressor.accumulate(payload, part, taken - weight)
+        self._taken = tuple(weights)
+
+    @quiet
+    def _follow(self) -> float:
+        """How far the view is from x, which is the view from now on: one pass over both."""
+        if self._difference is None:
+            moved = float(torch.linalg.vector_norm(self._view.sub_(self._x)))
+            self._view.copy_(self._x)
+            return moved
+        total = 0.0
+        for x, view in self._blocks:
+            total += self._difference.square(view, x)
+            view.copy_(x)
+        return math.sqrt(total)
