@@ -82,6 +82,7 @@ class Sender(Worker):
         self._trips = trips
 
     def load(self, reply: Reply) -> bool:
+        self.told = reply.step
         if reply.model is None:
             return False
         model = torch.from_numpy(reply.model)
