@@ -28,6 +28,7 @@ from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
 from ps_elastic.workbench import Memory, Workbench
 from ps_elastic.worker import Worker, draw_seed
+from ps_elastic.writers import Witness, Writer, WrittenCalculator
 
 if TYPE_CHECKING:
     from ps_elastic.config import Config
@@ -103,6 +104,8 @@ def make_server(
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
 
     def calculator(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> Calculator:
+        if copies is not None and config.writers == "workers":
+            return WrittenCalculator(part, x, Witness(config.optimizer, part, x), compressors, copies)
         if copies is not None:
             return TornCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
         keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
@@ -138,6 +141,7 @@ def make_worker(
     local: int = 0,
     bench: Workbench | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    writer: Writer | None = None,
 ) -> Worker:
     """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first)."""
     device = choose_device(config.device, local)
@@ -167,6 +171,7 @@ def make_worker(
         layerwise=config.policy.build().layerwise,
         pipeline=config.update.pipeline,
         clock=clock,
+        writer=writer,
     )
 
 

@@ -33,6 +33,8 @@ class Calculator:
     before_change: called before x changes, for a transport that sends models from where they are.
     """
 
+    workers_write = False  # the steps that it is told of have been made by workers
+
     def __init__(
         self,
         layout: Layout,

@@ -76,7 +76,9 @@ class Config:
     simulation: Simulation
     tracker: Tracker
     transport: Literal["auto", "messages", "shared"] = "auto"
-    views: Literal["exact", "torn"] = "exact"
+    views: Literal["exact", "torn"] = "exact"  # torn: workers of this host read the model while it is written
+    writers: Literal["server", "workers"] = "server"  # workers, with torn views: each adds its own updates to the model
+    writing: Literal["lock", "plain"] = "lock"  # plain: workers write at the same time, and some of it is lost
     buckets: Literal["whole", "layer", "auto"] | int = "whole"  # a number: bytes of a bucket; auto: measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1  # of each worker

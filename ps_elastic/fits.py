@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies import policies
-from ps_elastic.torn_fits import torn_misfits
+from ps_elastic.torn_fits import torn_misfits, writers_misfits
 from ps_elastic.values import show
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ def misfits(config: Config) -> Iterator[ConfigError]:
         yield from _running_ahead(config, policy, units)
     if config.views == "torn":
         yield from torn_misfits(config, policy)
+    if config.writers == "workers":
+        yield from writers_misfits(config, policy)
+    elif config.writing != "lock":
+        yield ConfigError("got 'plain', expected lock: it is for writers: workers", key="writing")
     if units != "gradient":
         yield from _update_and_optimizer(config, units)
     if units == "model":

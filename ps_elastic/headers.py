@@ -51,7 +51,7 @@ class HeaderCalculator:
     nbytes: of a model. size: its parameters. coherence: part of a push's squared norm that is common to all.
     """
 
-    keeps_versions = True
+    keeps_versions, workers_write = True, False
     snapshots = NoSnapshots()
     x = None
 

@@ -183,7 +183,9 @@ class Lane:
             self._give(job)
 
     def rate(self, worker: int) -> float:
-        """What `worker`, which runs ahead, multiplies its pushes by that the model given to it last lacks."""
+        """What `worker` multiplies pushes by that it applies: those that its model lacks, or those that it writes."""
+        if self.calculator.workers_write:
+            return self._rate(self._run.alpha()) * (1 / len(self.ledger.workers))
         return self._rates[worker][self.ledger.told(worker)[0]] if self.ledger.pipeline else 0.0
 
     def told(self, worker: int, most: int = MOST_SETTLED) -> tuple[Fate, tuple[Settled, ...]]:

@@ -66,7 +66,7 @@ class Reply(NamedTuple):
     weight: float = 0.0  # what the push answered was multiplied by: alpha x share x weight, of an update share x weight
     settled: tuple[Settled, ...] = ()  # of a worker that runs ahead also those still "held": not in `model` yet
     layers: tuple[Layer, ...] = ()  # one for each bucket where the rule is layerwise: `version` is the least of theirs
-    rate: float = 0.0  # what a worker that runs ahead multiplies its own pushes by that `model` lacks
+    rate: float = 0.0  # what a worker multiplies its own pushes by that `model` lacks, or that it writes itself
 
 
 class Ask(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from ps_elastic.errors import TaskError, WireError
+from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.gathering import Gathering
 from ps_elastic.lane import Fate, Lane, Outgoing
@@ -118,7 +118,7 @@ class Server:
                 return self._take_ask(message, now)
             case Farewell(worker, _, text, code):
                 if code:
-                    raise TaskError(f"rank {worker}: {text}")
+                    raise (WorkersLost if code == LOST else TaskError)(f"rank {worker}: {text}")
                 self._gone.add(worker)
                 return iter(())
         raise WireError(f"the server got a {type(message).__name__}")

@@ -61,6 +61,8 @@ def simulate(
     config = load(source, overrides, simulated=True).settled()
     if headers_only and config.views == "torn":
         raise ConfigError("got 'torn', expected exact: with headers alone no entry of a model is read", key="views")
+    if config.writers == "workers":
+        raise ConfigError("got 'workers', expected server: in virtual time nobody but the server writes", key="writers")
     joining = config.faults.check(workers)
     parts = make_parts(config, workers)
     setting = HeaderSetting(config, parts, norms) if headers_only else Setting(config, parts, workers + joining)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ps_elastic.errors import ConfigError
+from ps_elastic.policies import policies
 from ps_elastic.values import show
 
 if TYPE_CHECKING:
@@ -35,6 +36,27 @@ def torn_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
     if not computes_on_cpu(config):
         reason = "with views: torn workers compute on copies in the memory of the host"
         yield ConfigError(f"got {show(config.device)}, expected cpu: {reason}", key="device")
+
+
+def writers_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    """Everything in `config` that does not fit workers which write the model themselves, with the reason."""
+    if config.views != "torn":
+        reason = "workers that write the model change it while others read it"
+        yield ConfigError(f"got 'workers', expected server, or views: torn with it: {reason}", key="writers")
+    if not policy.adds:
+        rules = ", ".join(name for name, cls in policies.items() if cls.adds)
+        yield ConfigError(
+            f"got 'workers', but what they have written policy {config.policy.text()} can neither drop nor weigh; "
+            f"expected server, or one of the rules that use every push, each with 1/p: {rules}",
+            key="writers",
+        )
+    optimizer = config.optimizer
+    reason = "a worker that writes the model adds alpha/p times its own push to it, and knows of no other"
+    if optimizer.name != "sgd":
+        yield ConfigError(f"got {show(optimizer.name)}, expected sgd: {reason}", key="optimizer.name")
+    for key in ("momentum", "weight_decay"):
+        if value := getattr(optimizer, key):
+            yield ConfigError(f"got {show(value)}, expected 0: {reason}", key=f"optimizer.{key}")
 
 
 def refuse_alone(config: Config) -> None:

@@ -17,6 +17,7 @@ from ps_elastic.policies import policies
 from ps_elastic.updates import updates
 
 BASE = {"task": "quadratic"}
+WRITERS = "views=torn writers=workers"
 
 REFUSED: list[tuple[str, str, str]] = [  # overrides, key, part of the message
     ("update=cut_sgd", "update.name", "policy synchronous takes whole pushes; rules that take layers: salf, salf_fill"),
@@ -42,6 +43,12 @@ REFUSED: list[tuple[str, str, str]] = [  # overrides, key, part of the message
     ("views=torn update.pipeline=1 policy=asynchronous", "update.pipeline", "expected 0: with views: torn a worker"),
     ("views=torn update=local_sgd policy=asynchronous", "update.name", "local_sgd moves the copy of the model that"),
     ("views=torn device=cuda", "device", "expected cpu: with views: torn workers compute on copies in the memory of"),
+    ("writers=workers policy=asynchronous", "writers", "got 'workers', expected server, or views: torn with it"),
+    (f"{WRITERS} policy=synchronous", "writers", "each with 1/p: asynchronous, delay_bounded, message_passing, stale"),
+    (f"{WRITERS} policy=asynchronous optimizer.momentum=0.9", "optimizer.momentum", "expected 0: a worker that writes"),
+    (f"{WRITERS} policy=asynchronous optimizer.weight_decay=0.1", "optimizer.weight_decay", "expected 0: a worker"),
+    (f"{WRITERS} policy=asynchronous optimizer=adam", "optimizer.name", "expected sgd: a worker that writes the model"),
+    ("writing=plain", "writing", "expected lock: it is for writers: workers"),
     ("update=local_sgd policy=elastic_bound", "update.name", "policy elastic_bound takes gradient"),
     ("update=local_sgd policy=value_bounded", "update.name", "policy value_bounded takes gradient"),
     ("update=local_sgd policy=delay_compensated", "update.name", "policy delay_compensated takes gradient"),

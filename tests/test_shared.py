@@ -113,6 +113,15 @@ def test_nothing_stays_when_a_rank_is_killed(train, rank, policy):
 
 
 @pytest.mark.slow
+def test_nothing_stays_when_a_worker_is_killed_that_writes_the_model(train):
+    training = train("views=torn", "writers=workers", "task.torn=true")
+    os.kill(training.ranks()[2], signal.SIGKILL)
+    nothing_stays(training)
+    summary = json.loads((training.run_dir / "summary.json").read_text())
+    assert (summary["exit"], summary["lost_workers"]) == (5, [2])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_stays_after_ctrl_c(train, number):
     training = train(launch=True)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROGRAMS, Job, ranks_command
 from torch import nn
 
-from ps_elastic import train
+from ps_elastic import launcher, train
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.config import Optimizer
-from ps_elastic.errors import ConfigError
+from ps_elastic.environment import Mpi
+from ps_elastic.errors import LOST, ConfigError
 from ps_elastic.events import PushId, Step
 from ps_elastic.layout import Layout
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage
 from ps_elastic.optimizer import FlatOptimizer
+from ps_elastic.simulation import simulate
 from ps_elastic.torn import TornCalculator
 
 FIRST, NEXT = PushId(1, 1), PushId(1, 2)
@@ -72,3 +78,95 @@ def test_torn_views_are_refused_where_no_ranks_share_memory(tmp_path: Path):
     with pytest.raises(ConfigError, match="views: got 'torn', expected exact: only ranks that share memory"):
         train(config, workers=2, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_in_virtual_time_nobody_but_the_server_writes(tmp_path: Path):
+    config = {"task": "quadratic", "policy": "asynchronous", "views": "torn", "writers": "workers"}
+    with pytest.raises(ConfigError, match="writers: got 'workers', expected server"):
+        simulate(config, workers=2, run_dir=tmp_path / "run")
+
+
+# ---- real ranks
+
+SERVER: dict[str, Any] = {
+    "task": "helpers:Blobs", "policy": "asynchronous", "views": "torn", "optimizer": {"lr": 0.3},
+    "train": {"samples": 1600},
+}  # fmt: skip
+LOCK = {**SERVER, "writers": "workers"}
+RUNS = {
+    "server": SERVER,
+    "server, held": {**SERVER, "policy": "fedbuff:k=2"},
+    "lock": LOCK,
+    "lock, top_k": {**LOCK, "compressor": "top_k:ratio=0.1", "buckets": "layer"},
+    "lock, delay": {**LOCK, "policy": "delay_bounded:bound=2"},
+    "lock, CNN": {
+        **LOCK, "task": "helpers:Images", "compressor": {"name": "top_k", "ratio": 0.1, "error_feedback": False},
+    },
+    "plain": {**LOCK, "writing": "plain"},
+    "plain, top_k": {**LOCK, "writing": "plain", "compressor": "top_k:ratio=0.1"},
+}  # fmt: skip
+LOCKED = [name for name in RUNS if "lock" in name]
+
+
+@pytest.fixture(scope="module")
+def found(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What each rank of mpi_programs/torn.py found of each run."""
+    folder = tmp_path_factory.mktemp("torn")
+    job = _job(mpi, folder, list(RUNS.values()))
+    try:
+        ended = job.wait(90)
+    finally:
+        job.kill()
+    assert ended.code == 0, job.said()
+    each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
+    return {name: [rank[i] for rank in each] for i, name in enumerate(RUNS)}
+
+
+def _job(mpi: Mpi, folder: Path, plan: list[dict[str, Any]]) -> Job:
+    (folder / "plan.json").write_text(json.dumps(plan))
+    program = [sys.executable, str(PROGRAMS / "torn.py"), str(folder / "plan.json"), str(folder)]
+    return Job(ranks_command(mpi, 4, program), launcher.mpi_environment(mpi), folder)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", list(RUNS))
+def test_it_learns(found, name):
+    assert found[name][0]["summary"]["metrics"]["loss"] < 0.8  # 1.1 at the start
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", list(RUNS))
+def test_the_copy_that_rank_0_sees_is_the_one_that_the_worker_computed_on(found, name):
+    used = {push: norm for rank in found[name][1:] for push, norm in rank["copies"].items()}
+    copies = found[name][0]["copies"]
+    assert len(copies) == 400
+    assert copies == {push: used[push] for push in copies}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["server", "server, held", *LOCKED])
+def test_the_distance_logged_is_that_of_the_copy_from_the_model_without_the_push_itself(found, name):
+    logged, computed = np.array(found[name][0]["distances"]).T
+    np.testing.assert_allclose(logged, computed, rtol=1e-4, atol=2e-6)
+    assert computed.max() > 0.01
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["server", *LOCKED])
+def test_the_model_at_the_end_is_that_of_the_start_less_every_update_used(found, name):
+    gone, missing, rounding = found[name][0]["x"]
+    assert missing < rounding < 1e-3 * gone
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_worker_that_is_killed_while_it_holds_the_lock_ends_the_run_by_name(mpi, tmp_path):
+    job = _job(mpi, tmp_path, [{**LOCK, "train": {"samples": 100_000_000}, "dies": True}])
+    try:
+        ended = job.wait(60)
+    finally:
+        job.kill()
+    assert ended.code != 0
+    summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())
+    assert summary["exit"] == LOST
+    assert "ranks [2] died" in summary["error"] or "a worker died while it wrote the shared model" in summary["error"]

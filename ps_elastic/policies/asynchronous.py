@@ -22,7 +22,7 @@ class Asynchronous(Policy):
     Share: 1/p, so that p pushes move the model as one synchronous round does.
     """
 
-    pipelines = True
+    pipelines = adds = True
 
     def declared_bound(self, facts: Facts) -> Bound:
         missed = b_missed_steps(facts.tau, 1 / facts.fewest, facts.M)

@@ -36,6 +36,7 @@ class Policy(ABC):
     uses_reach: ClassVar[bool] = False  # reads `ledger.reach`: the server then measures what it needs at each Step
     lockstep: ClassVar[bool] = False  # no Step while any worker computes: they may read the server's model where it is
     pipelines: ClassVar[bool] = False  # its workers may run on with pushes unanswered (update.pipeline)
+    adds: ClassVar[bool] = False  # uses every push once, with 1/p: workers may add theirs to the model themselves
     view_of: ClassVar[str] = "srv"  # the x_t that discrepancy is measured against: server model, or "ideal"
 
     def workers_needed(self) -> int:

@@ -23,6 +23,7 @@ class DelayBounded(Policy):
     Share: n/p for a step of n pushes.
     """
 
+    adds = True
     bound: int = 4  # versions; 0 is synchronous, larger: staler, waits less
 
     def __post_init__(self) -> None:

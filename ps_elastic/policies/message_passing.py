@@ -25,7 +25,7 @@ class MessagePassing(Policy):
     Share: 1/p.
     """
 
-    pipelines = True
+    pipelines = adds = True
     delay: int = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger is staler and waits less
 
     def __post_init__(self) -> None:

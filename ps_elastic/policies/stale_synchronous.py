@@ -22,6 +22,7 @@ class StaleSynchronous(Policy):
     Share: 1/p.
     """
 
+    adds = True
     bound: int = 4  # steps; 0 is synchronous in pace, larger is staler and waits less
 
     def __post_init__(self) -> None:

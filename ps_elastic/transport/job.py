@@ -170,6 +170,8 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
         x = None if end.model is None else torch.from_numpy(end.model)
         copies = None
         if config.views == "torn" and links.windows is not None:
+            if config.writers == "workers" and config.writing == "lock":
+                links.windows.lock(patience_s).make()  # before any worker begins
             copies = {worker: torch.from_numpy(links.windows.copy(worker)) for worker in links.windows.workers}
         server, evaluator = make_server(
             config, parts, workers, record.tracker, log, background=True, x=x, copies=copies
@@ -233,6 +235,7 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     from ps_elastic.transport.mpi import WorkerEnd
     from ps_elastic.workbench import Memory
     from ps_elastic.worker import Worker
+    from ps_elastic.writers import Writer
 
     config, parts, _, _, directory = setting
     survive, layout, rank = config.survive, parts.layout, comm.Get_rank()
@@ -247,7 +250,13 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
             in_place=parts.in_place, links=links, pipeline=config.update.pipeline,
         )  # fmt: skip
         memory = Memory(torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]), end.reads_in_place)
-        worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank())
+        writer = None
+        if config.writers == "workers" and links.windows is not None:
+            lock = links.windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
+            writer = Writer(torch.from_numpy(links.windows.model()), layout.buckets, lock)
+        worker = make_worker(
+            config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), writer=writer
+        )  # fmt: skip
         return record, worker, end
 
     record, worker, end = agree(comm, make)

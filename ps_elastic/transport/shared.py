@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ps_elastic.transport.host import SHM, Host, Window
+from ps_elastic.transport.robust import LOCK_BYTES, RobustLock
 from ps_elastic.transport.slot import MPI
 from ps_elastic.wire import HEADER_BYTES
 
@@ -48,6 +49,11 @@ class Windows:
         """The server's model (d,), float32."""
         return self._window.of(0)[: self._model_bytes].view(np.float32)
 
+    def lock(self, patience_s: float) -> RobustLock:
+        """The lock of the model, where views are torn; see RobustLock for `patience_s`."""
+        start = _line_up(self._model_bytes)
+        return RobustLock(self._window.of(0)[start : start + LOCK_BYTES], patience_s)
+
     def frames(self, worker: int) -> list[np.ndarray]:
         """Where the frames of `worker` lie, uint8, one for each bucket."""
         memory = self._window.of(worker)
@@ -69,7 +75,7 @@ class Windows:
 def part_bytes(rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False) -> int:
     """The size of the part of `rank`."""
     if not rank:
-        return model_bytes
+        return _line_up(model_bytes) + LOCK_BYTES if torn else model_bytes
     end = _places(frames)[-1][1]
     return _line_up(end) + model_bytes if torn else end
 
