@@ -323,7 +323,7 @@ def test_the_resolved_file_states_every_key_in_the_order_of_the_contract() -> No
     keys = [line.partition(":")[0] for line in lines if not line.startswith((" ", "-"))]
     plugins = ["name", "task", "policy", "update", "compressor", "downlink"]
     sections = ["optimizer", "schedule", "train", "checkpoint", "survive", "faults", "simulation", "tracker"]
-    scalars = ["transport", "views", "buckets", "device", "threads", "server_threads", "seed"]
+    scalars = ["transport", "views", "writers", "writing", "buckets", "device", "threads", "server_threads", "seed"]
     assert keys == [*plugins, *sections, *scalars]
     assert "  pipeline: 0" in lines
 
