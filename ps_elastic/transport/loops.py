@@ -26,7 +26,7 @@ class Endpoint(Protocol):
         """The next message and its source, or None after `timeout` seconds."""
 
     def flush(self) -> None:
-        """Return when everything sent has left."""
+        """Return when the arrays of everything sent may change."""
 
     def idle(self) -> bool:
         """Whether everything sent has left."""

@@ -120,6 +120,7 @@ class _End:
     def close(self) -> None:
         """Take the posted receives back when everything sent has left."""
         self.flush()
+        _End.flush(self)
         self.free()
 
     def free(self) -> None:
@@ -151,7 +152,8 @@ class _End:
 
     def _send(self, outbox: Outbox, data: np.ndarray) -> None:
         outbox.start(data)
-        self._sending.add(outbox)
+        if not outbox.left():  # a short message leaves at once, and nobody need look after it again
+            self._sending.add(outbox)
 
     def _left(self, outbox: Outbox) -> None:
         """Return when what was last sent there has left, so that its memory may change."""
@@ -276,8 +278,10 @@ class ServerEnd(_End):
             self._read.setdefault(slot.source, []).append(slot)
 
     def flush(self) -> None:
-        """Return when everything sent has left, and workers are done with the models that they read here."""
-        super().flush()
+        """Return when models sent have left, and workers are done with those that they read here: x may change."""
+        for outbox in tuple(self._sending):
+            if outbox.memory is None:  # else it sends a copy
+                self._left(outbox)
         for worker, taken in self._taken.items():
             if taken[0] != self._given[worker]:
                 self._until(partial(self._is_done, worker), worker)

@@ -94,6 +94,8 @@ class Outbox:
 
     def left(self) -> bool:
         """Whether the last message has left, so that its memory may change."""
+        if len(self._requests) == 1:  # half the time of asking for a list
+            return bool(self._requests[0].Test())
         return bool(MPI.Request.Testall(self._requests))
 
     def free(self) -> None:
