@@ -162,8 +162,13 @@ class Calculator:
             gradient = self._terms.in_blocks(step.combine, self._parts_of)
         if gradient is None:
             gradient = self._whole()
-        keys = {view: view if view in self._reapplied else self._views.get(view, view) for view in views}
-        apart = {key: self._vector(view) for view, key in keys.items() if key != self.snapshots.version}
+        keys: list[PushId | ReplyId | int] = []  # views that are the same are measured once
+        apart: dict[PushId | ReplyId | int, Tensor] = {}
+        for view in views:
+            key = view if view in self._reapplied else self._views.get(view, view)
+            keys.append(key)
+            if key != self.snapshots.version and key not in apart:
+                apart[key] = self._vector(view)
         for term in step.terms:
             if term.stands_for is None:
                 self.end(term.push)  # its memory, read in this pass, may be where the model of before is kept
@@ -178,7 +183,7 @@ class Calculator:
                 self._responses[missing] = self._optimizer.respond(rate)
             moved = self._optimizer.step(gradient, rate, sweep)
         measured = dict(zip(apart, sweep.distances, strict=True))
-        self._distances = {view: measured.get(key, 0.0) for view, key in keys.items()}
+        self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}
         return moved
 
     def amend(self, missing: PushId) -> float:

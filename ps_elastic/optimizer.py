@@ -45,6 +45,11 @@ class _Block(NamedTuple):
     old: Tensor  # room for x of before, shared by all blocks
     state: tuple[list[Tensor], ...]  # x, and first and second moment where there are such, as the kernels want them
 
+    def of(self, vector: Tensor) -> Tensor:
+        """The same part of `vector` (d,)."""
+        whole = self.stop - self.start == vector.numel()
+        return vector if whole else vector[self.start : self.stop]  # a slice takes as long as a small copy
+
 
 class Sweep:
     """What a pass over the model does besides changing it, while a block is in cache.
@@ -118,8 +123,8 @@ class FlatOptimizer:
         quotients = self.cut(vector) if isinstance(vector, Tensor) else vector
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
             for i, view in enumerate(views):
-                squares[i] += square(block.x, view[block.start : block.stop])
-            old = block.old if kept is None else kept[block.start : block.stop]
+                squares[i] += square(block.x, block.of(view))
+            old = block.old if kept is None else block.of(kept)
             old.copy_(block.x)
             change(block, part, divisor)
             moved += square(block.x, old)
@@ -127,7 +132,7 @@ class FlatOptimizer:
 
     def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:
         """`vector` (d,), to be divided, as a step takes it."""
-        return ((vector[block.start : block.stop], divisor) for block in self._blocks)
+        return ((block.of(vector), divisor) for block in self._blocks)
 
     def _step_block(self, block: _Block, g: Tensor, divisor: float, rate: float) -> None:
         s = self._settings

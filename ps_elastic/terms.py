@@ -51,7 +51,8 @@ class Terms:
         if len(self._buckets) == 1 and len(parts := parts_of(0, self._buckets[0])) == 1:
             vector = combiners[0].alone(self._compressors[0], parts[0], self._buckets[0].numel)
             if vector is not None:
-                return zip(vector.split(self._lengths), repeat(1.0))  # as many as there are blocks
+                blocks = [vector] if len(self._lengths) == 1 else vector.split(self._lengths)
+                return zip(blocks, repeat(1.0))  # as many as there are blocks
         if not (combiners[0].elementwise and self._can_cut):
             return None
         return self._blocks(combiners, [parts_of(i, bucket) for i, bucket in enumerate(self._buckets)])
@@ -64,7 +65,7 @@ class Terms:
             for of_bucket, compressor, stops in zip(parts, self._compressors, self._stops, strict=True)
         ]
         for pieces, numel in zip(self._pieces, self._lengths, strict=True):
-            room = self._room[:numel]
+            room = self._room if numel == self._room.numel() else self._room[:numel]
             if len(pieces) == 1:
                 i, k, _ = pieces[0]
                 yield combiners[i].quotient(self._compressors[i], cut[i][k], room)
