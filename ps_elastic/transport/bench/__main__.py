@@ -16,7 +16,7 @@ from typing import Any
 
 from ps_elastic.threads import set_threads
 from ps_elastic.transport.agree import JobFailed, ending_all, meet
-from ps_elastic.transport.bench import bare, rivals, runs
+from ps_elastic.transport.bench import bare, lockfree, rivals, runs
 from ps_elastic.transport.slot import MPI
 
 PHASES: Mapping[str, Callable[..., Any]] = {
@@ -27,6 +27,8 @@ PHASES: Mapping[str, Callable[..., Any]] = {
     "echo": bare.echo,
     "exchange": bare.exchange,
     "ping_pong": bare.ping_pong,
+    "hogwild": lockfree.hogwild,
+    "lost": lockfree.lost,
     "local": rivals.local,
     "ddp": rivals.ddp,
     "allreduce": rivals.allreduce,

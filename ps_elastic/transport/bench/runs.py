@@ -21,7 +21,7 @@ from ps_elastic.transport.agree import meet
 from ps_elastic.transport.slot import MPI
 from ps_elastic.worker import Worker
 
-_KEPT = ("pushes", "wall_s", "held_max", "snapshots_max")  # of the summary
+_KEPT = ("pushes", "wall_s", "held_max", "snapshots_max", "time_to_target_s")  # of the summary
 _PARTS = ("t_s", "compute_s", "encode_s", "send_s", "wait_s")  # of a worker's line for a reply
 
 
