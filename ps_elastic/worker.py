@@ -88,7 +88,8 @@ class Worker:
         self._rate, self._writer = 0.0, writer
         self._written: list[Payload] = []  # the last push, by a writer
         # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
-        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
+        # Who writes the model itself would pass over it as often again as the server does that measures its views.
+        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline and writer is None
         plains = [plain(compressor) for compressor in compressors]
         self._lookout = Lookout(self.x, layout.buckets, plains) if keeps_view else None
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped

@@ -55,9 +55,13 @@ def test_a_witness_measures_a_step_that_is_in_the_model_already():
     before, sweep = x.clone(), Sweep(views)
     x -= RATE * g
     after = x.clone()
-    moved = Witness(Optimizer(lr=1.0), layout, x).step(g, RATE, sweep)
+    witness, size = Witness(Optimizer(lr=1.0), layout, x), float(np.linalg.norm(g.double()))
+    moved = witness.step(g, RATE, sweep)
     assert torch.equal(x, after)
-    assert moved == pytest.approx(RATE * float(np.linalg.norm(g.double())), rel=1e-5)
+    assert moved == pytest.approx(RATE * size, rel=1e-5)
+    witness.known = size
+    assert witness.step(g, RATE, again := Sweep(views)) == witness.step(g, RATE) == RATE * size
+    assert again.distances == sweep.distances
     expected = [float(np.linalg.norm((before - view).double())) for view in views]
     assert sweep.distances == pytest.approx(expected, rel=1e-4)
 
