@@ -31,7 +31,9 @@ def run(
     """
     made = _task(task)
     model = made.model(0).train().share_memory()
-    done, times = torch.zeros(workers, dtype=torch.int64).share_memory_(), torch.zeros(workers, steps).share_memory_()
+    done, times = torch.zeros(workers, dtype=torch.int64), torch.zeros(workers, steps)
+    for shared in (done, times):
+        shared.share_memory_()  # type: ignore[no-untyped-call]
     spawn = multiprocessing.get_context("spawn")
     start = spawn.Barrier(workers + 1)
     arguments = [(worker, task, model, rate, done, times, start) for worker in range(1, workers + 1)]
@@ -75,7 +77,7 @@ def _work(
         if done[mine] < 0:
             break
         began = time.perf_counter()
-        made.loss(model, next(batches)).backward()
+        made.loss(model, next(batches)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         times[mine, i] = time.perf_counter() - began
