@@ -24,8 +24,8 @@ Mutant = tuple[str, str, str]  # module, what is there, what stands there instea
 BEHAVIOUR: list[Mutant] = [
     ("ledger", "        if step <= seat.seen:\n            return", "        if step < seat.seen:\n            return"),
     ("ledger", "        self.waiting[worker] = None\n        if self.own_views", "        if self.own_views"),
-    ("ledger", "        self._advance(seat)\n", "        pass\n"),
-    ("ledger", "self._own[push.id] = view.own_push", "pass"),
+    ("ledger", "            self._ref(push.id)\n        self._advance(seat)\n", "            self._ref(push.id)\n"),
+    ("ledger", "self._own[push.id] = (view.own_push,)", "pass"),
     ("ledger", 'if worker in self.waiting:\n            return "waiting"', "if False:\n            return None"),
     ("ledger", "if step <= seat.seen:  # less", "if step < seat.seen:  # less"),
     ("ledger", "if seat.assigned > seat.seen:  # else", "if True:  # else"),
