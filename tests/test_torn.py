@@ -139,7 +139,7 @@ def test_it_learns(found, name):
 def test_the_copy_that_rank_0_sees_is_the_one_that_the_worker_computed_on(found, name):
     used = {push: norm for rank in found[name][1:] for push, norm in rank["copies"].items()}
     copies = found[name][0]["copies"]
-    assert len(copies) == 400
+    assert len(copies) == found[name][0]["summary"]["used"] >= 400  # the last step may have used several
     assert copies == {push: used[push] for push in copies}
 
 
