@@ -30,9 +30,7 @@ class Policy(ABC):
     units: ClassVar[tuple[str, ...]] = ("gradient", "update")  # of pushes that its Steps make sense for
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")  # that it is exact, or bounded, with
     needs_views: ClassVar[bool] = False  # asks for distances or for x - v: the server must keep every view in use
-    bounds_views: ClassVar[bool] = (
-        False  # promises a bound on ||x - v|| from what it knows of views when they are given
-    )
+    bounds_views: ClassVar[bool] = False  # promises a bound on ||x - v|| from views as they are given
     uses_reach: ClassVar[bool] = False  # reads `ledger.reach`: the server then measures what it needs at each Step
     lockstep: ClassVar[bool] = False  # no Step while any worker computes: they may read the server's model where it is
     pipelines: ClassVar[bool] = False  # its workers may run on with pushes unanswered (update.pipeline)
