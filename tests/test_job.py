@@ -56,7 +56,7 @@ def test_the_word_of_the_launcher_says_who_asked_to_stop(tmp_path):
 def test_threads_can_be_set_before_torch_is_imported(mpi):
     code = (
         "import mpi4py; mpi4py.rc.initialize = False\n"
-        "import sys, ps_elastic.transport.job, ps_elastic.transport.mpi\n"
+        "import sys, ps_elastic.transport.job, ps_elastic.transport.server_end\n"
         "sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).parent.parent

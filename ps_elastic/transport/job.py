@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ps_elastic.evaluate import Evaluator
     from ps_elastic.server import Server
     from ps_elastic.transport.links import Links
-    from ps_elastic.transport.mpi import WorkerEnd
+    from ps_elastic.transport.worker_end import WorkerEnd
 
 _ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
 _LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
@@ -72,7 +72,7 @@ def run_rank(
 
 def _world() -> MPI.Comm:
     try:
-        from ps_elastic.transport.mpi import MPI
+        from ps_elastic.transport.slot import MPI
     except (ImportError, RuntimeError) as error:
         why = " ".join(str(error).split())
         raise PlatformError(f"no MPI library could be loaded ({why}); `{INSTALL}` installs one") from None
@@ -148,7 +148,8 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
     from ps_elastic.record import Record
     from ps_elastic.training import failed, finish
     from ps_elastic.transport.loops import serve
-    from ps_elastic.transport.mpi import MPI, ServerEnd
+    from ps_elastic.transport.server_end import ServerEnd
+    from ps_elastic.transport.slot import MPI
 
     config, parts, threads, buckets, directory = setting
     survive, layout, workers = config.survive, parts.layout, comm.Get_size() - 1
@@ -232,7 +233,7 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     from ps_elastic.assemble import make_worker
     from ps_elastic.record import Record
     from ps_elastic.transport.loops import work
-    from ps_elastic.transport.mpi import WorkerEnd
+    from ps_elastic.transport.worker_end import WorkerEnd
     from ps_elastic.workbench import Memory
     from ps_elastic.worker import Worker
     from ps_elastic.writers import Writer

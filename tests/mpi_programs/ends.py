@@ -18,10 +18,12 @@ import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled, WireError
 from ps_elastic.messages import Ask, Farewell, PushMessage, Reply
-from ps_elastic.transport import mpi, slot
+from ps_elastic.transport import end as common
+from ps_elastic.transport import slot
 from ps_elastic.transport.host import find_host
 from ps_elastic.transport.links import Links, join
-from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
+from ps_elastic.transport.server_end import ServerEnd
+from ps_elastic.transport.worker_end import WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
 
 WORLD = slot.MPI.COMM_WORLD
@@ -172,7 +174,7 @@ def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
             else:
                 raise AssertionError("nothing was refused")
         else:
-            WORLD.Send([junk, slot.MPI.BYTE], 0, mpi._PUSH)
+            WORLD.Send([junk, slot.MPI.BYTE], 0, common.PUSH)
         end.close()
 
 
@@ -232,7 +234,7 @@ def ranks_of_one_host_find_each_other_and_count_their_cores() -> None:
 def who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost() -> None:
     if mode == "polling":
         return
-    usual, mpi._RUNG_S = mpi._RUNG_S, (15.0, 15.0)  # so long that nothing but a bell ends a sleep in time
+    usual, common._RUNG_S = common._RUNG_S, (15.0, 15.0)  # so long that nothing but a bell ends a sleep in time
     try:
         for floats in (64, 20_000):  # the model behind the header, and apart
             end = ends(floats)
@@ -244,7 +246,7 @@ def who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost() -> None:
             end.close()
             WORLD.Barrier()
     finally:
-        mpi._RUNG_S = usual
+        common._RUNG_S = usual
 
 
 def one_who_is_slow_is_looked_after() -> None:

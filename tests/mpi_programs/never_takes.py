@@ -9,8 +9,9 @@ import numpy as np
 from ps_elastic.errors import Stalled
 from ps_elastic.messages import Reply
 from ps_elastic.transport.links import join
-from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
+from ps_elastic.transport.server_end import ServerEnd
 from ps_elastic.transport.slot import MPI
+from ps_elastic.transport.worker_end import WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
 
 FLOATS = 20_000

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ps_elastic.messages import PushMessage, Reply
-from ps_elastic.transport.mpi import ServerEnd, WorkerEnd
+from ps_elastic.transport.server_end import ServerEnd
 from ps_elastic.transport.slot import MPI
+from ps_elastic.transport.worker_end import WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
 
 FLOATS = 550_000_000

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ps_elastic.cli import main
-from ps_elastic.transport import host, mpi, shared, slot
+from ps_elastic.transport import end, host, shared, slot
 
 
 class Both(io.StringIO):
@@ -36,11 +36,11 @@ def run(argv: list[str]) -> tuple[int, str, str]:
 
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = slot.MPI.COMM_WORLD.Get_rank()
-usual = slot.CHUNK_BYTES, mpi.INLINE_BYTES, shared.free_bytes
+usual = slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes
 done = []
 for entry in plan:
     slot.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
-    mpi.INLINE_BYTES = entry.get("inline_bytes", usual[1])
+    end.INLINE_BYTES = entry.get("inline_bytes", usual[1])
     host.APART = entry.get("apart", "")
     shared.free_bytes = (lambda room: lambda: room)(entry["room"]) if "room" in entry else usual[2]
     argv = entry["argv"]

@@ -16,7 +16,7 @@ import torch
 
 from ps_elastic import assemble, training
 from ps_elastic.messages import Message, PushMessage, Reply
-from ps_elastic.transport import mpi
+from ps_elastic.transport import server_end
 from ps_elastic.transport.agree import meet
 from ps_elastic.transport.slot import MPI
 from ps_elastic.worker import Worker
@@ -32,10 +32,10 @@ def train(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict
     look the server sleeps `pause_s`, counted in neither, so that the messages are there when it looks.
     """
     looks: list[tuple[float, float]] = []
-    with standing_in(mpi, "ServerEnd", partial(Watched, looks=looks, pause_s=pause_s)):
+    with standing_in(server_end, "ServerEnd", partial(Watched, looks=looks, pause_s=pause_s)):
         found = _train(world, config)
     if world.Get_rank() == 0:
-        assert looks, "the server of a run takes its messages from elsewhere than mpi.ServerEnd"
+        assert looks, "the server of a run takes its messages from elsewhere than server_end.ServerEnd"
         found["looks"] = looks
     return found
 
@@ -99,7 +99,7 @@ class Sender(Worker):
         self._trips.append(send_s + wait_s)
 
 
-class Watched(mpi.ServerEnd):
+class Watched(server_end.ServerEnd):
     """The server's end, which notes the time and the CPU time used at each look that found a message."""
 
     def __init__(self, *args: Any, looks: list[tuple[float, float]], pause_s: float, **kwargs: Any) -> None:

@@ -1,0 +1,148 @@
+"""A worker's end of the transport; how messages travel: end.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ps_elastic.errors import WireError
+from ps_elastic.memory import aligned
+from ps_elastic.messages import Ask, Message, PushMessage
+from ps_elastic.transport.end import (
+    CONTROL,
+    MODEL,
+    PUSH,
+    REPLY,
+    TAGS,
+    TEXT_BYTES,
+    End,
+    is_inline,
+    most_reply_bytes,
+    refuse_untaggable,
+)
+from ps_elastic.transport.links import Links
+from ps_elastic.transport.slot import MPI, Slot
+from ps_elastic.wire import HEADER_BYTES, Place, pack, size_of, unpack
+
+
+class WorkerEnd(End):
+    """A worker's end. memory: the model (d,) and the gradient (d,), float32, that lie in the transport's buffers.
+
+    in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
+    leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
+    reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
+    server's own too, and the worker copies it into its own, which the server sees.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        layout: bytes,
+        frames: Sequence[int],
+        model_bytes: int,
+        spins: int,
+        patience_s: float,
+        *,
+        in_place: bool,
+        links: Links | None = None,
+        pipeline: int = 0,
+    ) -> None:
+        super().__init__(comm, layout, spins, patience_s, links, (0,))
+        refuse_untaggable(comm, frames, model_bytes)
+        windows = links.windows if links else None
+        self._windows = windows if windows and self.rank in windows.workers else None
+        self.reads_in_place = self._windows is not None and self._windows.in_place
+        if self._windows is not None:
+            self._frames, self._count = [self._windows.frames(self.rank)], self._windows.taken(self.rank)
+        else:
+            self._frames = [[aligned(nbytes, HEADER_BYTES) for nbytes in frames] for _ in range(pipeline + 1)]
+        self._pushes = [
+            [self._outbox(0, PUSH + i * TAGS, frame) for i, frame in enumerate(turn)] for turn in self._frames
+        ]
+        self._control = self._asks = self._outbox(0, CONTROL, aligned(HEADER_BYTES + TEXT_BYTES))
+        if pipeline:
+            self._asks = self._outbox(0, PUSH, aligned(HEADER_BYTES))  # behind its pushes: some may not be there yet
+        self._head = self._add(Slot(comm, 0, REPLY, aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES)))
+        self._body: Slot | None = None
+        torn = self._windows is not None and self._windows.torn
+        if self._windows is not None and (self.reads_in_place or torn):
+            self._model = self._windows.model()
+        else:
+            received = aligned(model_bytes)
+            self._model = received.view(np.float32)
+            if not is_inline(model_bytes):
+                self._body = self._add(Slot(comm, 0, MODEL, received))
+        in_place = in_place and not pipeline
+        gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
+        model = aligned(model_bytes).view(np.float32) if pipeline else self._model
+        if self._windows is not None and torn:
+            model = self._windows.copy(self.rank)
+        self.memory = model, gradient.view(np.float32)
+        self._seen = 0  # models of the server's that were given to us in shared memory
+        self._taken = True
+        self._post()
+
+    def send(self, dest: int, message: Message) -> None:
+        if not (isinstance(message, PushMessage) and message.bucket):  # else the model may still be computed on
+            self._post()
+        if isinstance(message, PushMessage):
+            outbox = self._pushes[message.step % len(self._pushes)][message.bucket]
+        else:
+            outbox = self._asks if isinstance(message, Ask) else self._control
+        self._left(outbox)
+        assert outbox.memory is not None
+        data = pack(message, self._layout, outbox.memory).head
+        if self._windows is not None and isinstance(message, PushMessage):
+            self._windows.sync()
+            data = data[:HEADER_BYTES]  # the rest is where the server reads it
+        self._send(outbox, data)
+        if self._bells is not None:
+            self._bells.ring(dest)
+
+    def recv(self, timeout: float) -> tuple[int, Message] | None:
+        self._post()
+        return super().recv(timeout)
+
+    def flush(self) -> None:
+        self._post()
+        super().flush()
+
+    def _post(self) -> None:
+        """Be ready for the next reply. Its predecessor was read before the worker sends or receives anything more."""
+        if self._taken:
+            self._taken = False
+            self._head.start()
+            if self._body:
+                self._body.start()
+            if self.reads_in_place:
+                self._done()
+
+    def _done(self) -> None:
+        """Let the server change the models that we were given in shared memory."""
+        if self._windows is not None:
+            self._windows.sync()
+            self._count[0] = self._seen
+        if self._bells is not None:
+            self._bells.ring(0)
+
+    def _look(self, slot: Slot) -> None:
+        if not self._head.has_first():
+            return
+        head, body, source = self._head.memory, self._body, self._head.name
+        nbytes, place = size_of(head, self._layout, source)
+        if nbytes > head.size or (place == Place.APART and body is None):
+            raise WireError(f"{source}: {nbytes} bytes, expected at most {head.size}")
+        if place == Place.SHARED and self._windows is None:
+            raise WireError(f"{source}: a model in shared memory, expected one in messages")
+        if not self._head.complete(nbytes) or (place == Place.APART and body and not body.complete(body.memory.size)):
+            return
+        if place == Place.SHARED and self._windows:
+            self._windows.sync()
+            self._seen += 1
+            if not (self.reads_in_place or self._windows.torn):
+                self._model[:] = self._windows.model()
+                self._done()
+        model = None if place == Place.INLINE else self._model
+        self._ready.append((0, unpack(head, self._layout, source, model)))
+        self._taken = True
