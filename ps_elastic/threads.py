@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 from ps_elastic.environment import crowding, local_size, spare_threads, thread_variables, usable_cores
 
@@ -23,6 +25,23 @@ def set_server_threads(setting: int | str, threads: int) -> str:
     ranks, cores = local_size(), usable_cores()
     spare = spare_threads(ranks, cores, threads)
     return f"{_set(spare, ranks, cores, (ranks - 1) * threads + spare)}, {spare} threads for the server"
+
+
+@contextlib.contextmanager
+def giving_way(needed: bool) -> Iterator[None]:
+    """Inside, this thread waits for its turn when it wakes: for a worker, where ranks outnumber cores.
+
+    A worker that is woken would else push the server off its core in the midst of a round of replies, and the others
+    would not begin until that worker is done. A batch task (sched(7)) pushes nobody off.
+    """
+    if not (needed and hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER):
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _set(threads: int, ranks: int, cores: int, together: int) -> str:

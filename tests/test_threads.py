@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import os
+
 import pytest
 import torch
 
@@ -36,3 +38,15 @@ def test_the_server_takes_what_the_workers_leave(host: None) -> None:
     assert torch.get_num_threads() == 5
     threads.set_server_threads(3, 1)
     assert torch.get_num_threads() == 3
+
+
+def test_a_worker_gives_way_only_inside_and_only_where_it_must() -> None:
+    before = os.sched_getscheduler(0)
+    with threads.giving_way(needed=True):
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        with threads.giving_way(needed=True):
+            assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == before == os.SCHED_OTHER
+    with threads.giving_way(needed=False):
+        assert os.sched_getscheduler(0) == before

@@ -232,6 +232,7 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
 def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     from ps_elastic.assemble import make_worker
     from ps_elastic.record import Record
+    from ps_elastic.threads import giving_way
     from ps_elastic.transport.loops import work
     from ps_elastic.transport.worker_end import WorkerEnd
     from ps_elastic.workbench import Memory
@@ -264,10 +265,11 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     processes_here(comm)
     started = time.perf_counter()
     try:
-        work(
-            worker, end, lambda: time.perf_counter() - started,
-            ask_again_s=survive.ask_again_s, deadline_s=patience_s,
-        )  # fmt: skip
+        with giving_way(links.crowded):
+            work(
+                worker, end, lambda: time.perf_counter() - started,
+                ask_again_s=survive.ask_again_s, deadline_s=patience_s,
+            )  # fmt: skip
         end.close()
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be what failed; the error itself is told below

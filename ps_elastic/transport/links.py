@@ -19,12 +19,15 @@ _SPINS_ALONE, _SPINS_CROWDED = 1000, 10  # probes before a waiting rank sleeps: 
 
 @dataclass
 class Links:
-    """What joins this rank to the others. spins: probes of a waiting rank before it sleeps.
+    """What joins this rank to the others. crowded: its host has fewer cores than its ranks have threads.
+
+    spins: probes of a waiting rank before it sleeps.
 
     transports: worker -> shared or messages. note: what the user should know of the choice, or "".
     """
 
     host: Host
+    crowded: bool
     spins: int
     bells: Bells | None
     windows: Windows | None
@@ -88,8 +91,9 @@ def join(
     shared = np.array([windows is not None], np.uint8)
     comm.Bcast(shared, 0)
     transports = {worker: "shared" if shared[0] and beside[worker] else "messages" for worker in range(1, size)}
-    spins = _SPINS_CROWDED if host.crowded(threads) else _SPINS_ALONE
-    return Links(host, spins, make_bells(host, rank), windows, transports, note)
+    crowded = host.crowded(threads)
+    spins = _SPINS_CROWDED if crowded else _SPINS_ALONE
+    return Links(host, crowded, spins, make_bells(host, rank), windows, transports, note)
 
 
 def _refuse(apart: list[int], torn: bool) -> None:

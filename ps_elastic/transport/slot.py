@@ -76,11 +76,13 @@ class Outbox:
 
     def __init__(self, comm: MPI.Comm, dest: int, tag: int, memory: np.ndarray | None = None) -> None:
         self.dest, self.memory = dest, memory
+        self.flying = False  # what was started may not have left
         self._comm, self._tag, self._nbytes = comm, tag, -1
         self._requests: list[MPI.Request] = []
 
     def start(self, data: np.ndarray) -> None:
         """Begin to send `data` (uint8). What was sent before must have left."""
+        self.flying = True
         if self.memory is None:
             parts = enumerate(chunks(data))
             self._requests = [self._comm.Isend([part, MPI.BYTE], self.dest, self._tag + i) for i, part in parts]
@@ -94,9 +96,12 @@ class Outbox:
 
     def left(self) -> bool:
         """Whether the last message has left, so that its memory may change."""
-        if len(self._requests) == 1:  # half the time of asking for a list
-            return bool(self._requests[0].Test())
-        return bool(MPI.Request.Testall(self._requests))
+        if self.flying:
+            if len(self._requests) == 1:  # half the time of asking for a list
+                self.flying = not self._requests[0].Test()
+            else:
+                self.flying = not MPI.Request.Testall(self._requests)
+        return not self.flying
 
     def free(self) -> None:
         if self.memory is not None:
