@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 def test_phases_take_turns_and_each_rank_tells_what_it_found(mpi: Mpi) -> None:
     ping = {"do": "ping_pong", "nbytes": 64, "rounds": 5}
     config = jobs.wide(100, workers=1, pushes=20)
-    found = jobs.run_phases(2, [("bare", ping), ("ours", {"do": "train", "config": config}), ("bare", ping)])
+    found = jobs.run_phases(
+        2, [("bare", ping), ("ours", {"do": "train", "config": config, "watched": True}), ("bare", ping)]
+    )
     assert [[len(times) for times in turn] for turn in found["bare"]] == [[0, 5], [0, 5]]
     [[server, worker]] = found["ours"]
     assert server["summary"]["pushes"] == 20

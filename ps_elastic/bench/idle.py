@@ -41,7 +41,7 @@ class Idle(Benchmark):
         policies = ("asynchronous", "synchronous")
         config = wide(self.parameters, self.workers, self.pushes, compute_s=self.away_s)
         nbytes = HEADER_BYTES + 4 * self.parameters
-        turn = [(name, {"do": "train", "config": {**config, "policy": name}}) for name in policies]
+        turn = [(name, {"do": "train", "watched": True, "config": {**config, "policy": name}}) for name in policies]
         blocking = {"do": "blocking_server", "nbytes": nbytes, "messages": self.pushes, "away_s": self.away_s}
         found = run_phases(self.workers + 1, [("blocking", blocking), *turn] * self.repeats, **variables)
         baseline = 100 * median(turn[0] for turn in found["blocking"])

@@ -42,10 +42,8 @@ class Scale(Benchmark):
             for ranks in self.ranks:
                 workers = ranks - 1
                 config = wide(self.parameters, workers, self.pushes // workers)
-                turn = [
-                    (name, {"do": "send", "config": {**config, "policy": name}, "pause_s": self.pause_s})
-                    for name in policies
-                ]
+                watching = {"watched": True, "pause_s": self.pause_s}
+                turn = [(name, {"do": "send", "config": {**config, "policy": name}, **watching}) for name in policies]
                 found = run_phases(ranks, turn * self.repeats)
                 for name in policies:
                     costs.setdefault((name, ranks), []).extend(_us_a_push(turn[0], workers) for turn in found[name])

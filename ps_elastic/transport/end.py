@@ -27,6 +27,7 @@ TEXT_BYTES = 1 << 16  # longest farewell
 CONTROL, REPLY, MODEL, PUSH = 1, 2, 1000, 10_000
 TAGS = 1000  # per bucket: most chunks of a frame
 _EAGER_BYTES = 4000  # what MPI takes over when it is started, beside its own header
+_DUE = 3  # for what was rung for: Testsome tells of an arrival only when it is called again
 _POLLED_S = 50e-6, 2e-3  # shortest and longest sleep where a message comes without a ring
 _LOOK_S = 0.1  # between two calls of `look`
 _RUNG_S = 25e-3, 100e-3  # and where it rings: only a wake that was lost would be late by that
@@ -55,13 +56,14 @@ class End:
         self._places: list[tuple[Slot, int]] = []
         self._ready: deque[tuple[int, Message]] = deque()
         self._sending: set[Outbox] = set()  # what may not leave unless it is looked after
+        self._due = 0  # times that MPI is to be asked for what was rung for
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
         """The next message and its source, or None after `timeout` seconds: spin first, then sleep."""
         if not self._ready:
             self._probe()
         if not self._ready and not timeout:
-            self._probe()  # Testsome tells of an arrival only when it is called again
+            self._probe()
         started = 0.0
         while not self._ready:
             self._probes += 1
@@ -92,7 +94,8 @@ class End:
             if not idle:
                 self._nudge()
             self._bells.sleep(sleep, self._arrived)
-        self._probe()  # Testsome tells of an arrival only when it is called again
+        self._due = _DUE
+        self._probe()
 
     def _arrived(self) -> bool:
         self._probe()
@@ -135,10 +138,24 @@ class End:
         return slot
 
     def _probe(self) -> None:
+        """Take in what has come, if MPI tells of it; where all ring, it is asked only when somebody did."""
+        if self._all_ring and not self._sending:
+            assert self._bells is not None
+            if self._bells.rung():
+                self._due = _DUE
+            elif not self._due:
+                return
+            self._due -= 1
         for index in MPI.Request.Testsome(self._requests) or ():
+            self._due = 0
             slot, chunk = self._places[index]
             slot.arrived(chunk)
             self._look(slot)
+
+    def _ring(self, dest: int, nbytes: int) -> None:
+        """Tell `dest`, if it is on this host, that so much was sent to it in a piece."""
+        if self._bells is not None:
+            self._bells.ring(dest, long=nbytes > _EAGER_BYTES)
 
     def _look(self, slot: Slot) -> None:
         raise NotImplementedError

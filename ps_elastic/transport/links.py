@@ -14,7 +14,8 @@ from ps_elastic.transport.host import Host, find_host
 from ps_elastic.transport.shared import Windows, make_windows
 from ps_elastic.transport.slot import MPI
 
-_SPINS_ALONE, _SPINS_CROWDED = 1000, 10  # probes before a waiting rank sleeps: with a core for each thread, and without
+# Probes before a waiting rank sleeps, with a core for each thread and without: of a word in memory, and of MPI.
+_SPINS_RUNG, _SPINS_POLLED = (4000, 30), (1000, 10)
 
 
 @dataclass
@@ -92,8 +93,9 @@ def join(
     comm.Bcast(shared, 0)
     transports = {worker: "shared" if shared[0] and beside[worker] else "messages" for worker in range(1, size)}
     crowded = host.crowded(threads)
-    spins = _SPINS_CROWDED if crowded else _SPINS_ALONE
-    return Links(host, crowded, spins, make_bells(host, rank), windows, transports, note)
+    bells = make_bells(host, rank)
+    spins = (_SPINS_RUNG if bells else _SPINS_POLLED)[crowded]
+    return Links(host, crowded, spins, bells, windows, transports, note)
 
 
 def _refuse(apart: list[int], torn: bool) -> None:

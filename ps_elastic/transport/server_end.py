@@ -103,8 +103,7 @@ class ServerEnd(End):
         self._send(head, packed.head)
         if packed.apart is not None:
             self._send(body, packed.apart.view(np.uint8))
-        if self._bells is not None:
-            self._bells.ring(dest)
+        self._ring(dest, packed.head.size if packed.apart is None else packed.apart.nbytes)
 
     def _look(self, slot: Slot) -> None:
         if not slot.has_first():

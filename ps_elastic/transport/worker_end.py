@@ -97,8 +97,7 @@ class WorkerEnd(End):
             self._windows.sync()
             data = data[:HEADER_BYTES]  # the rest is where the server reads it
         self._send(outbox, data)
-        if self._bells is not None:
-            self._bells.ring(dest)
+        self._ring(dest, data.size)
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
         self._post()
@@ -124,7 +123,7 @@ class WorkerEnd(End):
             self._windows.sync()
             self._count[0] = self._seen
         if self._bells is not None:
-            self._bells.ring(0)
+            self._bells.wake(0)
 
     def _look(self, slot: Slot) -> None:
         if not self._head.has_first():

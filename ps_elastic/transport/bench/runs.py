@@ -25,12 +25,15 @@ _KEPT = ("pushes", "wall_s", "held_max", "snapshots_max", "time_to_target_s")  #
 _PARTS = ("t_s", "compute_s", "encode_s", "send_s", "wait_s")  # of a worker's line for a reply
 
 
-def train(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict[str, Any]:
-    """Train; return {summary, looks} on rank 0, {replies: {t_s, compute_s, ...: a list}} on workers.
+def train(world: MPI.Comm, config: dict[str, Any], *, watched: bool = False, pause_s: float = 0.0) -> dict[str, Any]:
+    """Train; return {summary} on rank 0, {replies: {t_s, compute_s, ...: a list}} on workers.
 
-    looks: (time, CPU time of the process) in seconds at the server's look for each message that it got. Before each
-    look the server sleeps `pause_s`, counted in neither, so that the messages are there when it looks.
+    watched: rank 0 has `looks` too: (time, CPU time of the process) in seconds at the server's look for each message
+    that it got; noting them takes part of what a small push costs. Before each look the server sleeps `pause_s`,
+    counted in neither, so that the messages are there when it looks.
     """
+    if not watched:
+        return _train(world, config)
     looks: list[tuple[float, float]] = []
     with standing_in(server_end, "ServerEnd", partial(Watched, looks=looks, pause_s=pause_s)):
         found = _train(world, config)
@@ -40,14 +43,14 @@ def train(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict
     return found
 
 
-def send(world: MPI.Comm, config: dict[str, Any], pause_s: float = 0.0) -> dict[str, Any]:
+def send(world: MPI.Comm, config: dict[str, Any], **watching: Any) -> dict[str, Any]:
     """As `train`, with workers that compute nothing, so that only server and transport limit the pushes a second.
 
     On workers {trips}: seconds of each round trip.
     """
     trips: list[float] = []
     with standing_in(assemble, "Worker", partial(Sender, trips=trips)):
-        found = train(world, config, pause_s)
+        found = train(world, config, **watching)
     return found if world.Get_rank() == 0 else {"trips": trips}
 
 
