@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,9 @@ class Lookout:
 
     def __init__(self, x: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
         self._x, self._view, self._buckets, self._compressors = x, torch.empty_like(x), buckets, compressors
-        self._blocks = list(zip(x.split(_BLOCK), self._view.split(_BLOCK), strict=True))
         self._difference = Difference(min(x.numel(), _BLOCK)) if x.device.type == "cpu" else None
+        pairs = zip(x.split(_BLOCK), self._view.split(_BLOCK), strict=True) if self._difference else ()
+        self._blocks = [(part.numpy(), view.numpy()) for part, view in pairs]
         self._parts = [self._view[bucket.start : bucket.stop] for bucket in buckets]
         self._payloads: Sequence[Payload] = ()  # of the push that is not answered yet
         self._nothing = (0.0,) * len(buckets)
@@ -73,5 +75,5 @@ class Lookout:
         total = 0.0
         for x, view in self._blocks:
             total += self._difference.square(view, x)
-            view.copy_(x)
+            np.copyto(view, x)
         return math.sqrt(total)

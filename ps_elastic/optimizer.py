@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,8 @@ class _Block(NamedTuple):
     stop: int
     decayed: bool
     x: Tensor
-    old: Tensor  # room for x of before, shared by all blocks
+    array: np.ndarray  # the same
+    old: np.ndarray  # room for x of before, shared by all blocks
     state: tuple[list[Tensor], ...]  # x, and first and second moment where there are such, as the kernels want them
 
     def of(self, vector: Tensor) -> Tensor:
@@ -88,8 +90,9 @@ class FlatOptimizer:
         self._second = torch.zeros_like(x) if settings.name != "sgd" else None
         self._kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
         state = [x, self._first] if self._second is None else [x, self._first, self._second]
+        array, room = x.numpy(), self.difference.room
         self._blocks = [
-            _Block(i, j, decayed, x[i:j], self.difference.room[: j - i], tuple([moment[i:j]] for moment in state))
+            _Block(i, j, decayed, x[i:j], array[i:j], room[: j - i], tuple([moment[i:j]] for moment in state))
             for i, j, decayed in self._runs
         ]
 
@@ -119,15 +122,16 @@ class FlatOptimizer:
     ) -> float:
         """Change x block by block, all that is to be done with a block at once; return ||x_new - x_old||."""
         sweep, square, moved = sweep or Sweep(), self.difference.square, 0.0
-        views, kept, squares = sweep.views, sweep.kept, sweep.squares
+        views, squares = [view.numpy() for view in sweep.views], sweep.squares
+        kept = None if sweep.kept is None else sweep.kept.numpy()
         quotients = self.cut(vector) if isinstance(vector, Tensor) else vector
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
             for i, view in enumerate(views):
-                squares[i] += square(block.x, block.of(view))
-            old = block.old if kept is None else block.of(kept)
-            old.copy_(block.x)
+                squares[i] += square(block.array, view[block.start : block.stop])
+            old = block.old if kept is None else kept[block.start : block.stop]
+            np.copyto(old, block.array)
             change(block, part, divisor)
-            moved += square(block.x, old)
+            moved += square(block.array, old)
         return math.sqrt(moved)
 
     def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:

@@ -55,9 +55,10 @@ class Witness(FlatOptimizer):
         quotients = self.cut(gradient) if isinstance(gradient, Tensor) else gradient
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
             scale, room = rate / divisor, self.difference.room[: part.numel()]
+            place = torch.from_numpy(room)
             for i, view in enumerate(sweep.views):
-                torch.sub(view[block.start : block.stop], part, alpha=scale, out=room)
-                sweep.squares[i] += square(block.x, room)
+                torch.sub(view[block.start : block.stop], part, alpha=scale, out=place)
+                sweep.squares[i] += square(block.array, room)
             if known is None:
                 moved += (scale * norm(part)) ** 2
         return math.sqrt(moved) if known is None else rate * known
