@@ -182,8 +182,9 @@ class Calculator:
             for missing in owed:
                 self._responses[missing] = self._optimizer.respond(rate)
             moved = self._optimizer.step(gradient, rate, sweep)
-        measured = dict(zip(apart, sweep.distances, strict=True))
-        self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}
+        if keys:
+            measured = dict(zip(apart, sweep.distances, strict=True))
+            self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}
         return moved
 
     def amend(self, missing: PushId) -> float:
@@ -235,8 +236,8 @@ class Calculator:
         return self._combined
 
     def _parts_of(self, i: int, bucket: Bucket) -> list[Part]:
-        made = PushId(0, self.snapshots.version + 1)  # the mean of the others leaves their mean as it is
-        return [self._part(term, i, bucket) for term in self._step.terms if term.push != made]
+        made = self.snapshots.version + 1  # the mean of the others, which leaves their mean as it is
+        return [self._part(term, i, bucket) for term in self._step.terms if term.push.worker or term.push.step != made]
 
     def _vector(self, view: PushId | ReplyId) -> Tensor:
         if view in self._own:
@@ -251,12 +252,12 @@ class Calculator:
         return vector
 
     def _part(self, term: Term, i: int, bucket: Bucket) -> Part:
-        if term.push == ZERO:
-            return Part(None, None, term.weight, no_drift)
-        if term.push in self._dense:
-            return Part(None, self._dense[term.push][bucket.start : bucket.stop], term.weight, no_drift)
         view = term.push
-        return Part(self._payloads[view][i], None, term.weight, lambda: self.drift(view, bucket))
+        if view.worker:
+            return Part(self._payloads[view][i], None, term.weight, lambda: self.drift(view, bucket))
+        if view == ZERO:
+            return Part(None, None, term.weight, no_drift)
+        return Part(None, self._dense[view][bucket.start : bucket.stop], term.weight, no_drift)
 
     def _decoded(self, push: PushId) -> Tensor:
         """A new vector (d,): what `push` carried."""

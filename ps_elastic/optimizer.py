@@ -45,12 +45,17 @@ class _Block(NamedTuple):
     x: Tensor
     array: np.ndarray  # the same
     old: np.ndarray  # room for x of before, shared by all blocks
-    state: tuple[list[Tensor], ...]  # x, and first and second moment where there are such, as the kernels want them
+    xs: list[Tensor]  # x, as the kernels want it
+    moments: list[list[Tensor]]  # the momentum, or Adam's two, likewise; [[]] without any
 
     def of(self, vector: Tensor) -> Tensor:
         """The same part of `vector` (d,)."""
         whole = self.stop - self.start == vector.numel()
         return vector if whole else vector[self.start : self.stop]  # a slice takes as long as a small copy
+
+
+_Arrays = tuple[list[np.ndarray], list[float], np.ndarray | None]
+_NOTHING: _Arrays = ([], [], None)
 
 
 class Sweep:
@@ -63,6 +68,10 @@ class Sweep:
     def __init__(self, views: Sequence[Tensor] = (), kept: Tensor | None = None) -> None:
         self.views, self.kept = views, kept
         self.squares = [0.0] * len(views)
+
+    def arrays(self) -> _Arrays:
+        """(views, the squares of their distances so far, kept), to be read and written by numpy."""
+        return [view.numpy() for view in self.views], self.squares, None if self.kept is None else self.kept.numpy()
 
     @property
     def distances(self) -> list[float]:
@@ -86,13 +95,11 @@ class FlatOptimizer:
         self._divisor = torch.ones(())  # of the gradient: the kernels divide by it
         self._runs = _runs(settings, layout)
         self.difference = Difference(max(stop - start for start, stop, _ in self._runs))
-        self._first = torch.zeros_like(x)  # momentum, or Adam's first moment
-        self._second = torch.zeros_like(x) if settings.name != "sgd" else None
-        self._kernel = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
-        state = [x, self._first] if self._second is None else [x, self._first, self._second]
+        self._moments = [torch.zeros_like(x) for _ in range(_moment_count(settings))]
+        self._adam = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
         array, room = x.numpy(), self.difference.room
         self._blocks = [
-            _Block(i, j, decayed, x[i:j], array[i:j], room[: j - i], tuple([moment[i:j]] for moment in state))
+            _Block(i, j, decayed, x[i:j], array[i:j], room[: j - i], [x[i:j]], _parts(self._moments, i, j))
             for i, j, decayed in self._runs
         ]
 
@@ -107,6 +114,8 @@ class FlatOptimizer:
         gradient: (d,), or of each block in turn, asked for when the pass has come to it.
         """
         self._count += 1
+        if self._settings.name != "sgd":
+            self._steps.fill_(self._count)
         return self._pass(gradient, lambda block, g, divisor: self._step_block(block, g, divisor, rate), sweep)
 
     def assign(self, model: Tensor | Iterable[Quotient], sweep: Sweep | None = None) -> float:
@@ -121,17 +130,18 @@ class FlatOptimizer:
         sweep: Sweep | None,
     ) -> float:
         """Change x block by block, all that is to be done with a block at once; return ||x_new - x_old||."""
-        sweep, square, moved = sweep or Sweep(), self.difference.square, 0.0
-        views, squares = [view.numpy() for view in sweep.views], sweep.squares
-        kept = None if sweep.kept is None else sweep.kept.numpy()
+        square, moved = self.difference.square, 0.0
+        views, squares, kept = sweep.arrays() if sweep else _NOTHING
         quotients = self.cut(vector) if isinstance(vector, Tensor) else vector
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
+            x, old = block.array, block.old
             for i, view in enumerate(views):
-                squares[i] += square(block.array, view[block.start : block.stop])
-            old = block.old if kept is None else kept[block.start : block.stop]
-            np.copyto(old, block.array)
+                squares[i] += square(x, view[block.start : block.stop])
+            if kept is not None:
+                old = kept[block.start : block.stop]
+            np.copyto(old, x)
             change(block, part, divisor)
-            moved += square(block.array, old)
+            moved += square(x, old)
         return math.sqrt(moved)
 
     def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:
@@ -143,16 +153,14 @@ class FlatOptimizer:
         decay = s.weight_decay if block.decayed else 0.0
         scale = None if divisor == 1 else self._divisor.fill_(divisor)
         if s.name == "sgd":
-            x, first = block.state
             torch._fused_sgd_(
-                x, [g], first if s.momentum else [], weight_decay=decay, momentum=s.momentum, lr=rate,
-                dampening=0.0, nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
+                block.xs, [g], block.moments[0], weight_decay=decay, momentum=s.momentum, lr=rate, dampening=0.0,
+                nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
             )  # fmt: skip
         else:
-            x, first, second = block.state
-            self._steps.fill_(self._count)
-            self._kernel(
-                x, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
+            first, second = block.moments
+            self._adam(
+                block.xs, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
                 weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
             )  # fmt: skip
 
@@ -188,7 +196,7 @@ class FlatOptimizer:
         def repay(block: _Block, part: Tensor, _: float) -> None:
             block.x.add_(part, alpha=response.x[block.decayed])
             if heavy:
-                block.state[1][0].add_(part, alpha=response.m[block.decayed])
+                block.moments[0][0].add_(part, alpha=response.m[block.decayed])
 
         return self._pass(delta, repay, sweep)
 
@@ -201,21 +209,31 @@ class FlatOptimizer:
         if s.name != "sgd":
             return math.inf, math.inf
         mu, decay = s.momentum, s.weight_decay * norm(self.x) if s.weight_decay else 0.0
-        m_norm = norm(self._first) if mu else 0.0
+        m_norm = norm(self._moments[0]) if mu else 0.0
         return (mu * mu * m_norm + (1 + mu) * decay, 1 + mu) if s.nesterov else (mu * m_norm + decay, 1.0)
 
     def direction_norm(self, gradient: Tensor) -> float:
         """||direction|| of the step just made at rate 0 with `gradient` (d,): x has not moved, the momentum has."""
         s = self._settings
         if s.name == "sgd" and s.momentum and not s.nesterov:
-            return norm(self._first)
+            return norm(self._moments[0])
         direction = gradient.clone()
         for start, stop, decayed in self._runs:
             if decayed:
                 direction[start:stop].add_(self.x[start:stop], alpha=s.weight_decay)
         if s.nesterov:
-            direction.add_(self._first, alpha=s.momentum)
+            direction.add_(self._moments[0], alpha=s.momentum)
         return norm(direction)
+
+
+def _parts(vectors: Sequence[Tensor], start: int, stop: int) -> list[list[Tensor]]:
+    """Of each vector this part, as the kernels want it; [[]] of none."""
+    return [[vector[start:stop]] for vector in vectors] or [[]]
+
+
+def _moment_count(settings: Optimizer) -> int:
+    """How many vectors of the model's size a step goes on from."""
+    return 2 if settings.name != "sgd" else 1 if settings.momentum else 0
 
 
 def _runs(settings: Optimizer, layout: Layout) -> list[tuple[int, int, bool]]:
