@@ -58,7 +58,7 @@ class Calculator:
         self._responses: dict[PushId, Response] = {}  # missing push -> what the optimizer made of its debt so far
         self._terms = Terms(layout, compressors, optimizer.stops)
         self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
-        self._combined, self._scratch = torch.zeros_like(x), torch.empty_like(x)  # nothing until they are written
+        self._combined, self._scratch = layout.empty(), torch.empty_like(x)  # no memory until they are written
         self._distances: dict[PushId, float] = {}  # of the views that the last step measured
         dense = len(layout.buckets) > 1 and all(isinstance(compressor, Identity) for compressor in compressors)
         self._foresight = Foresight(layout.buckets, self._combined) if dense else None

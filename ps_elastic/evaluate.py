@@ -23,6 +23,17 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
 
 
+class _Job(NamedTuple):
+    """An evaluation to be done: of x (d,), a copy that may be written again afterwards unless it is the final one."""
+
+    x: Tensor
+    statistics: dict[int, np.ndarray]
+    samples: int
+    version: int
+    t_s: float
+    final: bool
+
+
 class Evaluator:
     """Evaluates whenever `every` more samples were used, and at the end.
 
@@ -36,22 +47,28 @@ class Evaluator:
     ) -> None:
         self.statistics: dict[int, np.ndarray] = {}
         self._task, self._layout, self._every = task, layout, every
-        self._model = copy.deepcopy(model).eval()
-        self._x = layout.empty().to(next(model.parameters()).device)
-        layout.attach(self._model, self._x)
+        self._model, self._device = copy.deepcopy(model).eval(), next(model.parameters()).device
+        layout.attach(self._model, layout.empty().to(self._device), fill=False)  # not written: it takes no memory
+        self._spare: list[Tensor] = []  # copies (d,) that nobody reads any more
         self._due = every or 0
         self._pool = ThreadPoolExecutor(1, "evaluation") if background else None
         self._running: Future[Evaluation] | None = None
-        self._next: tuple[Tensor, dict[int, np.ndarray], int, int, float] | None = None
+        self._next: _Job | None = None
         self._finished: list[Evaluation] = []
 
     def submit(self, x: Tensor, samples: int, version: int, now: float, *, final: bool = False) -> None:
-        """Evaluate x (d,), with the statistics as they are now, if an evaluation is due by `samples`; x is copied."""
+        """Evaluate x (d,), with the statistics as they are now, if an evaluation is due by `samples`.
+
+        x is copied, unless this is the final one: then it must stay as it is until the result is here.
+        """
         if not final and (self._every is None or samples < self._due):
             return
         if self._every is not None:
             self._due = (samples // self._every + 1) * self._every
-        self._next = (x.clone(), dict(self.statistics), samples, version, now)
+        if self._next is not None:
+            self._spare.append(self._next.x)
+        copied = x if final else (self._spare.pop() if self._spare else torch.empty_like(x)).copy_(x)
+        self._next = _Job(copied, dict(self.statistics), samples, version, now, final)
         self._begin()
 
     def finished(self) -> list[Evaluation]:
@@ -79,18 +96,18 @@ class Evaluator:
             return
         job, self._next = self._next, None
         if self._pool is None:
-            self._finished.append(self._evaluate(*job))
+            self._finished.append(self._evaluate(job))
         else:
-            self._running = self._pool.submit(self._evaluate, *job)
+            self._running = self._pool.submit(self._evaluate, job)
 
-    def _evaluate(
-        self, x: Tensor, statistics: dict[int, np.ndarray], samples: int, version: int, t_s: float
-    ) -> Evaluation:
-        self._x.copy_(x)
-        load_statistics(self._model, statistics)
+    def _evaluate(self, job: _Job) -> Evaluation:
+        self._layout.attach(self._model, job.x.to(self._device), fill=False)
+        load_statistics(self._model, job.statistics)
         with torch.no_grad():
             metrics = {name: float(value) for name, value in self._task.evaluate(self._model).items()}
-        return Evaluation(samples, version, t_s, metrics)
+        if not job.final:
+            self._spare.append(job.x)
+        return Evaluation(job.samples, job.version, job.t_s, metrics)
 
 
 def statistics_of(model: nn.Module) -> list[Tensor]:

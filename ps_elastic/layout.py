@@ -99,7 +99,8 @@ class Layout:
         """SHA-256 of all parameters, frozen ones too, as little-endian float32 in the order of the module."""
         digest = hashlib.sha256()
         for parameter in model.parameters():
-            digest.update(parameter.detach().contiguous().cpu().numpy().astype("<f4", copy=False).tobytes())
+            array = parameter.detach().contiguous().cpu().numpy().astype("<f4", copy=False)
+            digest.update(array.reshape(-1).data)
         return digest.hexdigest()
 
 

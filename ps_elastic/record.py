@@ -66,7 +66,7 @@ class Record:
         """Write parameters and running statistics as model.safetensors, tied tensors once."""
         from safetensors.torch import save_file
 
-        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _saved(model)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _saved(model)}
         save_file(tensors, self.directory / "model.safetensors")
 
     def rest(self) -> None:

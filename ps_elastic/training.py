@@ -102,17 +102,17 @@ def finish(
     wall_s: float,
     code: int = OK,
 ) -> dict[str, Any]:
-    """Evaluate the final model, write it and summary.json; return the summary."""
+    """Write the final model, evaluate it and write summary.json; return the summary."""
     from ps_elastic.evaluate import load_statistics
 
+    load_statistics(parts.model, evaluator.statistics)
+    record.write_model(parts.model)
+    sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
     evaluator.submit(server.calculator.x, server.totals.samples, server.ledger.version, now, final=True)
     evaluator.wait()
     for _ in server.tick(now):
         raise AssertionError("a finished server answers nobody")
-    load_statistics(parts.model, evaluator.statistics)
-    record.write_model(parts.model)
-    summary = summarise(config, server, now, wall_s, code)
-    summary["parameters_sha256"] = parts.layout.sha256(parts.model)
+    summary = {**summarise(config, server, now, wall_s, code), "parameters_sha256": sha256}
     return {**record.write_summary(summary), "run_dir": str(record.directory)}
 
 
