@@ -155,9 +155,11 @@ def test_memory_is_counted_in_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     vector = 4 * 1_000_000
     server = {"summary": {"held_max": 2, "snapshots_max": 1}, "before_bytes": vector, "peak_bytes": 8 * vector}
     worker = {"before_bytes": 0, "peak_bytes": 5 * vector}
-    Ranks(monkeypatch, memory, {name: [server, worker, worker] for name in ("tiny", "synchronous", "asynchronous")})
+    ranks = Ranks(monkeypatch, memory, {"tiny": [server] * 3, "large": [server, worker, worker]})
     rows = run_benchmark("memory:parameters=1000000")["rows"]
     assert [(line["ours"], line["baseline"], line["met"]) for line in rows[:2]] == [(7.0, 7.0, True), (5.0, 4.0, False)]
+    policies = [plan[-1][1]["config"]["policy"] for _, plan in ranks.plans]
+    assert policies == ["synchronous", "asynchronous"]  # in a job each, where nothing large was freed before
 
 
 def test_all_goes_on_after_a_benchmark_that_fails(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import Point
 from torch import Tensor, nn
 
 from ps_elastic.calculator import Calculator
@@ -105,6 +108,18 @@ class Reference:
     def equals(self, x: Tensor) -> bool:
         views = self.layout.views(x)
         return all(torch.equal(views[name], p.detach()) for name, p in self.model.named_parameters())
+
+
+def test_a_server_of_plain_sgd_takes_no_memory_beside_the_model_before_it_is_used() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    layout = Layout(Point(torch.zeros(8_000_000)))
+    x = layout.empty().fill_(1.0)
+    before = resident()
+    made = Calculator(layout, x, FlatOptimizer(Optimizer(lr=0.1), layout, x), [Identity()])
+    taken, nbytes = resident() - before, 4 * layout.size
+    assert taken < nbytes / 10 and made.x is x
 
 
 def test_the_model_is_of_several_blocks() -> None:

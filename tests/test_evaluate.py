@@ -98,6 +98,22 @@ def test_in_the_background_the_newest_due_replaces_any_that_waits(background: Be
     assert [seen for seen, *_ in background.task.seen] == [10.0, 40.0]  # and not -1: x was copied
 
 
+def test_copies_are_written_again_and_the_final_model_is_not_copied() -> None:
+    bench, places = Bench(10), []
+
+    def note(model: nn.Module) -> dict[str, float]:
+        places.append(model.get_parameter("x").data_ptr())
+        return {}
+
+    bench.task.evaluate = note  # type: ignore[method-assign]
+    x = bench.layout.empty()
+    for samples in (10, 20, 30):
+        bench.evaluator.submit(x, samples, 0, 0.0)
+    bench.evaluator.submit(x, 30, 0, 0.0, final=True)
+    first, *_, last = places
+    assert places == [first, first, first, last] and last == x.data_ptr() != first
+
+
 def test_what_the_task_raises_is_raised_to_the_server(background: Bench) -> None:
     def fail(model: nn.Module) -> dict[str, float]:
         raise ZeroDivisionError("in the task")

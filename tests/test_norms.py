@@ -58,6 +58,24 @@ def test_no_square_leaves_the_range_of_float32(size: float) -> None:
     assert math.isclose(norm(vector), exact(vector), rel_tol=ACCURACY, abs_tol=0)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_distances_of_any_length_and_size_are_accurate_however_much_cancels(threads: int) -> None:
+    random, before = np.random.default_rng(threads), torch.get_num_threads()
+    difference = Difference(1 << 16)
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(150):
+            numel = int(10 ** random.uniform(0, 5.2))
+            size, step = 10 ** random.uniform(-20, 18), 10 ** random.uniform(-7, 1)
+            a = (size * random.standard_normal(numel)).astype(np.float32)
+            b = (a * (1 + step * random.standard_normal(numel))).astype(np.float32)
+            apart = math.sqrt(np.sum((a.astype(np.float64) - b) ** 2))
+            found = difference.norm(torch.from_numpy(a), torch.from_numpy(b))
+            assert math.isclose(found, apart, rel_tol=ACCURACY + 2.0**-24, abs_tol=0), (numel, size, step)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_is_no_number_stays_none() -> None:
     assert norm(torch.zeros(5000)) == 0.0
     assert norm(torch.full((2000,), math.inf)) == math.inf

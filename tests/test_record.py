@@ -11,6 +11,7 @@ from torch import nn
 
 from ps_elastic.config import load
 from ps_elastic.errors import ConfigError
+from ps_elastic.layout import Layout
 from ps_elastic.record import Record, environment, load_parameters, write_json
 
 
@@ -94,6 +95,17 @@ class Scaled(Point):
     def __init__(self, constant: float) -> None:
         super().__init__(torch.zeros(2))
         self.register_buffer("constant", torch.tensor(constant), persistent=False)
+
+
+def test_a_model_is_written_from_where_it_is(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(500, 300), nn.Linear(300, 500))
+    layout = Layout(model)
+    layout.attach(model, layout.empty())
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        Record(tmp_path, 0).write_model(model)
+    assert max([event.cpu_memory_usage for event in profile.function_events], default=0) < layout.size
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in model.named_parameters())
 
 
 def test_a_buffer_that_is_not_persistent_is_neither_saved_nor_loaded(tmp_path: Path) -> None:

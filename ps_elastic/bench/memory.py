@@ -35,20 +35,20 @@ class Memory(Benchmark):
         expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
 
     def rows(self) -> Iterator[Row]:
-        policies = ("synchronous", "asynchronous")
-        large = self._config(self.parameters, self.tensors)
-        runs = [(name, {"do": "weigh", "config": {**large, "policy": name}}) for name in policies]
-        found = run_phases(
-            WORKERS + 1, [("tiny", {"do": "weigh", "config": self._config(1000, 1)}), *runs * self.repeats]
-        )
-        for name in policies:
-            turns = found[name]
+        for name in ("synchronous", "asynchronous"):
+            turns = [self._weigh(name) for _ in range(self.repeats)]
             held, snapshots = (max(turn[0]["summary"][key] for turn in turns) for key in ("held_max", "snapshots_max"))
             case = f"{name}, {self.parameters / 1e6:g} M parameters"
             allowed = 2 + held + snapshots + SERVER_VECTORS
             yield self._row(f"{case}, server", [self._vectors(turn[0]) for turn in turns], allowed)
             workers = [max(map(self._vectors, turn[1:])) for turn in turns]
             yield self._row(f"{case}, worker", workers, 1 + WORKER_VECTORS)
+
+    def _weigh(self, policy: str) -> list[dict[str, Any]]:
+        """What each rank found, in a job of its own: what an earlier run has freed does not all go back to the host."""
+        tiny = {"do": "weigh", "config": self._config(1000, 1)}
+        large = {"do": "weigh", "config": {**self._config(self.parameters, self.tensors), "policy": policy}}
+        return run_phases(WORKERS + 1, [("tiny", tiny), ("large", large)])["large"][0]
 
     def _config(self, parameters: int, tensors: int) -> dict[str, Any]:
         optimizer = {"lr": 1e-3, "momentum": 0.9}
