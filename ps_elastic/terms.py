@@ -48,14 +48,17 @@ class Terms:
         A block is good until the next one is asked for, and the bits are those of the whole.
         """
         combiners = self._named(name)
-        if len(self._buckets) == 1 and len(parts := parts_of(0, self._buckets[0])) == 1:
-            vector = combiners[0].alone(self._compressors[0], parts[0], self._buckets[0].numel)
+        parts = [parts_of(i, bucket) for i, bucket in enumerate(self._buckets)]
+        if len(parts) == 1 and len(parts[0]) == 1:
+            vector = combiners[0].alone(self._compressors[0], parts[0][0], self._buckets[0].numel)
             if vector is not None:
                 blocks = [vector] if len(self._lengths) == 1 else vector.split(self._lengths)
                 return zip(blocks, repeat(1.0))  # as many as there are blocks
         if not (combiners[0].elementwise and self._can_cut):
             return None
-        return self._blocks(combiners, [parts_of(i, bucket) for i, bucket in enumerate(self._buckets)])
+        if len(parts) == 1 and len(self._lengths) == 1:
+            return iter((combiners[0].quotient(self._compressors[0], parts[0], self._room),))
+        return self._blocks(combiners, parts)
 
     def _blocks(self, combiners: Sequence[Combiner], parts: Sequence[list[Part]]) -> Iterator[Quotient]:
         cut = [
