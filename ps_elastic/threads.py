@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,23 @@ def _set(threads: int, ranks: int, cores: int, together: int) -> str:
     """together: threads of all ranks of this host."""
     if "torch" not in sys.modules:  # OpenMP reads its variables once, when torch is imported
         os.environ.update(thread_variables(threads, crowded=together > cores))
+        _import_torch()
     import torch
 
     torch.set_num_threads(threads)
     return f"{ranks} ranks on this host, {cores} cores (this rank may use {len(os.sched_getaffinity(0))})"
+
+
+def _import_torch() -> None:
+    """Import torch with no look for garbage meanwhile: a quarter of a million objects come that live as long as we do.
+
+    Nor later, when the process ends: that would take a quarter as long as the import.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        import torch  # noqa: F401
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()

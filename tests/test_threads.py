@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -49,3 +51,14 @@ def test_a_worker_gives_way_only_inside_and_only_where_it_must() -> None:
     assert os.sched_getscheduler(0) == before == os.SCHED_OTHER
     with threads.giving_way(needed=False):
         assert os.sched_getscheduler(0) == before
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_torch_brings_is_never_looked_through_for_garbage(enabled: bool) -> None:
+    code = (
+        f"import gc; gc.{'enable' if enabled else 'disable'}(); before = gc.get_stats()[2]['collections']\n"
+        "from ps_elastic.threads import set_threads; set_threads(1)\n"
+        "print(gc.get_stats()[2]['collections'] - before, gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split() == ["0", str(enabled), "True"], ended.stderr
