@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,10 @@ def test_all_goes_on_after_a_benchmark_that_fails(
     assert captured.err == "ps-elastic: a failed: no ranks today\n"
     lines = ["a: before: 1 s", "b: after: 2 s", "took 0 s: a 0 s, b 0 s"]
     assert captured.out.splitlines() == lines
+    assert main(["bench", "all", "--json", "--check"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"] == document["rows"]  # one document, and everything else on stderr
+    assert captured.err.splitlines() == [*lines, "ps-elastic: a failed: no ranks today"]
 
 
 def test_all_ends_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from ps_elastic.registry import parse_one_line
 from ps_elastic.values import expect
 
 # Rules that drop what comes too late: with half of the workers per step, half of the pushes at most.
-HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch"}
+HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch", "ringmaster": "delay"}
 SPEED = {True: 30_000, False: 5_000}  # pushes a second that are asked for, with headers alone and with numbers
 
 
@@ -35,7 +35,7 @@ class Simulate(Benchmark):
 
     workers: int = 4096
     few: int = 64  # workers that the growth is measured from
-    pushes: int = 10_000  # of each run, at least ten of each worker
+    pushes: int = 2_000  # of each run, at least four of each worker
     repeats: int = 3  # of each measurement and its baseline in turn; the best counts
     rules: tuple[str, ...] = ()  # whose growth is measured; empty: every rule
 
@@ -71,7 +71,7 @@ class Simulate(Benchmark):
         return _least([mine for mine, _ in pairs]), _least([other for _, other in pairs])
 
     def _pushes(self, workers: int) -> int:
-        return max(self.pushes, 10 * workers)
+        return max(self.pushes, 4 * workers)
 
     def _run(self, rule: str, workers: int, headers_only: bool) -> Cost:
         return _measure(_with_settings(rule, workers), workers, self._pushes(workers), headers_only)
