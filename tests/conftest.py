@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,12 @@ PROGRAMS = ROOT / "tests" / "mpi_programs"
 TRAIN = (sys.executable, "-m", "ps_elastic", "train")
 START_S = 120.0  # enough for any start of any job here, on a machine busy with other things
 _MARK = "PS_ELASTIC_TEST"  # whatever a job starts inherits it
+
+
+def pytest_collection_finish() -> None:
+    """What torch and thousands of tests are made of stays, and is not looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 class Ended(NamedTuple):
