@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
 from ps_elastic.workbench import Memory, Workbench
 from ps_elastic.worker import Worker, draw_seed
-from ps_elastic.writers import Witness, Writer, WrittenCalculator
+from ps_elastic.writers import Sheet, WrittenCalculator
+from ps_elastic.writing import WritingWorker
 
 if TYPE_CHECKING:
     from ps_elastic.config import Config
@@ -44,9 +46,16 @@ class Parts(NamedTuple):
 
     @property
     def frame_bytes(self) -> list[int]:
-        """Most bytes that the frame of each bucket can take."""
+        """Most bytes that the frame of each bucket can take, payload included."""
+        return self._frames(padded(self.compressor.max_nbytes(bucket.numel)) for bucket in self.layout.buckets)
+
+    def frames(self, config: Config) -> list[int]:
+        """The same where it is sent: workers that write the model themselves send none."""
+        return self.frame_bytes if config.writers == "server" else self._frames(0 for _ in self.layout.buckets)
+
+    def _frames(self, payloads: Iterable[int]) -> list[int]:
         statistics = sum(4 * buffer.numel() for buffer in statistics_of(self.model))
-        sizes = [HEADER_BYTES + padded(self.compressor.max_nbytes(bucket.numel)) for bucket in self.layout.buckets]
+        sizes = [HEADER_BYTES + nbytes for nbytes in payloads]
         sizes[0] += padded(statistics) + 8 * 4
         return sizes
 
@@ -87,13 +96,15 @@ def make_server(
     background: bool,
     x: Tensor | None = None,
     copies: Mapping[int, Tensor] | None = None,
+    distances: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
-    of it that it used (d,), with `views: torn`. Raises ConfigError for torn views without them.
+    of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
+    workers`. Raises ConfigError for torn views without either.
     """
-    if copies is None:
+    if copies is None and distances is None:
         refuse_alone(config)
     layout = parts.layout
     train = config.train
@@ -104,8 +115,8 @@ def make_server(
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
 
     def calculator(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> Calculator:
-        if copies is not None and config.writers == "workers":
-            return WrittenCalculator(part, x, Witness(config.optimizer, part, x), compressors, copies)
+        if distances is not None:
+            return WrittenCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
         if copies is not None:
             return TornCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
         keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
@@ -141,9 +152,9 @@ def make_worker(
     local: int = 0,
     bench: Workbench | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    writer: Writer | None = None,
+    sheet: Sheet | None = None,
 ) -> Worker:
-    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first)."""
+    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). sheet: where it writes itself."""
     device = choose_device(config.device, local)
     parts.model.to(device)
     coders = working_copies(config, parts.compressor, parts.layout.buckets, rank)
@@ -151,7 +162,8 @@ def make_worker(
         batches = parts.task.batches(rank, workers, config.seed)
     except ConfigError as error:
         raise error.within("task") from None
-    return Worker(
+    kind = Worker if sheet is None else partial(WritingWorker, sheet)
+    return kind(
         rank,
         parts.task,
         parts.model,
@@ -171,7 +183,6 @@ def make_worker(
         layerwise=config.policy.build().layerwise,
         pipeline=config.update.pipeline,
         clock=clock,
-        writer=writer,
     )
 
 

@@ -116,7 +116,7 @@ def _running_ahead(config: Config, policy: Policy, units: str) -> Iterator[Confi
             "alpha/p times its own pushes under way, and that is not what this optimizer makes of them",
             key="optimizer.name",
         )
-    if config.transport == "shared":
+    if config.transport == "shared" and config.writers == "server":
         reason = f"a window holds one push of a worker, and update.pipeline = {pipeline} leaves several under way"
         yield ConfigError(f"got 'shared', expected auto or messages: {reason}", key="transport")
     lossy = [name for name in ("lost_push", "lost_reply") if getattr(config.faults, name)]

@@ -329,6 +329,8 @@ class Lane:
         """A push of a worker that runs ahead is here: note its view, and forget replies that no view can be of now."""
         worker, step = push.id
         told, contained = step - 1 - push.ahead, self.ledger.contained(push.id)
+        if self.calculator.workers_write:  # its own pushes are in the model, and so in what it read of that
+            contained = ()
         rates, reply = self._rates[worker], ReplyId(worker, told)
         reapplied = rates[told] * sum(self._arrived[own].header.payload_norm for own in contained)
         self._contained[push.id] = rates[told], contained

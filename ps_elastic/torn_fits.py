@@ -27,8 +27,8 @@ def torn_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
     if config.transport == "messages":
         reason = "views are torn where workers read the memory that the server writes"
         yield ConfigError(f"got 'messages', expected auto or shared: {reason}", key="transport")
-    if config.update.pipeline:
-        reason = "with views: torn a worker leaves the one copy that it used in shared memory"
+    if config.update.pipeline and config.writers == "server":
+        reason = "with views: torn a worker leaves the one copy that it used in shared memory, unless workers write"
         yield ConfigError(f"got {config.update.pipeline}, expected 0: {reason}", key="update.pipeline")
     if config.update.plugin.build().moves:
         reason = "moves the copy of the model that it pulled, which with views: torn is to stay for the server to see"

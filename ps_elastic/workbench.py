@@ -41,7 +41,10 @@ class Workbench:
         on_cpu = self.device.type == "cpu"
         self.staging: Staging = InPlace(g, layout.buckets) if on_cpu else FromGpu(self.made, layout.buckets)
         self.g = self.staging.g
-        self.gradient = Gradient(model, layout, self.made, self.staging.begin)
+        self.gradient = self._collector(model, layout)
+
+    def _collector(self, model: nn.Module, layout: Layout) -> Gradient:
+        return Gradient(model, layout, self.made, self.staging.begin)
 
 
 class Cut(Exception):

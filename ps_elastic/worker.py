@@ -26,7 +26,6 @@ from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
 from ps_elastic.updates.sgd import Sgd
 from ps_elastic.workbench import Memory, Workbench
-from ps_elastic.writers import Writer
 
 _NO_DURATIONS = {"compute_s": 0.0, "encode_s": 0.0}  # of a push of an earlier life
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
@@ -38,9 +37,10 @@ class Worker:
     x, g: the model and the gradient, flat (d,), of its bench: its own, with the transport's `memory`, or a shared one.
     clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop". overlap: buckets may leave during
     backward, where nothing of the gradient is decided after it. pipeline: pushes that may be unanswered while it
-    goes on; to the model of each reply it re-applies those of its pushes that this model lacks. writer: adds its
-    pushes to the server's model, before they leave.
+    goes on; to the model of each reply it re-applies those of its pushes that this model lacks.
     """
+
+    workbench: type[Workbench] = Workbench
 
     def __init__(
         self,
@@ -65,7 +65,6 @@ class Worker:
         pipeline: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         overlap: bool = True,
-        writer: Writer | None = None,
     ) -> None:
         self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
         self._task, self._model, self._batches, self._update, self._tracker = task, model, batches, update, tracker
@@ -73,7 +72,7 @@ class Worker:
         self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
         self._cut_s, self._until = update.cut_s, math.inf
         self._cut: Collection[int] | None = ()  # buckets that the computation under way does not come to, if known
-        made = bench or Workbench(model, layout, memory)
+        made = bench or self.workbench(model, layout, memory)
         self.x, self.g, self._g, self._gradient, self._device = made.x, made.g, made.made, made.gradient, made.device
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(autocast or "")
         self._autocast: Callable[[], Any] = (
@@ -85,11 +84,9 @@ class Worker:
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
         self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
         self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
-        self._rate, self._writer = 0.0, writer
-        self._written: list[Payload] = []  # the last push, by a writer
+        self._rate = 0.0
         # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
-        # Who writes the model itself would pass over it as often again as the server does that measures its views.
-        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline and writer is None
+        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
         plains = [plain(compressor) for compressor in compressors]
         self._lookout = Lookout(self.x, layout.buckets, plains) if keeps_view else None
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
@@ -135,9 +132,6 @@ class Worker:
                         compressor.rescale(factor)
         if reply.model is None:
             self._moved = math.nan
-            if self._writer is not None and reply.outcome == "dropped":
-                for i, payload in enumerate(self._written):
-                    self._write(i, payload, -self._rate)
             return False
         if self.pipeline:
             told = [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
@@ -176,7 +170,7 @@ class Worker:
         self._until = math.inf if self._cut_s is None or cut is not None else started + self._cut_s
         self._cut = () if self._cut_s is None else cut
         _copy(self._own_statistics, self._statistics)
-        parcel = Parcel(self._courier, self.step, self.base, emit if self._writer is None else self._writing(emit))
+        parcel = self._parcel(emit)
         loss, norm = self._finite_gradient(parcel)
         _copy(self._statistics, self._own_statistics)
         compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
@@ -196,23 +190,11 @@ class Worker:
             self._flying[self.step] = parcel.payloads
             self._reapply(parcel.payloads)
         self._made[self.step] = parcel.residual_norm, {"compute_s": compute_s, "encode_s": parcel.encode_s}
-        if self._writer is not None:
-            self._written = parcel.payloads
         if self._lookout is not None:
             self._lookout.left(parcel.payloads, self._update.view)
 
-    def _writing(self, emit: Callable[[PushMessage], None]) -> Callable[[PushMessage], None]:
-        """As `emit`, but what leaves is added to the server's model first."""
-
-        def write(message: PushMessage) -> None:
-            self._write(message.bucket, tuple([torch.from_numpy(array) for array in message.arrays]), self._rate)
-            emit(message)
-
-        return write
-
-    def _write(self, i: int, payload: Payload, rate: float) -> None:
-        assert self._writer is not None
-        self._writer.write(i, plain(self._compressors[i]), payload, rate)
+    def _parcel(self, emit: Callable[[PushMessage], None]) -> Parcel:
+        return Parcel(self._courier, self.step, self.base, emit)
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since."""

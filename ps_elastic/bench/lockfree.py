@@ -12,6 +12,8 @@ from ps_elastic.values import expect
 
 WARM_UP = 5  # steps of each worker that are not counted
 LR = 0.01
+import os
+PIPELINE = int(os.environ.get("PIPE", 3))
 KINDS = {  # name -> what of a configuration makes it, and its target beside Hogwild
     "dense, plain": ({"writing": "plain"}, 1),
     "dense, lock": ({}, None),
@@ -105,7 +107,7 @@ LOST = {
 def _config(task: dict[str, Any], lr: float, train: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "task": task, "policy": "asynchronous", "views": "torn", "writers": "workers", "optimizer": {"lr": lr},
-        "train": train, **settings,
+        "update": {"pipeline": PIPELINE}, "train": train, **settings,
     }  # fmt: skip
 
 

@@ -133,10 +133,12 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
 
     config, parts = setting.config, setting.parts
     model_bytes = 4 * parts.layout.size
-    transport = "messages" if config.update.pipeline else config.transport  # a window has one frame for each worker
+    written = config.update.pipeline + 1 if config.writers == "workers" else 0
+    # A window has one frame for each worker, unless nothing but headers is sent.
+    transport = "messages" if config.update.pipeline and not written else config.transport
     return join(
-        comm, transport, config.threads, parts.frame_bytes, model_bytes,
-        in_place=reads_in_place(config), torn=config.views == "torn",
+        comm, transport, config.threads, parts.frames(config), model_bytes,
+        in_place=reads_in_place(config), torn=config.views == "torn", written=written,
     )  # fmt: skip
 
 
@@ -165,17 +167,19 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
         log = record.events().write
         patience_s = survive.stall_deadline_s
         end = ServerEnd(
-            comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s, links=links,
+            comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s, links=links,
             pipeline=config.update.pipeline,
         )  # fmt: skip
         x = None if end.model is None else torch.from_numpy(end.model)
-        copies = None
-        if config.views == "torn" and links.windows is not None:
-            if config.writers == "workers" and config.writing == "lock":
-                links.windows.lock(patience_s).make()  # before any worker begins
-            copies = {worker: torch.from_numpy(links.windows.copy(worker)) for worker in links.windows.workers}
+        copies = distances = None
+        if (windows := links.windows) is not None and windows.written:
+            if config.writing == "lock":
+                windows.lock(patience_s).make()  # before any worker begins
+            distances = {worker: windows.distances(worker) for worker in windows.workers}
+        elif windows is not None and windows.torn:
+            copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
         server, evaluator = make_server(
-            config, parts, workers, record.tracker, log, background=True, x=x, copies=copies
+            config, parts, workers, record.tracker, log, background=True, x=x, copies=copies, distances=distances
         )  # fmt: skip
         return record, server, evaluator, end
 
@@ -237,7 +241,7 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     from ps_elastic.transport.worker_end import WorkerEnd
     from ps_elastic.workbench import Memory
     from ps_elastic.worker import Worker
-    from ps_elastic.writers import Writer
+    from ps_elastic.writers import Sheet
 
     config, parts, _, _, directory = setting
     survive, layout, rank = config.survive, parts.layout, comm.Get_rank()
@@ -248,16 +252,16 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
 
         record = Record(directory, rank)
         end = WorkerEnd(
-            comm, layout.digest, parts.frame_bytes, 4 * layout.size, links.spins, patience_s,
+            comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s,
             in_place=parts.in_place, links=links, pipeline=config.update.pipeline,
         )  # fmt: skip
         memory = Memory(torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]), end.reads_in_place)
-        writer = None
-        if config.writers == "workers" and links.windows is not None:
-            lock = links.windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
-            writer = Writer(torch.from_numpy(links.windows.model()), layout.buckets, lock)
+        sheet = None
+        if (windows := links.windows) is not None and windows.written:
+            lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
+            sheet = Sheet(torch.from_numpy(windows.model()), lock, windows.distances(rank))
         worker = make_worker(
-            config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), writer=writer
+            config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), sheet=sheet
         )  # fmt: skip
         return record, worker, end
 

@@ -65,11 +65,12 @@ def join(
     *,
     in_place: bool,
     torn: bool = False,
+    written: int = 0,
 ) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
 
     frames: most bytes of each bucket's frame. in_place: whether this rank can do with workers of its host that compute
-    on the server's model itself; they do if all can. torn: views are, so that every worker must share memory.
+    on the server's model itself; they do if all can. torn: views are, so that every worker must share memory. written: see Windows.
     Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
     PlatformError where there is too little of it.
     """
@@ -85,7 +86,7 @@ def join(
         readers = np.array([in_place], np.int32)
         host.comm.Allreduce(MPI.IN_PLACE, readers, MPI.MIN)
         in_place = bool(readers[0])
-        windows, note = make_windows(comm, host, frames, model_bytes, in_place=in_place, torn=torn)
+        windows, note = make_windows(comm, host, frames, model_bytes, in_place=in_place, torn=torn, written=written)
         note = f"{note}: messages instead" if note else ""
     if transport == "shared" or torn:
         agree(comm, lambda: _refuse_without(windows, note, torn))

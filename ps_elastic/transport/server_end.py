@@ -62,9 +62,9 @@ class ServerEnd(End):
         self._replies: dict[int, deque[tuple[Outbox, Outbox]]] = {}  # worker -> for heads, for models that go apart
         for worker in range(1, self.size):
             near = windows is not None and worker in windows.workers
-            shared = windows.frames(worker) if windows and near else ()
+            shared = windows.frames(worker) if windows and near and not windows.written else ()
             for i, nbytes in enumerate(frames):
-                memory = aligned(HEADER_BYTES if near else nbytes, HEADER_BYTES)
+                memory = aligned(HEADER_BYTES if shared else nbytes, HEADER_BYTES)
                 slot = self._add(Slot(comm, worker, PUSH + i * TAGS, memory))
                 if shared:
                     self._shared[slot] = shared[i]

@@ -6,7 +6,8 @@ change it; or it computes on the server's model itself, where no step can come b
 
 A worker says how many models it is done with by a count in its part of the window; the server compares it with how
 many it gave. The server waits for that before it changes the model, so that no view is ever torn, unless views are to
-be: then it does not wait, and each worker's copy stands in the worker's part, where the server sees what was read.
+be: then it does not wait, and each worker's copy stands in the worker's part, where the server sees what was read. Of
+workers that write the model themselves the payloads go nowhere, and their part has the distances that they measured.
 """
 
 from __future__ import annotations
@@ -29,15 +30,24 @@ class Windows:
     """The windows of rank 0 and the workers on its host, made and freed by all of them.
 
     frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
-    in_place: workers compute on the server's model itself. torn: they copy it while it may change.
+    in_place: workers compute on the server's model itself. torn: they copy it while it may change. written: they write
+    it themselves, with so many pushes under way at most; 0: they do not.
     """
 
     def __init__(
-        self, host: Host, rank: int, frames: Sequence[int], model_bytes: int, *, in_place: bool, torn: bool = False
+        self,
+        host: Host,
+        rank: int,
+        frames: Sequence[int],
+        model_bytes: int,
+        *,
+        in_place: bool,
+        torn: bool = False,
+        written: int = 0,
     ) -> None:
         self.workers, self.in_place, self.torn = tuple(other for other in host.ranks if other), in_place, torn
-        self._model_bytes, self._places = model_bytes, _places(frames)
-        self._window = Window(host, part_bytes(rank, frames, model_bytes, torn=torn))
+        self._model_bytes, self._places, self.written = model_bytes, _places(frames), written
+        self._window = Window(host, part_bytes(rank, frames, model_bytes, torn=torn, written=written))
         self._rank = rank
         self.sync = self._window.sync
 
@@ -64,6 +74,10 @@ class Windows:
         start = _line_up(self._places[-1][1])
         return self._window.of(worker)[start : start + self._model_bytes].view(np.float32)
 
+    def distances(self, worker: int) -> np.ndarray:
+        """What `worker` measured, (written,) float64, where workers write: of push s at s modulo their number."""
+        return self._window.of(worker)[_COUNT_BYTES : _COUNT_BYTES + 8 * self.written].view(np.float64)
+
     def taken(self, worker: int) -> memoryview:
         """The count of models that `worker` is done with, one number."""
         return self._window.of(worker)[:8].data.cast("q")
@@ -72,10 +86,12 @@ class Windows:
         self._window.free()
 
 
-def part_bytes(rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False) -> int:
+def part_bytes(rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False, written: int = 0) -> int:
     """The size of the part of `rank`."""
     if not rank:
         return _line_up(model_bytes) + LOCK_BYTES if torn else model_bytes
+    if written:
+        return _COUNT_BYTES + _line_up(8 * written)
     end = _places(frames)[-1][1]
     return _line_up(end) + model_bytes if torn else end
 
@@ -105,7 +121,14 @@ def free_bytes() -> int:
 
 
 def make_windows(
-    comm: MPI.Comm, host: Host, frames: Sequence[int], model_bytes: int, *, in_place: bool, torn: bool = False
+    comm: MPI.Comm,
+    host: Host,
+    frames: Sequence[int],
+    model_bytes: int,
+    *,
+    in_place: bool,
+    torn: bool = False,
+    written: int = 0,
 ) -> tuple[Windows | None, str]:
     """The windows of the server's host, on its ranks; and why there are none, or "". All ranks of `comm` take part.
 
@@ -113,13 +136,14 @@ def make_windows(
     """
     rank = comm.Get_rank()
     workers = len(host.ranks) - 1
-    need = sum(count * part_bytes(kind, frames, model_bytes, torn=torn) for kind, count in ((0, 1), (1, workers)))
+    parts = (1, 0), (workers, 1)
+    need = sum(count * part_bytes(kind, frames, model_bytes, torn=torn, written=written) for count, kind in parts)
     room, wanted = free_bytes(), int(_SLACK[0] * need) + _SLACK[1]
     verdict = np.array([0 if not workers else 1 if room < wanted else 2], np.int32)  # rank 0's counts
     comm.Bcast(verdict, 0)
     windows = None
     if verdict[0] == 2 and 0 in host.ranks:
-        windows = Windows(host, rank, frames, model_bytes, in_place=in_place, torn=torn)
+        windows = Windows(host, rank, frames, model_bytes, in_place=in_place, torn=torn, written=written)
         populated = np.array([windows.populate()], np.int32)
         everywhere = np.zeros(1, np.int32)
         host.comm.Allreduce(populated, everywhere, MPI.MIN)

@@ -32,7 +32,7 @@ class WorkerEnd(End):
     in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
     leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
     reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
-    server's own too, and the worker copies it into its own, which the server sees.
+    server's own too, and the worker copies it into its own, which the server sees unless workers write.
     """
 
     def __init__(
@@ -53,8 +53,11 @@ class WorkerEnd(End):
         windows = links.windows if links else None
         self._windows = windows if windows and self.rank in windows.workers else None
         self.reads_in_place = self._windows is not None and self._windows.in_place
+        self._writes = self._windows is not None and self._windows.written > 0  # so that headers go alone, in frames
         if self._windows is not None:
-            self._frames, self._count = [self._windows.frames(self.rank)], self._windows.taken(self.rank)
+            self._count = self._windows.taken(self.rank)
+        if self._windows is not None and not self._writes:
+            self._frames = [self._windows.frames(self.rank)]
         else:
             self._frames = [[aligned(nbytes, HEADER_BYTES) for nbytes in frames] for _ in range(pipeline + 1)]
         self._pushes = [
@@ -73,10 +76,10 @@ class WorkerEnd(End):
             self._model = received.view(np.float32)
             if not is_inline(model_bytes):
                 self._body = self._add(Slot(comm, 0, MODEL, received))
-        in_place = in_place and not pipeline
+        in_place = in_place and not pipeline and not self._writes
         gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
-        model = aligned(model_bytes).view(np.float32) if pipeline else self._model
-        if self._windows is not None and torn:
+        model = aligned(model_bytes).view(np.float32) if pipeline or self._writes else self._model
+        if self._windows is not None and torn and not self._writes:
             model = self._windows.copy(self.rank)
         self.memory = model, gradient.view(np.float32)
         self._seen = 0  # models of the server's that were given to us in shared memory
@@ -95,7 +98,8 @@ class WorkerEnd(End):
         data = pack(message, self._layout, outbox.memory).head
         if self._windows is not None and isinstance(message, PushMessage):
             self._windows.sync()
-            data = data[:HEADER_BYTES]  # the rest is where the server reads it
+            if not self._writes:
+                data = data[:HEADER_BYTES]  # the rest is where the server reads it
         self._send(outbox, data)
         self._ring(dest, data.size)
 

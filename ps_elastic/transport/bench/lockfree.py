@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ps_elastic.compressors import compressors
-from ps_elastic.layout import Bucket
+from ps_elastic.layout import Layout
 from ps_elastic.transport.agree import meet
 from ps_elastic.transport.host import Window, find_host
 from ps_elastic.transport.robust import LOCK_BYTES, RobustLock
 from ps_elastic.transport.slot import MPI
-from ps_elastic.writers import Writer
+from ps_elastic.writers import Sheet, Writer
 
 _LIMIT_S = 200.0
 _OF_MPI = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
@@ -53,9 +54,10 @@ def lost(world: MPI.Comm, parameters: int, writes: int, compressor: str, writing
     payload = made.encode(torch.ones(parameters))
     if rank:
         held = lock if writing == "lock" else contextlib.nullcontext()
-        writer = Writer(x, (Bucket(0, parameters),), held)
+        layout = Layout(nn.Linear(parameters - 1, 1))
+        writer = Writer(Sheet(x, held, np.zeros(1)), layout.empty(), layout, measures=False)
         for _ in range(writes):
-            writer.write(0, made, payload, -1.0)
+            writer.write(0, made, payload, -1.0, reads=False)
     meet(world)
     sent = float(made.decode(payload, parameters).double().sum()) * writes * (world.Get_size() - 1)
     share = None if rank else 1 - float(x.double().sum()) / sent
