@@ -29,6 +29,7 @@ from ps_elastic.messages import PushMessage
 from ps_elastic.optimizer import FlatOptimizer
 
 _BLOCK = 1 << 16  # floats: model, view, gradient and room for a difference stay in 1 MB of cache
+_SMALL = 1 << 14  # floats: a smaller gradient is copied beside its neighbours
 _LEAST, _MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
 
 
@@ -49,15 +50,41 @@ class _Piece(NamedTuple):
     start: int
 
 
+class Run(NamedTuple):
+    """A large tensor of the flat vector, or neighbours that are small: floats [start, stop), and their names."""
+
+    start: int
+    stop: int
+    names: tuple[str, ...]
+
+
+def runs_of(layout: Layout) -> list[Run]:
+    """The tensors of a layout in their order: an operation on a small one takes as long as it takes to call."""
+    runs: list[Run] = []
+    large = True  # the last one
+    for slot in layout.slots:
+        stop = slot.offset + slot.numel
+        before, large = large, slot.numel > _SMALL
+        if before or large:
+            runs.append(Run(slot.offset, stop, (slot.name,)))
+        else:
+            runs[-1] = Run(runs[-1].start, stop, (*runs[-1].names, slot.name))
+    return runs
+
+
 class Writer:
-    """A worker's pen. view: its copy of the model (d,). measures: whether distances are wanted, else they are nan."""
+    """A worker's pen. view: its copy of the model (d,). measures: whether distances are wanted, else they are nan.
+
+    A gradient that is written as backward made it comes in parts (n,), one for each of `runs_of` the layout.
+    """
 
     def __init__(self, sheet: Sheet, view: Tensor, layout: Layout, *, measures: bool) -> None:
         self._x, self._lock, self._distances = sheet
         self._view, self._buckets, self._measures = view, layout.buckets, measures
         self._room = torch.empty(min(_BLOCK, layout.size))
         self._in_buckets = [self._cut(bucket.start, bucket.stop) for bucket in layout.buckets]
-        self._in_slots = [self._cut(slot.offset, slot.offset + slot.numel) for slot in layout.slots]
+        self.runs = runs_of(layout)
+        self._in_runs = [self._cut(run.start, run.stop) for run in self.runs]
 
     def read(self) -> None:
         """Copy the model, as it is at the moment, into the view."""
@@ -81,18 +108,17 @@ class Writer:
             compressor.accumulate(payload, self._view[bucket], -rate)
         return square
 
-    def write_gradients(self, gradients: Sequence[Tensor], rate: float, *, reads: bool) -> tuple[float, float]:
-        """x -= rate * gradients, one for each slot of the layout; return ||x - view||^2 as `write` does, ||gradients||.
+    def write_parts(self, parts: Sequence[Tensor], rate: float, *, reads: bool) -> tuple[float, float]:
+        """x -= rate * gradient; return ||x - view||^2 as `write` does, and ||gradient||.
 
         Where that norm is not finite nothing is written.
         """
         square = norm = 0.0
-        for done, (pieces, gradient) in enumerate(zip(self._in_slots, gradients, strict=True)):
-            distance, size = self._write(pieces, gradient.reshape(-1), rate, reads)
+        for done, (pieces, part) in enumerate(zip(self._in_runs, parts, strict=True)):
+            distance, size = self._write(pieces, part, rate, reads)
             square, norm = square + distance, norm + size
             if not math.isfinite(norm):
-                for pieces, gradient in zip(self._in_slots[:done], gradients[:done], strict=True):
-                    self._add(pieces, gradient.reshape(-1), rate)
+                self.take_parts_back(parts[:done], rate)
                 break
         return square, math.sqrt(norm)
 
@@ -101,10 +127,10 @@ class Writer:
         with self._lock:
             compressor.accumulate(payload, self._x[self._buckets[i].start : self._buckets[i].stop], rate)
 
-    def take_gradients_back(self, gradients: Sequence[Tensor], rate: float) -> None:
-        """x += rate * gradients, one for each slot of the layout."""
-        for pieces, gradient in zip(self._in_slots, gradients, strict=True):
-            self._add(pieces, gradient.reshape(-1), rate)
+    def take_parts_back(self, parts: Sequence[Tensor], rate: float) -> None:
+        """x += rate * gradient, or what of it is in the first parts."""
+        for pieces, part in zip(self._in_runs, parts, strict=False):
+            self._add(pieces, part, rate)
 
     def leave(self, step: int, square: float) -> None:
         """Tell rank 0 the distance of push `step`, before its header leaves."""
@@ -145,7 +171,9 @@ class Writer:
 def _square(vector: Tensor) -> float:
     """||vector||^2 of a vector (n,), n <= _BLOCK: summed in float32, by 32 lanes or more."""
     total = float(torch.dot(vector, vector))
-    return total if _LEAST < total < _MOST else float(vector.double().square().sum())
+    if _LEAST < total < _MOST:
+        return total
+    return float(vector.double().square().sum()) if vector.any() else 0.0
 
 
 class Left(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ps_elastic.compressors import Compressor, ErrorFeedback
@@ -23,17 +22,21 @@ from ps_elastic.updates import Update
 from ps_elastic.updates.sgd import Sgd
 from ps_elastic.workbench import Gradient, Workbench
 from ps_elastic.worker import Worker
-from ps_elastic.writers import Sheet, Writer
+from ps_elastic.writers import Run, Sheet, Writer, runs_of
 
 
 class Kept(Gradient):
-    """Keeps each gradient as backward made it: who writes the model in place needs no copy of it."""
+    """Keeps each large gradient as backward made it: who writes the model in place needs no copy of it."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, g: Tensor, begin: Callable[[int], None]) -> None:
+        self._g, self._runs = g, runs_of(layout)
+        self._alone = {run.names[0] for run in self._runs if len(run.names) == 1}
         self._kept: dict[str, Tensor] = {}
-        super().__init__(*arguments)
+        super().__init__(model, layout, g, begin)
 
     def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
+        if name not in self._alone:
+            return super()._hook(name, bucket)
         kept, seen = self._kept, self._seen
 
         def keep(parameter: Tensor) -> None:
@@ -45,9 +48,12 @@ class Kept(Gradient):
         return keep
 
     def take(self) -> tuple[Tensor, ...]:
-        """The gradients by the slots of the layout; a parameter that backward did not reach has zeros."""
-        unreached = self.views.keys() - self._seen
-        return tuple([torch.zeros_like(v) if n in unreached else self._kept.pop(n) for n, v in self.views.items()])
+        """The gradient in parts, for a Writer; it is the caller's."""
+        return tuple([self._part(run) for run in self._runs])
+
+    def _part(self, run: Run) -> Tensor:
+        kept = self._kept.pop(run.names[0], None)
+        return self._g[run.start : run.stop].clone() if kept is None else kept.reshape(-1)
 
 
 class OpenBench(Workbench):
@@ -60,8 +66,8 @@ class OpenBench(Workbench):
 class Page(Parcel):
     """A push on its way into the model: what is encoded is written at once, and only the header leaves.
 
-    reads: the copy that the next push is computed on is made on the way. ahead: see PushMessage. gradients: gives
-    those of the push, if they are to be written as they are.
+    reads: the copy that the next push is computed on is made on the way. ahead: see PushMessage. take: gives the gradient
+    in parts, if it is to be written as it is.
     """
 
     def __init__(
@@ -73,20 +79,20 @@ class Page(Parcel):
         writer: Writer,
         rate: float,
         ahead: int,
-        gradients: Callable[[], tuple[Tensor, ...]] | None,
+        take: Callable[[], tuple[Tensor, ...]] | None,
         *,
         reads: bool,
     ) -> None:
         super().__init__(courier, step, base, emit)
-        self._writer, self._rate, self._ahead, self._reads, self._gradients = writer, rate, ahead, reads, gradients
+        self._writer, self._rate, self._ahead, self._reads, self._take = writer, rate, ahead, reads, take
         self._square = 0.0  # of the distance
 
     def norm(self) -> float:
-        if self._gradients is None:
+        if self._take is None:
             return super().norm()
         started = self._courier.clock()
-        self.payloads[0] = self._gradients()
-        self._square, norm = self._writer.write_gradients(self.payloads[0], self._rate, reads=self._reads)
+        self.payloads[0] = self._take()
+        self._square, norm = self._writer.write_parts(self.payloads[0], self._rate, reads=self._reads)
         self._norms[0] = self._payload_norms[0] = norm
         self._encoded[0] = True
         self.encode_s += self._courier.clock() - started
@@ -132,7 +138,9 @@ class WritingWorker(Worker):
         )
         self._take = self._gradient.take if isinstance(self._gradient, Kept) else None
         self._writer = Writer(sheet, self.x, layout, measures=discrepancy == "exact")
-        self._unsettled: dict[int, tuple[float, Sequence[tuple[Tensor, ...]]]] = {}  # rate and payloads of what it wrote
+        self._unsettled: dict[
+            int, tuple[float, Sequence[tuple[Tensor, ...]]]
+        ] = {}  # rate and payloads of what it wrote
         self._has_read = False  # whether x is a copy that no push was computed on
         self._read_base = self._read_told = 0  # version and step of the last reply before it was made
 
@@ -174,7 +182,7 @@ class WritingWorker(Worker):
 
     def _take_back(self, rate: float, payloads: Sequence[tuple[Tensor, ...]]) -> None:
         if self._take is not None:
-            self._writer.take_gradients_back(payloads[0], rate)
+            self._writer.take_parts_back(payloads[0], rate)
             return
         for i, (compressor, payload) in enumerate(zip(self._compressors, payloads, strict=True)):
             self._writer.take_back(i, plain(compressor), payload, rate)

@@ -102,6 +102,8 @@ RUNS = {
     "lock, CNN": {
         **LOCK, "task": "helpers:Images", "compressor": {"name": "top_k", "ratio": 0.1, "error_feedback": False},
     },
+    "lock, ahead": {**LOCK, "update": {"pipeline": 3}},
+    "lock, ahead, top_k": {**LOCK, "compressor": "top_k:ratio=0.1", "update": {"pipeline": 1}},
     "plain": {**LOCK, "writing": "plain"},
     "plain, top_k": {**LOCK, "writing": "plain", "compressor": "top_k:ratio=0.1"},
 }  # fmt: skip
@@ -136,19 +138,29 @@ def test_it_learns(found, name):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", list(RUNS))
-def test_the_copy_that_rank_0_sees_is_the_one_that_the_worker_computed_on(found, name):
+def test_the_copy_that_is_measured_is_the_one_that_the_worker_computed_on(found, name):
     used = {push: norm for rank in found[name][1:] for push, norm in rank["copies"].items()}
-    copies = found[name][0]["copies"]
-    assert len(copies) == found[name][0]["summary"]["used"] >= 400  # the last step may have used several
-    assert copies == {push: used[push] for push in copies}
+    seen = {push: norm for rank in found[name] for push, norm in rank["seen"].items()}
+    assert len(seen) >= found[name][0]["summary"]["used"] >= 400  # the last step may have used several
+    assert seen == {push: used[push] for push in seen}
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["server", "server, held", *LOCKED])
 def test_the_distance_logged_is_that_of_the_copy_from_the_model_without_the_push_itself(found, name):
-    logged, computed = np.array(found[name][0]["distances"]).T
+    measured = [pair for rank in found[name] for pair in rank["distances"]]
+    assert len(measured) == found[name][0]["summary"]["used"]
+    logged, computed = np.array(measured).T
     np.testing.assert_allclose(logged, computed, rtol=1e-4, atol=2e-6)
     assert computed.max() > 0.01
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", LOCKED)
+def test_each_rank_logs_the_distance_of_its_own_copy(found, name):
+    told = [pair for rank in found[name][1:] for pair in rank["told"]]
+    assert len(told) == found[name][0]["summary"]["used"]
+    assert all(by_server == by_worker for by_server, by_worker in told)
 
 
 @pytest.mark.mpi

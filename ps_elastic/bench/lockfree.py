@@ -13,6 +13,7 @@ from ps_elastic.values import expect
 WARM_UP = 5  # steps of each worker that are not counted
 LR = 0.01
 import os
+
 PIPELINE = int(os.environ.get("PIPE", 3))
 KINDS = {  # name -> what of a configuration makes it, and its target beside Hogwild
     "dense, plain": ({"writing": "plain"}, 1),

@@ -21,10 +21,11 @@ class ErrorFeedback:
         self.residual = torch.zeros(numel, device=device)
 
     def encode(self, vector: Tensor) -> Payload:
-        """Compress vector + residual; `vector` (n,) is overwritten with the sum."""
-        vector += self.residual
-        payload = self.compressor.encode(vector)
-        self.residual.copy_(vector)
+        """Compress vector + residual; `vector` (n,) is not modified."""
+        self.residual += vector
+        memory = self.residual.untyped_storage().data_ptr()
+        payload = self.compressor.encode(self.residual)
+        payload = tuple([a.clone() if a.untyped_storage().data_ptr() == memory else a for a in payload])
         self.compressor.accumulate(payload, self.residual, -1.0)
         return payload
 

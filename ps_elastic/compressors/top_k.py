@@ -12,6 +12,7 @@ from ps_elastic.compressors.base import Compressor, Payload, compressors
 from ps_elastic.errors import ConfigError, WireError
 
 _SAMPLE = 64  # look at one entry in 64 to guess the threshold
+_BLOCK = 1 << 16  # entries whose magnitudes stay in cache
 _SMALL = 1 << 15  # entries; below this the sample costs more than it saves
 
 
@@ -38,8 +39,9 @@ class TopK(Compressor):
 
     def encode(self, vector: Tensor) -> Payload:
         """Returns (indices, values): (k,) int32 and (k,) float32, sorted by index."""
-        indices = torch.from_numpy(largest(vector.detach().abs().cpu().numpy(), self.count(vector.numel())))
-        return indices.to(torch.int32), vector.cpu()[indices]
+        vector = vector.detach().cpu()
+        indices = torch.from_numpy(largest(vector.numpy(), self.count(vector.numel())))
+        return indices.to(torch.int32), vector[indices]
 
     def accumulate(self, payload: Payload, out: Tensor, weight: float = 1.0) -> None:
         indices, values = payload
@@ -71,25 +73,36 @@ class TopK(Compressor):
         return 1 - self.count(numel) / numel
 
 
-def largest(magnitude: np.ndarray, k: int) -> np.ndarray:
-    """Indices (k,) int64, ascending, of the k largest entries of `magnitude` (n,) >= 0; ties go to the lowest index.
+def largest(vector: np.ndarray, k: int) -> np.ndarray:
+    """Indices (k,) int64, ascending, of the k entries of `vector` (n,) with the largest magnitudes.
 
-    A threshold a little below the k-th largest is guessed from a sample, so that only the few entries above it
-    need to be selected from; where the guess was too high, all are.
+    Ties go to the lowest index. A threshold a little below the k-th largest is guessed from a sample, so that only the
+    few entries above it need to be selected from; where the guess was too high, all are.
     """
-    n = magnitude.size
+    n = vector.size
     if k >= n:
         return np.arange(n)
     candidates = None
     if n > _SMALL:
-        sample = magnitude[::_SAMPLE]
+        sample = np.abs(vector[::_SAMPLE])
         rank = int(1.3 * k / n * sample.size) + 16  # 1.3 and 16: room for the sample's error
         if rank < sample.size:
-            candidates = np.flatnonzero(magnitude >= np.partition(sample, sample.size - rank)[sample.size - rank])
+            candidates = _at_least(vector, np.partition(sample, sample.size - rank)[sample.size - rank])
     if candidates is None or candidates.size < k:
         candidates = np.arange(n)
-    values = magnitude[candidates]
+    values = np.abs(vector[candidates])
     threshold = np.partition(values, values.size - k)[values.size - k]
-    above = candidates[values > threshold]
-    tied = candidates[values == threshold][: k - above.size]
-    return np.sort(np.concatenate((above, tied)))
+    chosen = values > threshold
+    chosen[np.flatnonzero(values == threshold)[: k - np.count_nonzero(chosen)]] = True
+    return candidates[chosen]
+
+
+def _at_least(vector: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices, ascending, of the entries of `vector` (n,) whose magnitude is `threshold` or more: one pass over it."""
+    room, mask = np.empty(_BLOCK, vector.dtype), np.empty(_BLOCK, bool)
+    found = []
+    for start in range(0, vector.size, _BLOCK):
+        part = vector[start : start + _BLOCK]
+        magnitude = np.abs(part, out=room[: part.size])
+        found.append(np.flatnonzero(np.greater_equal(magnitude, threshold, out=mask[: part.size])) + start)
+    return np.concatenate(found)

@@ -1,14 +1,17 @@
 """Train with torn views and look at them from outside: `mpirun -n 4 python torn.py PLAN FOLDER`.
 
 PLAN: a JSON list of configurations; with one more key, `dies`, rank 2 is killed while it writes its 20th push. Each
-rank writes FOLDER/rank-N.json, a list of: on rank 0 {summary, distances: [logged, computed], x: [||x_end - x_0||,
-||x_end - x_0 + all updates used||, a bound on the rounding], copies: {"worker step": norm}}, on workers {copies}.
+rank writes FOLDER/rank-N.json, a list of: on rank 0 {summary, x: [||x_end - x_0||, ||x_end - x_0 + all updates used||,
+a bound on the rounding]}, on workers {copies: {"worker step": norm of the copy computed on}}. Who measures distances,
+rank 0 or workers that write, adds {distances: [logged by rank 0, computed], seen: {"worker step": norm of the copy
+measured}}, and such workers {told: [logged by rank 0, logged by the worker]}.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -18,18 +21,10 @@ from typing import Any
 import numpy as np
 
 from ps_elastic import train, worker, writers
-from ps_elastic.transport import shared
 from ps_elastic.transport.slot import MPI
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the tasks are
-windows: list[shared.Windows] = []
 seen: dict[str, Any] = {}
-
-
-class Windows(shared.Windows):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        windows[:] = [self]
 
 
 def watched(cls: type) -> None:
@@ -40,51 +35,92 @@ def watched(cls: type) -> None:
         own = np.zeros(self.x.numel())
         for push in [term.push for term in step.terms]:
             own += rate / len(step.terms) * self._decoded(push).double().numpy()
-        with windows[0].lock(10.0) if self.workers_write else contextlib.nullcontext():
-            if "x" not in seen:
-                seen["x"], seen["used"] = seen["start"].copy(), np.zeros(own.size)
-            x = self.x.double().numpy()
-            expected = {}
-            for view in views:
-                copy = self._own[view].double().numpy()
-                seen["copies"][f"{view.worker} {view.step}"] = float(np.linalg.norm(copy))
-                expected[view] = float(np.linalg.norm(x - copy + (own if self.workers_write else 0.0)))
-            moved = apply(self, step, rate, views)
+        x = self.x.double().numpy()
+        expected = {}
+        for view in views:
+            copy = self._own[view].double().numpy()
+            seen["seen"][f"{view.worker} {view.step}"] = float(np.linalg.norm(copy))
+            expected[view] = float(np.linalg.norm(x - copy))
+        moved = apply(self, step, rate, views)
         seen["used"] += own
-        seen["steps"] += 1
         seen["distances"] += [[self.distance_when_used(view), expected[view]] for view in views]
         return moved
 
     cls.apply = noted  # type: ignore[attr-defined]
 
 
-class Worker(worker.Worker):
-    def push(self, *args: Any, **kwargs: Any) -> None:
-        super().push(*args, **kwargs)
-        seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
+class Watched(writers.Writer):
+    """Notes, in double precision, what there is to see before each write, with the lock held meanwhile."""
 
-    def _finite_gradient(self, *args: Any) -> Any:
-        self.computed_on = self.x.double().numpy().copy()
-        return super()._finite_gradient(*args)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held, self._lock = self._lock, contextlib.nullcontext()
+        self.square, self.update = 0.0, np.zeros(self._x.numel())
+        seen["updates"], seen["away"] = {}, {}
+
+    def write(self, i: int, compressor: Any, payload: Any, rate: float, *, reads: bool) -> float:
+        part = slice(self._buckets[i].start, self._buckets[i].stop)
+        with self.held:
+            self.look(part, compressor.decode(payload, self._buckets[i].numel), rate)
+            return super().write(i, compressor, payload, rate, reads=reads)
+
+    def write_parts(self, parts: Any, rate: float, *, reads: bool) -> Any:
+        with self.held:
+            for (start, stop, _), part in zip(self.runs, parts, strict=True):
+                self.look(slice(start, stop), part, rate)
+            return super().write_parts(parts, rate, reads=reads)
+
+    def look(self, part: slice, vector: Any, rate: float) -> None:
+        x, view = (whole[part].double().numpy() for whole in (self._x, self._view))
+        self.square += float(np.square(x - view).sum())
+        self.update[part] = rate * vector.double().numpy()
+        self.copy = float(np.linalg.norm(self._view.double().numpy()))
+
+    def leave(self, step: int, square: float) -> None:
+        seen["away"][step], seen["updates"][step] = math.sqrt(self.square), self.update
+        seen["seen"][f"{rank} {step}"] = self.copy
+        self.square, self.update = 0.0, np.zeros(self._x.numel())
+        super().leave(step, square)
+
+
+def looked_at(cls: Any) -> Any:
+    """`cls` with notes of what each push is computed on."""
+
+    class Worker(cls):
+        def push(self, *args: Any, **kwargs: Any) -> None:
+            super().push(*args, **kwargs)
+            seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
+
+        def _finite_gradient(self, *args: Any) -> Any:
+            self.computed_on = self.x.double().numpy().copy()
+            return super()._finite_gradient(*args)
+
+    return Worker
 
 
 class Dying(writers.Writer):
     writes = 0
 
-    def write(self, i: int, compressor: Any, payload: Any, rate: float) -> None:
+    def write_parts(self, *args: Any, **kwargs: Any) -> Any:
         Dying.writes += 1
         if Dying.writes == 20:
             with self._lock:
                 os.kill(os.getpid(), signal.SIGKILL)
-        super().write(i, compressor, payload, rate)
+        return super().write_parts(*args, **kwargs)
+
+
+def lines(name: str, *events: str) -> list[dict[str, Any]]:
+    """What is in a file of the run just made."""
+    found = [json.loads(line) for line in (folder / f"run-{i}" / "metrics" / name).read_text().splitlines()]
+    return [line for line in found if line["event"] in events]
 
 
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = MPI.COMM_WORLD.Get_rank()
-shared.Windows = Windows  # type: ignore[misc]
-from ps_elastic import assemble, torn, training  # noqa: E402
+from ps_elastic import assemble, torn, training, writing  # noqa: E402
 
-assemble.Worker = Worker  # type: ignore[misc]
+assemble.Worker, assemble.WritingWorker = looked_at(worker.Worker), looked_at(writing.WritingWorker)  # type: ignore[misc]
+writing.Writer = Watched  # type: ignore[misc]
 watched(torn.TornCalculator)
 made, ended = assemble.make_server, training.finish
 
@@ -92,6 +128,7 @@ made, ended = assemble.make_server, training.finish
 def make_server(*args: Any, **kwargs: Any) -> Any:
     server, evaluator = made(*args, **kwargs)
     seen["start"] = server.calculator.x.double().numpy().copy()
+    seen["used"] = np.zeros(seen["start"].size)
     return server, evaluator
 
 
@@ -103,18 +140,28 @@ def finish(config: Any, parts: Any, server: Any, *args: Any) -> Any:
 assemble.make_server, training.finish = make_server, finish
 found = []
 for i, config in enumerate(plan):
-    if config.pop("dies", False) and rank == 2:
-        writers.Writer = Dying  # type: ignore[misc]
+    if config.pop("dies", False):
+        writing.Writer = Dying if rank == 2 else writers.Writer  # type: ignore[misc]
     seen.clear()
-    seen.update(copies={}, distances=[], steps=0)
+    seen.update(copies={}, seen={}, distances=[])
     summary = train(config, run_dir=folder / f"run-{i}")
+    if "updates" in seen:
+        used = {line["step"]: line for line in lines("rank-000.jsonl", "used") if line["worker"] == rank}
+        told = {line["step"]: line for line in lines(f"rank-{rank:03d}.jsonl", "reply", "settled") if line["step"]}
+        seen["used"] = sum(seen["updates"][step] for step in used)
+        seen["told"] = [[used[step]["discrepancy"], told[step]["discrepancy"]] for step in used]
+        seen["distances"] = [[used[step]["discrepancy"], seen["away"][step]] for step in used]
+    size = MPI.COMM_WORLD.bcast(seen["start"].size if rank == 0 else None)
+    total = np.zeros(size)
+    MPI.COMM_WORLD.Reduce(seen.get("used", np.zeros(size)), total)
+    notes = {name: seen[name] for name in ("copies", "seen", "distances", "told") if name in seen}
     if rank:
-        found.append({"copies": seen["copies"]})
+        found.append(notes)
         continue
     end = seen["end"]
     gone = end - seen["start"]
-    largest = max(np.abs(end).max(), np.abs(seen["start"]).max()) + np.abs(seen["used"]).max()
-    rounding = 2.0**-24 * largest * (seen["steps"] + 20) * np.sqrt(end.size)
-    x = [float(np.linalg.norm(gone)), float(np.linalg.norm(gone + seen["used"])), float(rounding)]
-    found.append({"summary": summary, "distances": seen["distances"], "x": x, "copies": seen["copies"]})
+    largest = max(np.abs(end).max(), np.abs(seen["start"]).max()) + np.abs(total).max()
+    rounding = 2.0**-24 * largest * (summary["used"] + 20) * np.sqrt(end.size)
+    x = [float(np.linalg.norm(gone)), float(np.linalg.norm(gone + total)), float(rounding)]
+    found.append({"summary": summary, "x": x, **notes})
 (folder / f"rank-{rank}.json").write_text(json.dumps(found))
