@@ -66,8 +66,8 @@ class OpenBench(Workbench):
 class Page(Parcel):
     """A push on its way into the model: what is encoded is written at once, and only the header leaves.
 
-    reads: the copy that the next push is computed on is made on the way. ahead: see PushMessage. take: gives the gradient
-    in parts, if it is to be written as it is.
+    reads: the copy that the next push is computed on is made on the way. ahead: see PushMessage. take: gives the
+    gradient in parts, if it is to be written as it is.
     """
 
     def __init__(

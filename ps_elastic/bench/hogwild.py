@@ -23,21 +23,28 @@ _LIMIT_S = 120.0  # longest a worker may take to start, or to end
 
 
 def run(
-    task: dict[str, Any], workers: int, steps: int, rate: float, target: float | None = None, every: int = 1
+    task: dict[str, Any],
+    workers: int,
+    steps: int,
+    rate: float,
+    target: float | None = None,
+    every: int = 1,
+    steps_write: bool = True,
 ) -> dict[str, Any]:
     """{steps_s: of each worker, the seconds of each step; target_s: when an evaluation saw the loss at `target`}.
 
     steps: of each worker, at most. rate: what a gradient is multiplied by. every: updates between two evaluations.
+    steps_write: False leaves out the optimizer, so that what takes time is forward and backward.
     """
     made = _task(task)
     model = made.model(0).train().share_memory()
     done, times = torch.zeros(workers, dtype=torch.int64), torch.zeros(workers, steps)
     for shared in (done, times):
         shared.share_memory_()  # type: ignore[no-untyped-call]
-    spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(workers + 1)
+    fork = multiprocessing.get_context("fork")  # nothing computes on threads here, and to import torch takes seconds
+    start = fork.Barrier(workers + 1)
     arguments = [(worker, task, model, rate, done, times, start) for worker in range(1, workers + 1)]
-    processes = [spawn.Process(target=_work, args=(*given, steps), daemon=True) for given in arguments]
+    processes = [fork.Process(target=_work, args=(*given, steps, steps_write), daemon=True) for given in arguments]
     for process in processes:
         process.start()
     start.wait(_LIMIT_S)
@@ -67,6 +74,7 @@ def _work(
     times: Tensor,
     start: Any,
     steps: int,
+    steps_write: bool,
 ) -> None:
     torch.set_num_threads(1)
     made, mine = _task(task), worker - 1
@@ -78,7 +86,8 @@ def _work(
             break
         began = time.perf_counter()
         made.loss(model, next(batches)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if steps_write:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         times[mine, i] = time.perf_counter() - began
         done[mine] += 1

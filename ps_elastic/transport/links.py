@@ -70,7 +70,8 @@ def join(
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
 
     frames: most bytes of each bucket's frame. in_place: whether this rank can do with workers of its host that compute
-    on the server's model itself; they do if all can. torn: views are, so that every worker must share memory. written: see Windows.
+    on the server's model itself; they do if all can. torn: views are, so that every worker must share memory. written:
+    see Windows.
     Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
     PlatformError where there is too little of it.
     """

@@ -42,7 +42,8 @@ def lost(world: MPI.Comm, parameters: int, writes: int, compressor: str, writing
     Every worker adds 1 to each entry that `compressor` (a name) sends of a vector of ones, `writes` times.
     """
     host, rank = find_host(world), world.Get_rank()
-    window = Window(host, 0 if rank else 4 * parameters + LOCK_BYTES)
+    layout = Layout(nn.Linear(parameters, 1, bias=False))
+    window = Window(host, 0 if rank else 4 * layout.size + LOCK_BYTES)
     memory = window.of(0)
     x = torch.from_numpy(memory[LOCK_BYTES:].view(np.float32))
     lock = RobustLock(memory[:LOCK_BYTES], _LIMIT_S)
@@ -51,15 +52,14 @@ def lost(world: MPI.Comm, parameters: int, writes: int, compressor: str, writing
         lock.make()
     meet(world)
     made = compressors.load(compressor)()
-    payload = made.encode(torch.ones(parameters))
+    payload = made.encode(torch.ones(layout.size))
     if rank:
         held = lock if writing == "lock" else contextlib.nullcontext()
-        layout = Layout(nn.Linear(parameters - 1, 1))
         writer = Writer(Sheet(x, held, np.zeros(1)), layout.empty(), layout, measures=False)
         for _ in range(writes):
             writer.write(0, made, payload, -1.0, reads=False)
     meet(world)
-    sent = float(made.decode(payload, parameters).double().sum()) * writes * (world.Get_size() - 1)
+    sent = float(made.decode(payload, layout.size).double().sum()) * writes * (world.Get_size() - 1)
     share = None if rank else 1 - float(x.double().sum()) / sent
     meet(world)
     del x, lock, memory
