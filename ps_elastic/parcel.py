@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.layout import Bucket
@@ -34,12 +32,8 @@ class Courier:
     ) -> None:
         self.rank, self.buckets, self.compressors, self.clock, self.lends = rank, buckets, compressors, clock, lends
         self.staging, self.g = staging, staging.g
+        self.parts = [self.g[bucket.start : bucket.stop] for bucket in buckets]  # of the gradient (n,)
         self.feeds_back = any(isinstance(compressor, ErrorFeedback) for compressor in compressors)
-
-    def part(self, i: int) -> Tensor:
-        """Bucket i of the gradient (n,)."""
-        bucket = self.buckets[i]
-        return self.g[bucket.start : bucket.stop]
 
     def residual_norm(self) -> float:
         """||e||_2 over all buckets; 0 without error feedback."""
@@ -64,16 +58,16 @@ class Parcel:
         self.payloads: list[Payload] = [()] * count
         self.encode_s = self.emit_s = self.residual_norm = 0.0  # emit_s: of what left during backward
         self._courier, self._step, self._base, self._emit = courier, step, base, emit
-        self._encoded, self._norms, self._payload_norms = [False] * count, [0.0] * count, [0.0] * count
-        self._sound = True
+        self._encoded, self._sound = [False] * count, True
+        self._squares, self._payload_squares = [[0.0]] * count, [[0.0]] * count  # in parts
 
     def leave(self, i: int) -> None:
         """Bucket i of g is as it will be. It stays, with all that would follow it, where it is not finite."""
         if i == 0:
             return
         started = self._courier.clock()
-        self._norms[i] = self._courier.staging.fetch(i)
-        self._sound = self._sound and math.isfinite(self._norms[i])
+        self._squares[i] = self._courier.staging.fetch(i)
+        self._sound = self._sound and math.isfinite(sum(self._squares[i]))
         if self._sound:
             self._encode(i)
         encoded = self._courier.clock()
@@ -83,11 +77,11 @@ class Parcel:
         self.emit_s += self._courier.clock() - encoded
 
     def norm(self) -> float:
-        """||g||_2: the root of the sum of the squares of the buckets' norms, each summed in float32."""
+        """||g||_2; the parts of all buckets are added exactly, and rounded once."""
         for i, encoded in enumerate(self._encoded):
             if not encoded:
-                self._norms[i] = self._courier.staging.fetch(i)
-        return math.hypot(*self._norms)
+                self._squares[i] = self._courier.staging.fetch(i)
+        return _root(self._squares)
 
     def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any, ahead: int = 0) -> None:
         """Let the rest go, after `norm`; the last layers first."""
@@ -102,7 +96,7 @@ class Parcel:
             if i:
                 self._send(i)
         self._send(
-            0, samples=samples, loss=loss, norm=norm, payload_norm=math.hypot(*self._payload_norms),
+            0, samples=samples, loss=loss, norm=norm, payload_norm=_root(self._payload_squares),
             residual_norm=self.residual_norm, waited_s=waited_s, statistics=statistics, ahead=ahead,
         )  # fmt: skip
 
@@ -118,25 +112,30 @@ class Parcel:
             self.encode_s += courier.clock() - started
             residual = float(compressor.residual.norm()) if isinstance(compressor, ErrorFeedback) else 0.0
             self._send(
-                i, samples=samples, loss=loss, norm=self._norms[i], payload_norm=self._payload_norms[i],
+                i, samples=samples, loss=loss, norm=_root(self._squares[i : i + 1]),
+                payload_norm=_root(self._payload_squares[i : i + 1]),
                 residual_norm=residual, waited_s=waited_s, statistics=None if i else statistics, base=bases[i],
             )  # fmt: skip
         self.residual_norm = courier.residual_norm()
 
     def _encode(self, i: int) -> None:
         courier = self._courier
-        compressor, vector = courier.compressors[i], courier.part(i)
+        compressor, vector = courier.compressors[i], courier.parts[i]
         payload = compressor.encode(vector)
         self.payloads[i], self._encoded[i] = courier.keep(payload) if courier.lends else payload, True
         if isinstance(compressor, Identity):
-            self._payload_norms[i] = self._norms[i]
+            self._payload_squares[i] = self._squares[i]
         else:
-            self._payload_norms[i] = plain(compressor).payload_norm(payload, vector.numel())
+            self._payload_squares[i] = [plain(compressor).payload_norm(payload, vector.numel()) ** 2]
 
     def _send(self, i: int, **numbers: Any) -> None:
         rank, arrays = self._courier.rank, tuple([array.numpy() for array in self.payloads[i]])
         base = numbers.pop("base", self._base)
         self._emit(PushMessage(rank, self._step, base, arrays, i, len(self.payloads), **numbers))
+
+
+def _root(squares: Sequence[Sequence[float]]) -> float:
+    return math.sqrt(math.fsum([part for parts in squares for part in parts]))
 
 
 def plain(compressor: Compressor | ErrorFeedback) -> Compressor:

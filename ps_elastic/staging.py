@@ -1,4 +1,4 @@
-"""How a bucket of the gradient comes to the CPU, with its norm: it is there already, or it is copied from a GPU."""
+"""How a bucket of the gradient comes to the CPU, measured: it is there already, or it is copied from a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ps_elastic.layout import Bucket
+from ps_elastic.places import Place
 
 
 class Staging(Protocol):
@@ -19,22 +20,21 @@ class Staging(Protocol):
     def begin(self, i: int) -> None:
         """Bucket i is final, as seen from the stream that backward uses: what can be done without waiting is begun."""
 
-    def fetch(self, i: int) -> float:
-        """Return when bucket i is in g: its norm."""
+    def fetch(self, i: int) -> list[float]:
+        """Return when bucket i is in g: the sum of its squares, in parts."""
 
 
 class InPlace:
-    """Backward leaves the gradient in g itself."""
+    """Backward leaves the gradient in g itself. places: those that make up each bucket."""
 
-    def __init__(self, g: Tensor, buckets: Sequence[Bucket]) -> None:
-        self.g, self._buckets = g, buckets
+    def __init__(self, g: Tensor, places: Sequence[Sequence[Place]]) -> None:
+        self.g, self._places = g, places
 
     def begin(self, i: int) -> None:
         """There is nothing to be done."""
 
-    def fetch(self, i: int) -> float:
-        bucket = self._buckets[i]
-        return float(torch.linalg.vector_norm(self.g[bucket.start : bucket.stop]))
+    def fetch(self, i: int) -> list[float]:
+        return [place.square() for place in self._places[i]]
 
 
 class FromGpu:
@@ -56,8 +56,8 @@ class FromGpu:
             self.g[part].copy_(self._made[part], non_blocking=True)
             self._events[i] = self._stream.record_event()
 
-    def fetch(self, i: int) -> float:
+    def fetch(self, i: int) -> list[float]:
         if i not in self._events:
             self.begin(i)
         self._events.pop(i).synchronize()
-        return float(self._norms[i])
+        return [float(self._norms[i]) ** 2]

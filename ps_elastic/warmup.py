@@ -17,6 +17,7 @@ from ps_elastic.cutting import Line
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.messages import PushMessage, Reply
 from ps_elastic.parcel import Courier, Parcel
+from ps_elastic.places import Place
 from ps_elastic.staging import InPlace
 from ps_elastic.tracker import Tracker
 
@@ -59,9 +60,7 @@ def time_leaving(config: Config, parts: Parts, rank: int, *, copies: bool) -> tu
         (coder,) = working_copies(config, parts.compressor, (Bucket(0, numel),), rank)
         g = torch.randn(numel, generator=torch.Generator().manual_seed(0))
         frame, times = np.zeros(parts.compressor.max_nbytes(numel) + 64, np.uint8), []
-        courier = Courier(
-            rank, (Bucket(0, numel),), (coder,), InPlace(g, (Bucket(0, numel),)), time.perf_counter, lends=False
-        )
+        courier = Courier(rank, (Bucket(0, numel),), (coder,), InPlace(g, [[Place(g)]]), time.perf_counter, lends=False)
 
         def send(message: PushMessage, frame: np.ndarray = frame) -> None:
             nonlocal nbytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from threading import get_ident
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import TaskError
 from ps_elastic.layout import Layout
+from ps_elastic.places import Place, measured
 from ps_elastic.staging import FromGpu, InPlace, Staging
 
 
@@ -38,13 +39,18 @@ class Workbench:
         layout.attach(model, self.x, fill=not self.foreign)
         model.train()
         self.made = g.to(self.device)  # the gradient, where backward is: g itself on the CPU
-        on_cpu = self.device.type == "cpu"
-        self.staging: Staging = InPlace(g, layout.buckets) if on_cpu else FromGpu(self.made, layout.buckets)
+        places = {name: Place(view) for name, view in layout.views(self.made).items()}
+        self.staging: Staging
+        if self.device.type == "cpu":
+            every = list(places.values())
+            self.staging = InPlace(g, [list(measured(layout, bucket, every, g)) for bucket in layout.buckets])
+        else:
+            self.staging = FromGpu(self.made, layout.buckets)
         self.g = self.staging.g
-        self.gradient = self._collector(model, layout)
+        self.gradient = self._collector(model, layout, places)
 
-    def _collector(self, model: nn.Module, layout: Layout) -> Gradient:
-        return Gradient(model, layout, self.made, self.staging.begin)
+    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> Gradient:
+        return Gradient(model, layout, places, self.staging.begin)
 
 
 class Cut(Exception):
@@ -55,13 +61,17 @@ class Gradient:
     """Carries each parameter's gradient into its place in g as soon as backward has it.
 
     A hook that copies and forgets `p.grad` is faster than gradients preset as views: it saves zeroing and adding.
+    places: by the name of the parameter.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, g: Tensor, begin: Callable[[int], None]) -> None:
-        self.views, self._seen, self._begin = layout.views(g), set[str](), begin
+    def __init__(
+        self, model: nn.Module, layout: Layout, places: Mapping[str, Place], begin: Callable[[int], None]
+    ) -> None:
+        self._places, self._seen, self._begin = places, set[str](), begin
+        self.views = {name: place.view for name, place in places.items()}
         self.cut = False  # whether the last computation was cut off
         self._clock: Callable[[], float] = time.perf_counter
-        self._until = math.inf
+        self._until, self._final = math.inf, False
         self._members = [
             {slot.name for slot in layout.slots if bucket.start <= slot.offset < bucket.stop}
             for bucket in layout.buckets
@@ -75,13 +85,16 @@ class Gradient:
                 parameters[name].register_post_accumulate_grad_hook(self._hook(name, i))
 
     @contextlib.contextmanager
-    def collecting(self, clock: Callable[[], float] = time.perf_counter, until: float = math.inf) -> Iterator[None]:
+    def collecting(
+        self, clock: Callable[[], float] = time.perf_counter, until: float = math.inf, *, final: bool = False
+    ) -> Iterator[None]:
         """Within, every backward adds to g; a parameter that none of them reached gets zeros.
 
         A gradient that is made when `clock` is beyond `until` ends the computation there: then `cut` is true.
+        final: what is in g afterwards is what is pushed, and there is one backward.
         """
         self._seen.clear()
-        self.cut, self._clock, self._until = False, clock, until
+        self.cut, self._clock, self._until, self._final = False, clock, until, final
         try:
             yield
         except Cut:
@@ -89,8 +102,8 @@ class Gradient:
         finally:
             self._filled = None
             self._later.clear()
-        for name in self.views.keys() - self._seen:
-            self.views[name].zero_()
+        for name in self._places.keys() - self._seen:
+            self._places[name].clear()
 
     def missing(self) -> set[int]:
         """The buckets of which a parameter was not reached."""
@@ -111,19 +124,19 @@ class Gradient:
             self._filled(self._later.pop(0))
 
     def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
-        view, seen = self.views[name], self._seen
+        place, seen = self._places[name], self._seen
 
         def collect(parameter: Tensor) -> None:
-            assert parameter.grad is not None
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
             if self._until < math.inf and self._clock() > self._until:
-                parameter.grad = None
                 raise Cut
             if name in seen:
-                view.add_(parameter.grad)
+                place.add(gradient)
             else:
-                view.copy_(parameter.grad)
+                place.put(gradient, final=self._final)
                 seen.add(name)
-            parameter.grad = None
+            del gradient  # before anything leaves: it may be as large as the rest
             if self._filled is not None:
                 self._count(name, bucket)
 

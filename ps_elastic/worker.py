@@ -92,14 +92,17 @@ class Worker:
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
         lends = bench is not None or pipeline > 0
         self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
-        final = type(update).run is Sgd.run and clip_norm is None and on_nonfinite == "stop" and not self._shortcut
-        self._overlaps = overlap and final and len(layout.buckets) > 1 and not layerwise
+        # What backward makes is what is pushed, and it is pushed in any case.
+        self._final = type(update).run is Sgd.run and clip_norm is None and self._cut_s is None
+        may_leave = self._final and on_nonfinite == "stop" and not self._shortcut
+        self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
         self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
         self._drawn = 0  # batches, for the push being made
         self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
         self._moved = math.nan
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
         self._waited_s = 0.0
+        self._untold: list[tuple[Reply, float, float, float, float]] = []  # replies noted, of which no line tells yet
 
     @property
     def unanswered(self) -> int:
@@ -116,12 +119,8 @@ class Worker:
 
         The model may stand in `x` already, received in place.
         """
-        every = range(len(self._compressors))
-        for i in every:
-            self._learn(reply.step, i, reply.layers[i].outcome if self._layerwise else reply.outcome)
-        for settled in reply.settled:
-            for i in (settled.bucket,) if self._layerwise else every:
-                self._learn(settled.step, i, settled.outcome)
+        if self._sent:
+            self._learn_all(reply)
         self.told, self.step = reply.step, max(self.step, reply.step)
         self._told_alpha = reply.alpha
         if reply.alpha and reply.alpha != self._alpha:
@@ -171,6 +170,13 @@ class Worker:
         self._cut = () if self._cut_s is None else cut
         _copy(self._own_statistics, self._statistics)
         parcel = self._parcel(emit)
+        try:
+            self._send(parcel, started)
+        finally:
+            self.tell()
+
+    def _send(self, parcel: Parcel, started: float) -> None:
+        """Compute and send; what can be done while the answer is awaited comes after."""
         loss, norm = self._finite_gradient(parcel)
         _copy(self._statistics, self._own_statistics)
         compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
@@ -197,7 +203,22 @@ class Worker:
         return Parcel(self._courier, self.step, self.base, emit)
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
-        """Log what the reply told: a line for the push answered, one for each earlier push settled since."""
+        """Log what the reply told: a line for the push answered, one for each earlier push settled since.
+
+        The lines are written when the next push has left, or at once where there is none to come.
+        """
+        self._waited_s += wait_s
+        self._untold.append((reply, t_s, self._moved, send_s, wait_s))
+        if reply.model is None:
+            self.tell()
+
+    def tell(self) -> None:
+        """Write the lines of what was noted."""
+        for noted in self._untold:
+            self._tell(*noted)
+        self._untold.clear()
+
+    def _tell(self, reply: Reply, t_s: float, moved: float, send_s: float, wait_s: float) -> None:
         for settled in reply.settled:
             if settled.outcome == "held":
                 continue
@@ -205,15 +226,22 @@ class Worker:
             self._tracker.note(
                 "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy, **named
             )
-        self._waited_s += wait_s
         if reply.step:
             residual_norm, durations = self._made.pop(reply.step, (0.0, _NO_DURATIONS))
             self._tracker.note(
-                "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=self._moved,
+                "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=moved,
                 residual_norm=residual_norm, outcome=reply.outcome, **durations, send_s=send_s, wait_s=wait_s,
             )  # fmt: skip
             for answered in [step for step in self._made if step < reply.step]:
                 del self._made[answered]
+
+    def _learn_all(self, reply: Reply) -> None:
+        every = range(len(self._compressors))
+        for i in every:
+            self._learn(reply.step, i, reply.layers[i].outcome if self._layerwise else reply.outcome)
+        for settled in reply.settled:
+            for i in (settled.bucket,) if self._layerwise else every:
+                self._learn(settled.step, i, settled.outcome)
 
     def _learn(self, step: int, bucket: int, outcome: str) -> None:
         if outcome == "held" or step not in self._sent:
@@ -272,7 +300,8 @@ class Worker:
         if self._shortcut:
             return self._task.differentiate(self._model, self._next_batch(), self._gradient.views)
         total = 0.0
-        with self._gradient.collecting(self._clock, self._until):
+        final = self._final and self._accumulate == 1
+        with self._gradient.collecting(self._clock, self._until, final=final):
             for number in range(1, self._accumulate + 1):
                 batch = self._next_batch()
                 with self._autocast():

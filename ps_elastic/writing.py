@@ -7,7 +7,7 @@ and copies the model then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.layout import Layout
 from ps_elastic.messages import PushMessage, Reply
 from ps_elastic.parcel import Courier, Parcel, plain
+from ps_elastic.places import Place
 from ps_elastic.tasks import Task
 from ps_elastic.updates import Update
 from ps_elastic.updates.sgd import Sgd
@@ -28,11 +29,18 @@ from ps_elastic.writers import Run, Sheet, Writer, runs_of
 class Kept(Gradient):
     """Keeps each large gradient as backward made it: who writes the model in place needs no copy of it."""
 
-    def __init__(self, model: nn.Module, layout: Layout, g: Tensor, begin: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        places: Mapping[str, Place],
+        begin: Callable[[int], None],
+        g: Tensor,
+    ) -> None:
         self._g, self._runs = g, runs_of(layout)
         self._alone = {run.names[0] for run in self._runs if len(run.names) == 1}
         self._kept: dict[str, Tensor] = {}
-        super().__init__(model, layout, g, begin)
+        super().__init__(model, layout, places, begin)
 
     def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
         if name not in self._alone:
@@ -59,8 +67,8 @@ class Kept(Gradient):
 class OpenBench(Workbench):
     """A workbench whose gradients stay where backward made them."""
 
-    def _collector(self, model: nn.Module, layout: Layout) -> Gradient:
-        return Kept(model, layout, self.made, self.staging.begin)
+    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> Gradient:
+        return Kept(model, layout, places, self.staging.begin, self.made)
 
 
 class Page(Parcel):

@@ -50,8 +50,8 @@ class Hand:
         if feedback:
             coders = [ErrorFeedback(c, b.numel) for c, b in zip(coders, self.layout.buckets, strict=True)]  # type: ignore[arg-type]
         self.coders = coders
-        self.notes: list[dict[str, Any]] = []
-        tracker = Tracker(rank, lambda line: self.notes.append(json.loads(line)))
+        self.lines: list[dict[str, Any]] = []
+        tracker = Tracker(rank, lambda line: self.lines.append(json.loads(line)))
         self.worker = Worker(
             rank, task, self.model, self.layout, task.batches(rank, 3, 0), update or Sgd(), coders, tracker, **options
         )
@@ -74,6 +74,12 @@ class Hand:
             payload = tuple(torch.from_numpy(array) for array in message.arrays)
             parts.append(plain.decode(payload, bucket.numel).clone())
         return torch.cat(parts)
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What was logged of all that was noted so far."""
+        self.worker.tell()
+        return self.lines
 
     @property
     def residual(self) -> Tensor:
@@ -323,6 +329,28 @@ def test_a_reply_is_a_line_and_so_is_each_fate_told_late() -> None:
             "residual_norm": 0.0, "outcome": "held", "compute_s": 2.0, "encode_s": 0.5, "send_s": 0.25, "wait_s": 0.75,
         },
     ]  # fmt: skip
+
+
+def test_the_lines_of_a_reply_wait_until_the_next_push_has_left_or_failed_or_there_is_none_to_come() -> None:
+    def refuse(message: PushMessage) -> None:
+        raise OSError("nobody takes it")
+
+    hand, seen = Hand(Slope()), list[int]()
+    for version, emit in enumerate((lambda message: None, lambda message: seen.append(len(hand.lines)), refuse)):
+        reply = hand.reply(version=version)
+        hand.worker.load(reply)
+        hand.worker.note(reply, 0.0, 0.0, 0.0)
+        if emit is refuse:
+            with pytest.raises(OSError, match="nobody"):
+                hand.worker.push(emit)
+        else:
+            hand.worker.push(emit)
+    assert seen == [0]
+    assert [line["version"] for line in hand.lines] == [1, 2]
+    stop = Reply(1, hand.worker.step, 3, None, "used")
+    hand.worker.load(stop)
+    hand.worker.note(stop, 0.0, 0.0, 0.0)
+    assert [line["version"] for line in hand.lines] == [1, 2, 3]
 
 
 def test_a_push_says_how_long_its_worker_has_waited_in_all() -> None:
