@@ -196,6 +196,11 @@ def reads_in_place(config: Config) -> bool:
     return lockstep and not update.plugin.build().moves and not update.pipeline and computes_on_cpu(config)
 
 
+def compares(config: Config) -> bool:
+    """Whether a worker with memory of its own compares the model of each reply with that which it computed on."""
+    return config.tracker.discrepancy == "exact" and not config.update.pipeline and config.writers == "server"
+
+
 def computes_on_cpu(config: Config) -> bool:
     """Whether workers of this host compute on its CPU."""
     return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())

@@ -19,16 +19,16 @@ _BLOCK = 1 << 16  # floats: model, view and room for their difference stay in ca
 class Lookout:
     """||new model + own applied update - old view|| of each push; for plain SGD what others did meanwhile, exactly.
 
-    x: where the models of replies stand (d,). What can be done without the reply is done while it is awaited: of a
-    push with the weights of its two predecessors the own update is taken off before the reply tells so.
+    view: the model computed on (d,), which nobody else looks at or writes to between a push and its reply. What
+    can be done without the reply is done while it is awaited: of a push with the weights of its two predecessors the
+    own update is taken off before the reply tells so.
     """
 
-    def __init__(self, x: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
-        self._x, self._view, self._buckets, self._compressors = x, torch.empty_like(x), buckets, compressors
-        self._difference = Difference(min(x.numel(), _BLOCK)) if x.device.type == "cpu" else None
-        pairs = zip(x.split(_BLOCK), self._view.split(_BLOCK), strict=True) if self._difference else ()
-        self._blocks = [(part.numpy(), view.numpy()) for part, view in pairs]
-        self._parts = [self._view[bucket.start : bucket.stop] for bucket in buckets]
+    def __init__(self, view: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
+        self._view, self._compressors = view, compressors
+        self._difference = Difference(min(view.numel(), _BLOCK)) if view.device.type == "cpu" else None
+        self._blocks = [block.numpy() for block in view.split(_BLOCK)] if self._difference else []
+        self._parts = [view[bucket.start : bucket.stop] for bucket in buckets]
         self._payloads: Sequence[Payload] = ()  # of the push that is not answered yet
         self._nothing = (0.0,) * len(buckets)
         self._told = self._taken = self._nothing  # weights: of the last reply, and what was taken off for its push
@@ -42,15 +42,18 @@ class Lookout:
         if self._steady:
             self._take_off(self._told)
 
-    def came(self, weights: Sequence[float]) -> float:
-        """x is the model of the reply, which applied bucket i times weights[i]: the distance; nan before any push."""
+    def came(self, model: Tensor, weights: Sequence[float]) -> float:
+        """The view becomes `model` (d,), of the reply, which applied bucket i times weights[i]; returns the distance.
+
+        nan before any push.
+        """
         moved = math.nan
         if self._payloads:
             self._take_off(weights)
-            moved = self._follow()
+            moved = self._follow(model)
             self._steady, self._told = self._told == weights, tuple(weights)
         else:
-            self._view.copy_(self._x)
+            self._view.copy_(model)
         return moved
 
     def _take_off(self, weights: Sequence[float]) -> None:
@@ -66,14 +69,16 @@ class Lookout:
         self._taken = tuple(weights)
 
     @quiet
-    def _follow(self) -> float:
-        """How far the view is from x, which is the view from now on: one pass over both."""
+    def _follow(self, model: Tensor) -> float:
+        """How far the view is from the model, which is the view from now on: one pass over both."""
         if self._difference is None:
-            moved = float(torch.linalg.vector_norm(self._view.sub_(self._x)))
-            self._view.copy_(self._x)
+            model = model.to(self._view.device)
+            moved = float(torch.linalg.vector_norm(self._view.sub_(model)))
+            self._view.copy_(model)
             return moved
         total = 0.0
-        for x, view in self._blocks:
-            total += self._difference.square(view, x)
-            np.copyto(view, x)
+        for new, view in zip(model.split(_BLOCK), self._blocks, strict=True):
+            block = new.numpy()
+            total += self._difference.square(view, block)
+            np.copyto(view, block)
         return math.sqrt(total)

@@ -23,6 +23,7 @@ class Memory(NamedTuple):
     x: Tensor
     g: Tensor
     foreign: bool = False  # x is the server's model itself, to be read only
+    watched: bool = False  # x is looked at by others until the next model is loaded
 
 
 class Workbench:
@@ -34,7 +35,7 @@ class Workbench:
 
     def __init__(self, model: nn.Module, layout: Layout, memory: Memory | None = None) -> None:
         self.device = next(model.parameters()).device
-        x, g, self.foreign = memory or Memory(layout.empty(), layout.empty())
+        x, g, self.foreign, self.watched = memory or Memory(layout.empty(), layout.empty())
         self.x = x.to(self.device)
         layout.attach(model, self.x, fill=not self.foreign)
         model.train()

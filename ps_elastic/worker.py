@@ -88,7 +88,11 @@ class Worker:
         # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
         keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
         plains = [plain(compressor) for compressor in compressors]
-        self._lookout = Lookout(self.x, layout.buckets, plains) if keeps_view else None
+        self._lookout: Lookout | None = None
+        self._compares = keeps_view and bench is None and not made.watched  # x itself is the view, until the next model
+        if keeps_view:
+            view = self.x if self._compares else torch.empty_like(self.x)
+            self._lookout = Lookout(view, layout.buckets, plains)
         self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
         lends = bench is not None or pipeline > 0
         self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
@@ -117,7 +121,7 @@ class Worker:
     def load(self, reply: Reply) -> bool:
         """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
 
-        The model may stand in `x` already, received in place.
+        The model may stand in `x` already, received in place, unless the worker compares the two.
         """
         if self._sent:
             self._learn_all(reply)
@@ -137,9 +141,11 @@ class Worker:
             held = {step for step, outcome in told if outcome == "held"}
             self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
         self.base, self._rate = reply.version, reply.rate
-        self.resume(reply.model)
+        if not self._compares:
+            self.resume(reply.model)
         if self._lookout is not None:
-            self._moved = self._lookout.came(self._weights(reply))
+            model = torch.from_numpy(reply.model) if self._compares else self.x
+            self._moved = self._lookout.came(model, self._weights(reply))
         self._bases = tuple([layer.version for layer in reply.layers])
         return True
 

@@ -101,7 +101,7 @@ class Page(Parcel):
         started = self._courier.clock()
         self.payloads[0] = self._take()
         self._square, norm = self._writer.write_parts(self.payloads[0], self._rate, reads=self._reads)
-        self._norms[0] = self._payload_norms[0] = norm
+        self._squares[0] = self._payload_squares[0] = [norm * norm]
         self._encoded[0] = True
         self.encode_s += self._courier.clock() - started
         return norm

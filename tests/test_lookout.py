@@ -24,7 +24,8 @@ class Other:
     def __init__(self, buckets: list[Bucket], compressor: Compressor) -> None:
         self.random = torch.Generator().manual_seed(5)
         self.x, self.buckets, self.compressor = self.normal(), buckets, compressor
-        self.lookout = Lookout(self.x, buckets, [compressor] * len(buckets))
+        self.view = torch.empty(SIZE)
+        self.lookout = Lookout(self.view, buckets, [compressor] * len(buckets))
 
     def normal(self, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(SIZE, generator=self.random)
@@ -42,14 +43,16 @@ class Other:
         for bucket, payload, weight in zip(self.buckets, payloads, weights, strict=True):
             if payload:
                 own[bucket.start : bucket.stop] = weight * self.compressor.decode(payload, bucket.numel).double()
-        return self.lookout.came(tuple(weights)), float((self.x.double() + own - old).norm())
+        seen = self.lookout.came(self.x, tuple(weights))
+        assert torch.equal(self.view, self.x)
+        return seen, float((self.x.double() + own - old).norm())
 
 
 @pytest.mark.parametrize("compressor", [Identity(), TopK(ratio=0.1)], ids=["identity", "top_k"])
 @pytest.mark.parametrize("buckets", BUCKETS)
 def test_it_is_the_new_model_plus_the_own_update_less_the_old_view(buckets: str, compressor: Compressor) -> None:
     other = Other(BUCKETS[buckets], compressor)
-    assert math.isnan(other.lookout.came([0.25] * len(other.buckets)))
+    assert math.isnan(other.lookout.came(other.x, [0.25] * len(other.buckets)))
     steady, changed, dropped = 4 * [0.25], [0.125, 0.5], [0.0]
     for weight in (*steady, *changed, *dropped, *steady, *dropped, *dropped, *dropped, *steady):
         seen, there = other.trip([weight] * len(other.buckets))
@@ -58,7 +61,7 @@ def test_it_is_the_new_model_plus_the_own_update_less_the_old_view(buckets: str,
 
 def test_each_bucket_counts_by_its_own_weight_and_one_that_was_not_sent_not_at_all() -> None:
     other = Other(BUCKETS["three"], Identity())
-    other.lookout.came([0.0] * 3)
+    other.lookout.came(other.x, [0.0] * 3)
     for weights in ([0.5, 0.0, 0.25], [0.5, 0.0, 0.25], [0.5, 0.0, 0.25], [0.0, 1.0, 0.25]):
         seen, there = other.trip(weights, cut=(2,))
         assert seen == pytest.approx(there, rel=1e-5)
@@ -66,7 +69,7 @@ def test_each_bucket_counts_by_its_own_weight_and_one_that_was_not_sent_not_at_a
 
 def test_a_gradient_taken_elsewhere_is_seen_from_there() -> None:
     other = Other(BUCKETS["one"], Identity())
-    other.lookout.came([0.0])
+    other.lookout.came(other.x, [0.0])
     for _ in range(4):
         seen, there = other.trip([0.0], view=other.normal())
         assert seen == pytest.approx(there, rel=1e-5)
@@ -74,11 +77,11 @@ def test_a_gradient_taken_elsewhere_is_seen_from_there() -> None:
 
 def test_whoever_is_alone_sees_nothing_of_others() -> None:
     x = torch.randn(SIZE, generator=torch.Generator().manual_seed(1))
-    lookout = Lookout(x, BUCKETS["one"], [Identity()])
-    seen = [lookout.came([0.0])]
+    lookout = Lookout(torch.empty(SIZE), BUCKETS["one"], [Identity()])
+    seen = [lookout.came(x, [0.0])]
     for _ in range(5):
         payload = Identity().encode(torch.ones(SIZE))
         lookout.left([payload], None)
         x.sub_(payload[0], alpha=0.25)
-        seen.append(lookout.came([0.25]))
+        seen.append(lookout.came(x, [0.25]))
     assert seen[1:] == [0.0] * 5

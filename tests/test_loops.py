@@ -24,6 +24,7 @@ class Script:
         self.sent: list[tuple[float, int, Message]] = []
         self.timeouts: list[float] = []
         self.flushes = 0
+        self.reads: list[float] = []  # when the model of a reply was read
 
     def clock(self) -> float:
         return self.now
@@ -39,6 +40,9 @@ class Script:
             return source, message
         self.now += timeout
         return None
+
+    def taken(self) -> None:
+        self.reads.append(self.now)
 
     def flush(self) -> None:
         self.flushes += 1
@@ -189,6 +193,7 @@ def test_a_worker_sends_every_bucket_of_a_push_for_each_reply_and_then_takes_its
     ]  # fmt: skip
     assert script.sent[-1][2] == Farewell(1, 2)
     assert script.flushes == 1
+    assert script.reads == [0.0, 3.0, 4.5]  # before it computes: the server may wait for it
     assert worker.noted == [(0, 0.0, 0.0), (1, 3.0, 2.0), (2, 4.5, 0.5)]
 
 

@@ -331,6 +331,23 @@ def test_a_reply_is_a_line_and_so_is_each_fate_told_late() -> None:
     ]  # fmt: skip
 
 
+def test_moved_is_the_same_where_others_look_at_the_model_which_then_stays_as_it_is() -> None:
+    found = []
+    for watched in (True, False):
+        task = Blobs()
+        layout = Layout(task.model(0))
+        hand = Hand(task, memory=Memory(layout.empty(), layout.empty(), watched=watched))
+        for version in range(5):
+            reply = hand.reply((1 + 0.1 * version) * hand.start, version, outcome="used", weight=0.25)
+            hand.worker.load(reply)
+            assert torch.equal(hand.worker.x, torch.from_numpy(reply.model))
+            hand.worker.note(reply, 0.0, 0.0, 0.0)
+            pushed(hand.worker)
+            assert not watched or torch.equal(hand.worker.x, torch.from_numpy(reply.model))
+        found.append([note["moved"] for note in hand.notes])
+    assert found[0] == found[1] and all(moved > 0 for moved in found[0])
+
+
 def test_the_lines_of_a_reply_wait_until_the_next_push_has_left_or_failed_or_there_is_none_to_come() -> None:
     def refuse(message: PushMessage) -> None:
         raise OSError("nobody takes it")

@@ -108,6 +108,9 @@ class End:
             for outbox in self._sending:
                 self._bells.ring(outbox.dest)
 
+    def taken(self) -> None:
+        """The model of the last reply was read, and may change: nobody waits for that here."""
+
     def flush(self) -> None:
         """Return when everything sent has left. Raises Stalled where a rank takes nothing in for `patience_s`."""
         for outbox in self._outboxes:

@@ -234,7 +234,7 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
 
 
 def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
-    from ps_elastic.assemble import make_worker
+    from ps_elastic.assemble import compares, make_worker
     from ps_elastic.record import Record
     from ps_elastic.threads import giving_way
     from ps_elastic.transport.loops import work
@@ -253,9 +253,10 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
         record = Record(directory, rank)
         end = WorkerEnd(
             comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s,
-            in_place=parts.in_place, links=links, pipeline=config.update.pipeline,
+            in_place=parts.in_place, links=links, pipeline=config.update.pipeline, apart=compares(config),
         )  # fmt: skip
-        memory = Memory(torch.from_numpy(end.memory[0]), torch.from_numpy(end.memory[1]), end.reads_in_place)
+        x, g = map(torch.from_numpy, end.memory)
+        memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn")
         sheet = None
         if (windows := links.windows) is not None and windows.written:
             lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()

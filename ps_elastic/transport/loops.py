@@ -25,6 +25,9 @@ class Endpoint(Protocol):
     def recv(self, timeout: float) -> tuple[int, Message] | None:
         """The next message and its source, or None after `timeout` seconds."""
 
+    def taken(self) -> None:
+        """The model of the last reply was read, and may change."""
+
     def flush(self) -> None:
         """Return when the arrays of everything sent may change."""
 
@@ -104,6 +107,7 @@ def work(
             reply = _await_reply(worker, endpoint, clock, ask_again_s, deadline_s)
         if reply is not None:
             going = worker.load(reply) and going
+            endpoint.taken()
             now = clock()
             worker.note(reply, now, send_s, now - began)
             continue

@@ -31,6 +31,8 @@ class WorkerEnd(End):
 
     in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
     leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
+    apart: the worker compares the model of a reply with the one that it computed on, so that it does not come to the
+    same memory; on the server's host it is the server's own, until the worker says that it has `taken` it.
     reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
     server's own too, and the worker copies it into its own, which the server sees unless workers write.
     """
@@ -47,6 +49,7 @@ class WorkerEnd(End):
         in_place: bool,
         links: Links | None = None,
         pipeline: int = 0,
+        apart: bool = False,
     ) -> None:
         super().__init__(comm, layout, spins, patience_s, links, (0,))
         refuse_untaggable(comm, frames, model_bytes)
@@ -69,6 +72,8 @@ class WorkerEnd(End):
         self._head = self._add(Slot(comm, 0, REPLY, aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES)))
         self._body: Slot | None = None
         torn = self._windows is not None and self._windows.torn
+        apart = apart and not self.reads_in_place and not torn
+        self._lends = apart and self._windows is not None
         if self._windows is not None and (self.reads_in_place or torn):
             self._model = self._windows.model()
         else:
@@ -78,7 +83,7 @@ class WorkerEnd(End):
                 self._body = self._add(Slot(comm, 0, MODEL, received))
         in_place = in_place and not pipeline and not self._writes
         gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
-        model = aligned(model_bytes).view(np.float32) if pipeline or self._writes else self._model
+        model = aligned(model_bytes).view(np.float32) if pipeline or apart or self._writes else self._model
         if self._windows is not None and torn and not self._writes:
             model = self._windows.copy(self.rank)
         self.memory = model, gradient.view(np.float32)
@@ -120,6 +125,12 @@ class WorkerEnd(End):
                 self._body.start()
             if self.reads_in_place:
                 self._done()
+            self.taken()
+
+    def taken(self) -> None:
+        """The model of the last reply was read."""
+        if self._lends and self._count[0] != self._seen:
+            self._done()
 
     def _done(self) -> None:
         """Let the server change the models that we were given in shared memory."""
@@ -143,9 +154,11 @@ class WorkerEnd(End):
         if place == Place.SHARED and self._windows:
             self._windows.sync()
             self._seen += 1
-            if not (self.reads_in_place or self._windows.torn):
+            if not (self.reads_in_place or self._windows.torn or self._lends):
                 self._model[:] = self._windows.model()
                 self._done()
         model = None if place == Place.INLINE else self._model
+        if place == Place.SHARED and self._lends and self._windows:
+            model = self._windows.model()
         self._ready.append((0, unpack(head, self._layout, source, model)))
         self._taken = True
