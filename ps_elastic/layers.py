@@ -119,7 +119,7 @@ def read_yaml(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
-        for event in yaml.parse(text):
+        for event in yaml.parse(text) if "!" in text else ():
             if tag := getattr(event, "tag", None):
                 short = str(tag).replace("tag:yaml.org,2002:", "!!")
                 raise ConfigError(f"line {event.start_mark.line + 1}: got tag '{short}', expected a plain value")

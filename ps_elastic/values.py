@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
+from functools import cache
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -88,7 +89,8 @@ def _construct(
             return None, values, problems
 
 
-def init_types(cls: type) -> dict[str, Any]:
+@cache
+def init_types(cls: type) -> Mapping[str, Any]:
     """The type of each init field of the dataclass `cls`, from annotations that may be text.
 
     Each is read by itself: a field that is no setting may name a type imported for the type checker alone.
