@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ps_elastic.calculator import Calculator
 from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.compressors.identity import Identity
+from ps_elastic.crew import Leader
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.evaluate import Evaluator, statistics_of
 from ps_elastic.lanes import LanesServer
@@ -97,12 +98,15 @@ def make_server(
     x: Tensor | None = None,
     copies: Mapping[int, Tensor] | None = None,
     distances: Mapping[int, np.ndarray] | None = None,
+    moments: Sequence[Tensor] = (),
+    gather: Callable[[FlatOptimizer], Leader] | None = None,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
     of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
-    workers`. Raises ConfigError for torn views without either.
+    workers`. Raises ConfigError for torn views without either. moments: of the optimizer, in memory that a crew shares;
+    gather: makes the one who leads it.
     """
     if copies is None and distances is None:
         refuse_alone(config)
@@ -119,8 +123,12 @@ def make_server(
             return WrittenCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
         if copies is not None:
             return TornCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
+        optimizer = FlatOptimizer(config.optimizer, part, x, moments)
         keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
-        return Calculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, keeps_versions=keeps)
+        made = Calculator(part, x, optimizer, compressors, keeps_versions=keeps)
+        if gather is not None:
+            made.crew = gather(optimizer)
+        return made
 
     make: Callable[..., Server]
     if policy.layerwise:
@@ -199,6 +207,15 @@ def reads_in_place(config: Config) -> bool:
 def compares(config: Config) -> bool:
     """Whether a worker with memory of its own compares the model of each reply with that which it computed on."""
     return config.tracker.discrepancy == "exact" and not config.update.pipeline and config.writers == "server"
+
+
+def shares_steps(config: Config, parts: Parts) -> bool:
+    """Whether workers that share memory with the server, and wait for it, can make a part of its step.
+
+    So they can where the model is changed by the server alone, from payloads as they are.
+    """
+    usual = config.views == "exact" and not config.update.pipeline and not config.policy.build().layerwise
+    return usual and parts.in_place
 
 
 def computes_on_cpu(config: Config) -> bool:

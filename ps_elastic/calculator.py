@@ -15,6 +15,7 @@ from ps_elastic.combiners import Part
 from ps_elastic.combiners.base import no_drift
 from ps_elastic.compressors import Compressor, Payload
 from ps_elastic.compressors.identity import Identity
+from ps_elastic.crew import Leader
 from ps_elastic.events import ZERO, PushId, ReplyId, Step, Term
 from ps_elastic.foresight import Foresight
 from ps_elastic.layout import Bucket, Layout
@@ -30,7 +31,8 @@ from ps_elastic.terms import Terms
 class Calculator:
     """x: the server's model (d,), in place. keeps_versions: views are kept, so that distances can be measured.
 
-    before_change: called before x changes, for a transport that sends models from where they are.
+    before_change: called before x changes, for a transport that sends models from where they are. crew: makes a step,
+    where it can, that does nothing but change x; None: nobody does.
     """
 
     workers_write = False  # the steps that it is told of have been made by workers
@@ -47,6 +49,7 @@ class Calculator:
         self.layout, self.x, self.snapshots = layout, x, Snapshots(x)
         self.keeps_versions = keeps_versions
         self.before_change: Callable[[], None] = lambda: None
+        self.crew: Leader | None = None
         self._optimizer, self._compressors = optimizer, compressors
         self._payloads: dict[PushId, tuple[Payload, ...]] = {}
         self._dense: dict[PushId, Tensor] = {}  # combined payloads (0, version), (d,)
@@ -181,7 +184,10 @@ class Calculator:
                 self._optimizer.continue_response(response, rate)
             for missing in owed:
                 self._responses[missing] = self._optimizer.respond(rate)
-            moved = self._optimizer.step(gradient, rate, sweep)
+            shared = None
+            if self.crew is not None and not (owed or apart or sweep.kept is not None):
+                shared = self.crew.step(step, self._payloads, rate)
+            moved = self._optimizer.step(gradient, rate, sweep) if shared is None else shared
         if keys:
             measured = dict(zip(apart, sweep.distances, strict=True))
             self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}

@@ -86,16 +86,18 @@ class FlatOptimizer:
     with Adam they are those of `fused=True` on the padded vector. Without decay on norms and biases
     (`decay_norm_and_bias: false`) parameters of one dimension or none have weight decay 0.
 
+    moments: `moment_count` vectors (d,) of zeros for its state, where that is to live in memory that others see.
+
     The kernels are called directly: the classes of torch.optim take 40 us a call and import the compiler (2 s).
     """
 
-    def __init__(self, settings: Optimizer, layout: Layout, x: Tensor) -> None:
+    def __init__(self, settings: Optimizer, layout: Layout, x: Tensor, moments: Sequence[Tensor] = ()) -> None:
         self.x, self._settings = x, settings
         self._count, self._steps = 0, torch.zeros(())  # the same number, as the two kernels want it
         self._divisor = torch.ones(())  # of the gradient: the kernels divide by it
         self._runs = _runs(settings, layout)
         self.difference = Difference(max(stop - start for start, stop, _ in self._runs))
-        self._moments = [torch.zeros_like(x) for _ in range(_moment_count(settings))]
+        self._moments = list(moments) or [torch.zeros_like(x) for _ in range(moment_count(settings))]
         self._adam = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
         array, room = x.numpy(), self.difference.room
         self._blocks = [
@@ -113,10 +115,27 @@ class FlatOptimizer:
 
         gradient: (d,), or of each block in turn, asked for when the pass has come to it.
         """
-        self._count += 1
-        if self._settings.name != "sgd":
-            self._steps.fill_(self._count)
+        self.go_on()
         return self._pass(gradient, lambda block, g, divisor: self._step_block(block, g, divisor, rate), sweep)
+
+    def go_on(self) -> int:
+        """Begin the next step, which `step_block` makes; return its number, from 1."""
+        self.go_to(self._count + 1)
+        return self._count
+
+    def go_to(self, count: int) -> None:
+        """Be in step `count`, begun by another who shares x and moments."""
+        self._count = count
+        if self._settings.name != "sgd":
+            self._steps.fill_(count)
+
+    @quiet
+    def step_block(self, i: int, gradient: Tensor, divisor: float, rate: float) -> float:
+        """What `step` does to block i; return the square of its move. Every block once, in any order, makes a step."""
+        block = self._blocks[i]
+        np.copyto(block.old, block.array)
+        self._step_block(block, gradient, divisor, rate)
+        return self.difference.square(block.array, block.old)
 
     def assign(self, model: Tensor | Iterable[Quotient], sweep: Sweep | None = None) -> float:
         """x <- model, given as the gradient of a step is; return ||x_new - x_old||."""
@@ -231,9 +250,14 @@ def _parts(vectors: Sequence[Tensor], start: int, stop: int) -> list[list[Tensor
     return [[vector[start:stop]] for vector in vectors] or [[]]
 
 
-def _moment_count(settings: Optimizer) -> int:
+def moment_count(settings: Optimizer) -> int:
     """How many vectors of the model's size a step goes on from."""
     return 2 if settings.name != "sgd" else 1 if settings.momentum else 0
+
+
+def block_count(settings: Optimizer, layout: Layout) -> int:
+    """How many blocks a step takes the model in."""
+    return len(_runs(settings, layout))
 
 
 def _runs(settings: Optimizer, layout: Layout) -> list[tuple[int, int, bool]]:

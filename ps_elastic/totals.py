@@ -71,6 +71,8 @@ class Totals:
         self.metrics: dict[str, float] = {}
         self.target = target
         self.time_to_target_s: float | None = None
+        self.shared_steps = 0  # those that workers could take part in
+        self.helped: float | None = None  # the share of them that workers made
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
 
     def note_push(self, push: Push, samples: int, loss: float, held: int, waited_s: float) -> None:
@@ -114,6 +116,8 @@ class Totals:
             "discrepancy": self.discrepancy.as_dict("rms", "max"),
             "B_rms": scaled["rms"],
             "B_max": scaled["max"],
+            "shared_steps": self.shared_steps,
+            "shared_by_workers": self.helped,
             "wait_share": {str(w): waited / now if now > 0 else None for w, waited in self.waited.items()},
             "metrics": {"loss": None, "accuracy": None} | {k: finite(v) for k, v in self.metrics.items()},
             "time_to_target_s": self.time_to_target_s,

@@ -33,6 +33,8 @@ MESSAGES = ("transport=messages",)
 SHARED = ("transport=shared",)
 ASYNC = ("policy=asynchronous",)
 IN_FLIGHT = ("task.floats=300000", "train.samples=120")
+PERCEPTRON = "perceptron.yaml"  # a model of several blocks
+ADAM = ("optimizer={name: adamw, lr: 0.001, weight_decay: 0.1}",)
 LOCAL = ("update=local_sgd", "optimizer.momentum=0")
 ENDS = {
     "small_and_large_models_and_chunks_arrive_whole",
@@ -47,9 +49,17 @@ ENDS = {
     "a_message_that_has_left_leaves_the_end_idle",
     "ranks_of_one_host_find_each_other_and_count_their_cores",
     "who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost",
+    "a_worker_that_waits_is_asked_for_help_and_gets_its_reply",
     "one_who_is_slow_is_looked_after",
     "more_chunks_than_tags_are_refused",
 }
+
+
+PERCEPTRON_TEXT = """
+task: {name: "ps_elastic.bench.tasks:Perceptron", parameters: 200000, batch_size: 4}
+optimizer: {lr: 0.05, momentum: 0.9, weight_decay: 0.001, decay_norm_and_bias: false}
+train: {samples: 240, evaluate_every_samples: 120}
+"""
 
 
 class Run:
@@ -126,6 +136,14 @@ RUNS: dict[str, tuple[str, tuple[str, ...], dict[str, int | str]]] = {
         ("task.sleep_s=0.3", "train.samples=21", "train.evaluate_every_samples=3"),
         {},
     ),
+    "unshared steps": (PERCEPTRON, SHARED, {"least": 1 << 40}),
+    "shared steps": (PERCEPTRON, SHARED, {"least": 0}),
+    "shared steps, mixed": (PERCEPTRON, (), {"least": 0, "apart": "3"}),
+    "shared steps, too little room": (PERCEPTRON, (), {"least": 0, "room": 20_500_000}),
+    "shared steps, adam": (PERCEPTRON, (*SHARED, *ADAM), {"least": 0}),
+    "shared steps, adam, messages": (PERCEPTRON, (*MESSAGES, *ADAM), {}),
+    "shared steps, first_k": (PERCEPTRON, ("policy=first_k:k=2",), {"least": 0}),
+    "shared steps, asynchronous": (PERCEPTRON, (*ASYNC, "tracker.discrepancy=off"), {"least": 0}),
     "impatient": (TROUBLED, ("task.fault=pause", "survive.ask_again_s=0.1", "train.samples=30"), {}),
     "patient": (TROUBLED, (*MESSAGES, "train.samples=30"), {}),
 }
@@ -137,6 +155,7 @@ def runs(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("runs")
     (folder / TROUBLED).write_text("task: troubled:Troubled\n")
+    (folder / PERCEPTRON).write_text(PERCEPTRON_TEXT)
     folders = {name: folder / name.replace(", ", "-").replace(" ", "_") for name in RUNS}
     plan = {
         name: {"argv": ["train", config, *overrides, "--run-dir", str(folders[name])], **knobs}
@@ -192,6 +211,31 @@ def test_auto_buckets_are_chosen_once_told_and_written_down(runs, name, why):
     assert run.summary["exit"] == 0
     assert re.search(f"buckets: auto is {written}.*{why}", run.said[0].stderr), run.said[0].stderr
     assert written == "whole" or int(written) >= 1 << 16
+
+
+def told_of_steps(run: Run) -> list[Any]:
+    """All numbers of a run that depend on how the model moved."""
+    applied = [re.findall(r'\["applied", .*?\]', line) for line in (run.folder / "events.jsonl").open()]
+    used = [(line["worker"], line["step"], line["path_length"], line["norm"]) for line in run.metrics(0, "used")]
+    return [applied, used, run.summary["parameters_sha256"], run.summary["metrics"]]
+
+
+def test_shared_steps_are_bitwise_those_of_rank_0_alone_and_so_is_all_that_is_logged(runs):
+    alone = runs["unshared steps"]
+    assert alone.summary["shared_steps"] == 0 and alone.summary["shared_by_workers"] is None
+    assert runs["shared steps, too little room"].summary["shared_steps"] == 0
+    for name, share in (("shared steps", 1), ("shared steps, mixed", 0), ("shared steps, too little room", 0)):
+        run = runs[name]
+        assert run.summary["shared_steps"] == share * run.summary["versions"], name
+        assert told_of_steps(run) == told_of_steps(alone), name
+    assert told_of_steps(runs["shared steps, adam"]) == told_of_steps(runs["shared steps, adam, messages"])
+    assert runs["shared steps, adam"].summary["shared_steps"] == runs["shared steps, adam"].summary["versions"]
+
+
+def test_shared_steps_are_those_of_a_run_in_one_process(runs, tmp_path):
+    (tmp_path / PERCEPTRON).write_text(PERCEPTRON_TEXT)
+    assert train(str(tmp_path / PERCEPTRON), (), workers=WORKERS, run_dir=tmp_path / "run")
+    assert told_of_steps(Run([Said(0, "", "")], tmp_path / "run")) == told_of_steps(runs["shared steps"])
 
 
 def test_runs_that_should_differ_do(runs):
@@ -296,7 +340,13 @@ def test_a_run_tells_what_each_worker_uses(runs):
         assert f"; transport: {text}; " in runs[name].said[0].stderr.splitlines()[0]
 
 
-@pytest.mark.parametrize("name", ["asynchronous, shared", "asynchronous, mixed", "elastic_bound, shared", "first_k"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "asynchronous, shared", "asynchronous, mixed", "elastic_bound, shared", "first_k", "shared steps",
+        "shared steps, first_k", "shared steps, asynchronous",
+    ],
+)  # fmt: skip
 def test_what_was_computed_over_shared_windows_is_recomputed_bit_for_bit(runs, name):
     pytest.importorskip("sklearn")
     said = CliRunner().invoke(replay_command, [str(runs[name].folder), "--recompute", "--json"])

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.mpi
 
 WORKERS = 2
 FLOATS = 200_000
+SHARED_STEPS = ("task.floats=1000000",)  # so many that workers take part in the steps
 REFUSED = {
     "another host": ({"apart": "2"}, 2, "transport: got shared, but ranks [2] are on other hosts than the server"),
     "too little room": ({"room": 10_000_000}, 3, "transport: shared, but shared windows need 19 MB in /dev/shm, which"),
@@ -102,9 +103,9 @@ def test_nothing_stays_when_mpirun_is_killed(train, policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("policy", ["synchronous", "asynchronous"])
-def test_nothing_stays_when_a_rank_is_killed(train, rank, policy):
-    training = train(policy=policy)
+@pytest.mark.parametrize(("policy", "more"), [("synchronous", ()), ("asynchronous", ()), ("synchronous", SHARED_STEPS)])
+def test_nothing_stays_when_a_rank_is_killed(train, rank, policy, more):
+    training = train(*more, policy=policy)
     os.kill(training.ranks()[rank], signal.SIGKILL)
     nothing_stays(training)
     if rank:
@@ -123,8 +124,9 @@ def test_nothing_stays_when_a_worker_is_killed_that_writes_the_model(train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_stays_after_ctrl_c(train, number):
-    training = train(launch=True)
+@pytest.mark.parametrize(("policy", "more"), [("asynchronous", ()), ("synchronous", SHARED_STEPS)])
+def test_nothing_stays_after_ctrl_c(train, number, policy, more):
+    training = train(*more, policy=policy, launch=True)
     training.job.process.send_signal(number)
     nothing_stays(training)
 
@@ -139,8 +141,10 @@ def test_nothing_stays_when_everything_was_killed_but_the_launcher_that_sweeps(t
 
 
 @pytest.mark.slow
-def test_nothing_stays_after_an_exception_in_the_task(train):
-    nothing_stays(train("task.fault=raise", "task.step=300", "task.sleep_s=0.01"))
+@pytest.mark.parametrize("fault", ["raise", "exit", "kill"])
+@pytest.mark.parametrize(("policy", "more"), [("asynchronous", ()), ("synchronous", SHARED_STEPS)])
+def test_nothing_stays_when_the_task_fails(train, fault, policy, more):
+    nothing_stays(train(f"task.fault={fault}", "task.step=300", "task.sleep_s=0.01", *more, policy=policy))
 
 
 @pytest.mark.slow

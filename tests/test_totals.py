@@ -39,6 +39,7 @@ def test_pushes_bytes_and_samples_are_counted() -> None:
     expected = {"pushes": 3, "samples_computed": 80, "bytes_up": 250, "held_max": 2, "samples": 0, "used": 0}
     assert {key: summary[key] for key in expected} == expected
     assert summary["wait_share"] == {"1": 0.25, "2": 0.125}
+    assert (summary["shared_steps"], summary["shared_by_workers"]) == (0, None)
     assert totals.loss == 0.4
 
 

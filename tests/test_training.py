@@ -29,7 +29,7 @@ SUMMARY_KEYS = {
     "policy", "compressor", "task", "workers", "seed", "wall_s", "samples", "samples_computed", "pushes", "used",
     "dropped", "held_max", "bytes_up", "bytes_down", "staleness", "discrepancy", "B_rms", "B_max", "B_theory",
     "B_theory_kind", "bound_holds", "wait_share", "lost_workers", "metrics", "time_to_target_s", "parameters_sha256",
-    "exit",
+    "exit", "shared_steps", "shared_by_workers",
 }  # fmt: skip
 
 

@@ -70,6 +70,11 @@ class Bells:
         self._window.sync()
         return True
 
+    def is_asleep(self, rank: int) -> bool:
+        """Whether `rank`, of this host, sleeps, or is about to."""
+        self._window.sync()
+        return self._words[rank][_ASLEEP] == 1
+
     def sleep(self, timeout_s: float, here: Callable[[], bool]) -> None:
         """Return when this rank's bell rings, or after `timeout_s`; at once where `here` says that there is no need."""
         self._own[_ASLEEP] = 1

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ps_elastic.evaluate import Evaluator
     from ps_elastic.server import Server
     from ps_elastic.transport.links import Links
+    from ps_elastic.transport.mates import Mates
     from ps_elastic.transport.worker_end import WorkerEnd
 
 _ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
@@ -128,17 +130,19 @@ def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
 
 
 def _join(comm: MPI.Comm, setting: Setting) -> Links:
-    from ps_elastic.assemble import reads_in_place
+    from ps_elastic.assemble import reads_in_place, shares_steps
     from ps_elastic.transport.links import join
+    from ps_elastic.transport.mates import common_bytes
 
     config, parts = setting.config, setting.parts
     model_bytes = 4 * parts.layout.size
     written = config.update.pipeline + 1 if config.writers == "workers" else 0
     # A window has one frame for each worker, unless nothing but headers is sent.
     transport = "messages" if config.update.pipeline and not written else config.transport
+    common = common_bytes(config.optimizer, parts.layout, comm.Get_size()) if shares_steps(config, parts) else 0
     return join(
         comm, transport, config.threads, parts.frames(config), model_bytes,
-        in_place=reads_in_place(config), torn=config.views == "torn", written=written,
+        in_place=reads_in_place(config), torn=config.views == "torn", written=written, common=common,
     )  # fmt: skip
 
 
@@ -155,6 +159,8 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
 
     config, parts, threads, buckets, directory = setting
     survive, layout, workers = config.survive, parts.layout, comm.Get_size() - 1
+
+    mates = _mates(comm, setting, links, survive.stall_deadline_s)
 
     def make() -> tuple[Record, Server, Evaluator, ServerEnd]:
         import torch
@@ -178,13 +184,18 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
             distances = {worker: windows.distances(worker) for worker in windows.workers}
         elif windows is not None and windows.torn:
             copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
+        if mates is not None:
+            mates.make()  # before any worker begins
         server, evaluator = make_server(
-            config, parts, workers, record.tracker, log, background=True, x=x, copies=copies, distances=distances
+            config, parts, workers, record.tracker, log, background=True, x=x, copies=copies, distances=distances,
+            moments=mates.moments if mates else (), gather=partial(mates.leader, end=end) if mates else None,
         )  # fmt: skip
         return record, server, evaluator, end
 
     record, server, evaluator, end = agree(comm, make)
     processes = processes_here(comm)
+    if mates is not None:
+        mates.processes = processes
     live, code = Live(server, config, quiet=quiet), OK
     live.say(f"{config.name}: 1 server, {workers} workers; {threads}; {links.text()}; {directory}")
     if buckets:
@@ -223,6 +234,8 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
             )  # fmt: skip
             wall_s = clock()
             end.close()
+            if mates is not None:
+                mates.count(server.totals)
             summary = finish(config, parts, server, evaluator, record, wall_s, wall_s, code)
     except BaseException as error:
         record.write_summary({**failed(config, server, error, clock()), "error": blame(error, 0)})
@@ -231,6 +244,15 @@ def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals,
     evaluator.close()
     record.close()
     return summary
+
+
+def _mates(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> Mates | None:
+    """The ranks of the server's host that make its steps together, if this is one of them."""
+    from ps_elastic.transport.mates import Mates
+
+    if links.windows is None or links.windows.common() is None:
+        return None
+    return Mates(links, setting.config, setting.parts.layout, comm.Get_size(), patience_s)
 
 
 def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
@@ -264,6 +286,8 @@ def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
         worker = make_worker(
             config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), sheet=sheet
         )  # fmt: skip
+        if (mates := _mates(comm, setting, links, patience_s)) is not None:
+            end.help = mates.helper(rank)
         return record, worker, end
 
     record, worker, end = agree(comm, make)

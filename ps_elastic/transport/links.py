@@ -14,6 +14,7 @@ from ps_elastic.transport.host import Host, find_host
 from ps_elastic.transport.shared import Windows, make_windows
 from ps_elastic.transport.slot import MPI
 
+LEAST_BYTES = 1 << 20  # of a model whose steps are shared: to wake somebody takes as long as half a block
 # Probes before a waiting rank sleeps, with a core for each thread and without: of a word in memory, and of MPI.
 _SPINS_RUNG, _SPINS_POLLED = (4000, 30), (1000, 10)
 
@@ -66,12 +67,14 @@ def join(
     in_place: bool,
     torn: bool = False,
     written: int = 0,
+    common: int = 0,
 ) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
 
     frames: most bytes of each bucket's frame. in_place: whether this rank can do with workers of its host that compute
     on the server's model itself; they do if all can. torn: views are, so that every worker must share memory. written:
-    see Windows.
+    see Windows. common: bytes by which the ranks of the server's host could work together, where the model is large
+    enough and there are cores for two of them.
     Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
     PlatformError where there is too little of it.
     """
@@ -82,12 +85,16 @@ def join(
     apart = [worker for worker in range(1, size) if not beside[worker]]
     if (transport == "shared" or torn) and apart:
         agree(comm, lambda: _refuse(apart, torn))
-    windows, note = None, ""
+    windows, note, bells = None, "", make_bells(host, rank)
     if transport != "messages":
         readers = np.array([in_place], np.int32)
         host.comm.Allreduce(MPI.IN_PLACE, readers, MPI.MIN)
         in_place = bool(readers[0])
-        windows, note = make_windows(comm, host, frames, model_bytes, in_place=in_place, torn=torn, written=written)
+        if bells is None or model_bytes < LEAST_BYTES or host.cores < 2 * threads:
+            common = 0
+        windows, note = make_windows(
+            comm, host, frames, model_bytes, in_place=in_place, torn=torn, written=written, common=common
+        )
         note = f"{note}: messages instead" if note else ""
     if transport == "shared" or torn:
         agree(comm, lambda: _refuse_without(windows, note, torn))
@@ -95,7 +102,6 @@ def join(
     comm.Bcast(shared, 0)
     transports = {worker: "shared" if shared[0] and beside[worker] else "messages" for worker in range(1, size)}
     crowded = host.crowded(threads)
-    bells = make_bells(host, rank)
     spins = (_SPINS_RUNG if bells else _SPINS_POLLED)[crowded]
     return Links(host, crowded, spins, bells, windows, transports, note)
 

@@ -31,7 +31,7 @@ class Windows:
 
     frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
     in_place: workers compute on the server's model itself. torn: they copy it while it may change. written: they write
-    it themselves, with so many pushes under way at most; 0: they do not.
+    it themselves, with so many pushes under way at most; 0: they do not. common: bytes that all of them may write.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class Windows:
         in_place: bool,
         torn: bool = False,
         written: int = 0,
+        common: int = 0,
     ) -> None:
         self.workers, self.in_place, self.torn = tuple(other for other in host.ranks if other), in_place, torn
-        self._model_bytes, self._places, self.written = model_bytes, _places(frames), written
-        self._window = Window(host, part_bytes(rank, frames, model_bytes, torn=torn, written=written))
+        self._model_bytes, self._places, self.written, self._common = model_bytes, _places(frames), written, common
+        nbytes = part_bytes(rank, frames, model_bytes, torn=torn, written=written, common=common)
+        self._window = Window(host, nbytes)
         self._rank = rank
         self.sync = self._window.sync
 
@@ -58,6 +60,11 @@ class Windows:
     def model(self) -> np.ndarray:
         """The server's model (d,), float32."""
         return self._window.of(0)[: self._model_bytes].view(np.float32)
+
+    def common(self) -> np.ndarray | None:
+        """What all may write, uint8 at a multiple of 64, zeros at first; None where there was no room for it."""
+        end = part_bytes(0, (), self._model_bytes, torn=self.torn, common=self._common)
+        return self._window.of(0)[end - self._common : end] if self._common else None
 
     def lock(self, patience_s: float) -> RobustLock:
         """The lock of the model, where views are torn; see RobustLock for `patience_s`."""
@@ -86,10 +93,13 @@ class Windows:
         self._window.free()
 
 
-def part_bytes(rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False, written: int = 0) -> int:
+def part_bytes(
+    rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False, written: int = 0, common: int = 0
+) -> int:
     """The size of the part of `rank`."""
     if not rank:
-        return _line_up(model_bytes) + LOCK_BYTES if torn else model_bytes
+        more = common + (LOCK_BYTES if torn else 0)
+        return _line_up(model_bytes) + more if more else model_bytes
     if written:
         return _COUNT_BYTES + _line_up(8 * written)
     end = _places(frames)[-1][1]
@@ -129,21 +139,24 @@ def make_windows(
     in_place: bool,
     torn: bool = False,
     written: int = 0,
+    common: int = 0,
 ) -> tuple[Windows | None, str]:
     """The windows of the server's host, on its ranks; and why there are none, or "". All ranks of `comm` take part.
 
-    There are none where the server has no worker on its host, or too little memory to share.
+    There are none where the server has no worker on its host, or too little memory to share. common: bytes that all of
+    the host may write, a multiple of 64; left out where there is too little memory for them alone.
     """
     rank = comm.Get_rank()
     workers = len(host.ranks) - 1
     parts = (1, 0), (workers, 1)
     need = sum(count * part_bytes(kind, frames, model_bytes, torn=torn, written=written) for count, kind in parts)
-    room, wanted = free_bytes(), int(_SLACK[0] * need) + _SLACK[1]
-    verdict = np.array([0 if not workers else 1 if room < wanted else 2], np.int32)  # rank 0's counts
-    comm.Bcast(verdict, 0)
+    room, (wanted, more) = free_bytes(), [int(_SLACK[0] * size) + _SLACK[1] for size in (need, need + common)]
+    verdict = np.array([0 if not workers else 1 if room < wanted else 2 if room < more else 3], np.int32)
+    comm.Bcast(verdict, 0)  # rank 0's counts
     windows = None
-    if verdict[0] == 2 and 0 in host.ranks:
-        windows = Windows(host, rank, frames, model_bytes, in_place=in_place, torn=torn, written=written)
+    if verdict[0] >= 2 and 0 in host.ranks:
+        common = common if verdict[0] == 3 else 0
+        windows = Windows(host, rank, frames, model_bytes, in_place=in_place, torn=torn, written=written, common=common)
         populated = np.array([windows.populate()], np.int32)
         everywhere = np.zeros(1, np.int32)
         host.comm.Allreduce(populated, everywhere, MPI.MIN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,8 +34,11 @@ class WorkerEnd(End):
     apart: the worker compares the model of a reply with the one that it computed on, so that it does not come to the
     same memory; on the server's host it is the server's own, until the worker says that it has `taken` it.
     reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
-    server's own too, and the worker copies it into its own, which the server sees unless workers write.
+    server's own too, and the worker copies it into its own, which the server sees unless workers write. help: called
+    again and again while it waits, for work that the server has for those who do.
     """
+
+    help: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -115,6 +118,11 @@ class WorkerEnd(End):
     def flush(self) -> None:
         self._post()
         super().flush()
+
+    def _probe(self) -> None:
+        if self.help():
+            self._probes = 0  # the reply is about to come
+        super()._probe()
 
     def _post(self) -> None:
         """Be ready for the next reply. Its predecessor was read before the worker sends or receives anything more."""

@@ -249,6 +249,33 @@ def who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost() -> None:
         common._RUNG_S = usual
 
 
+def a_worker_that_waits_is_asked_for_help_and_gets_its_reply() -> None:
+    end, asked = ends(64), 0
+    if isinstance(end, WorkerEnd):
+
+        def help() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked == 2
+
+        end.help = help
+        started = time.monotonic()
+        assert end.recv(0.2) is None and 0.2 <= time.monotonic() - started < 2
+        waited, asked = asked, 0
+        assert waited >= 2
+        end.send(0, Ask(1, 1))
+        assert expect(end, Reply).step == 1 and asked
+    else:
+        model = model_of(end, 64, 1)
+        expect(end, Ask)
+        if end._bells is not None:
+            time.sleep(0.05)  # it sleeps
+            assert end._bells.is_asleep(1)
+            end._bells.wake(1)
+        end.send(1, Reply(1, 1, 1, model))
+    end.close()
+
+
 def one_who_is_slow_is_looked_after() -> None:
     looks = []
     end = ends(3_000_000)
@@ -288,6 +315,7 @@ CHECKS: list[Callable[[], None]] = [
     a_message_that_has_left_leaves_the_end_idle,
     ranks_of_one_host_find_each_other_and_count_their_cores,
     who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost,
+    a_worker_that_waits_is_asked_for_help_and_gets_its_reply,
     one_who_is_slow_is_looked_after,
     more_chunks_than_tags_are_refused,
 ]

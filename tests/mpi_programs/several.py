@@ -1,8 +1,8 @@
 """Run several command lines of ps-elastic, one after another, in one job: starting a job is what takes time.
 
 `mpirun -n 4 python several.py PLAN FOLDER`. PLAN: a JSON list of {argv, a list for all ranks or {rank: list};
-chunk_bytes, inline_bytes; apart, ranks to be treated as on other hosts; room, bytes of shared memory}. Each rank writes
-FOLDER/rank-N.json: a list of [exit code, stdout, stderr].
+chunk_bytes, inline_bytes; least, bytes of a model whose steps are shared; apart, ranks to be treated as on other
+hosts; room, bytes of shared memory}. Each rank writes FOLDER/rank-N.json: a list of [exit code, stdout, stderr].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ps_elastic.cli import main
-from ps_elastic.transport import end, host, shared, slot
+from ps_elastic.transport import end, host, links, shared, slot
 
 
 class Both(io.StringIO):
@@ -36,11 +36,12 @@ def run(argv: list[str]) -> tuple[int, str, str]:
 
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = slot.MPI.COMM_WORLD.Get_rank()
-usual = slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes
+usual = slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes, links.LEAST_BYTES
 done = []
 for entry in plan:
     slot.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
     end.INLINE_BYTES = entry.get("inline_bytes", usual[1])
+    links.LEAST_BYTES = entry.get("least", usual[3])
     host.APART = entry.get("apart", "")
     shared.free_bytes = (lambda room: lambda: room)(entry["room"]) if "room" in entry else usual[2]
     argv = entry["argv"]
