@@ -206,7 +206,7 @@ def test_a_story_finds(mutant: Mutant) -> None:
     assert found(mutant, stories())
 
 
-@pytest.mark.parametrize("mutant", BEHAVIOUR[::8], ids=str)
+@pytest.mark.parametrize("mutant", BEHAVIOUR[::40], ids=str)
 def test_walks_and_schedules_find(mutant: Mutant) -> None:
     assert found(mutant, walks())
 
@@ -217,7 +217,7 @@ def test_walks_and_schedules_of_workers_that_run_ahead_find(mutant: Mutant) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", BEHAVIOUR[1 :: 1 if "PS_ELASTIC_EVERY_MUTANT" in os.environ else 4], ids=str)
+@pytest.mark.parametrize("mutant", BEHAVIOUR[1 :: 1 if "PS_ELASTIC_EVERY_MUTANT" in os.environ else 3], ids=str)
 def test_walks_and_schedules_find_more(mutant: Mutant) -> None:
     assert found(mutant, walks())
 
