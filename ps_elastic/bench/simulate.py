@@ -15,6 +15,7 @@ from ps_elastic.values import expect
 
 # Rules that drop what comes too late: with half of the workers per step, half of the pushes at most.
 HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch", "ringmaster": "delay"}
+_SPEED_EACH, _GROWTH_EACH = 10, 4  # pushes of each worker
 SPEED = {True: 30_000, False: 5_000}  # pushes a second that are asked for, with headers alone and with numbers
 
 
@@ -35,7 +36,7 @@ class Simulate(Benchmark):
 
     workers: int = 4096
     few: int = 64  # workers that the growth is measured from
-    pushes: int = 2_000  # of each run, at least four of each worker
+    pushes: int = 2_000  # of each run at least; and ten of each worker for its speed, four for how its cost grows
     repeats: int = 3  # of each measurement and its baseline in turn; the best counts
     rules: tuple[str, ...] = ()  # whose growth is measured; empty: every rule
 
@@ -51,8 +52,8 @@ class Simulate(Benchmark):
         for headers_only in (True, False):
             for rule in ("synchronous", "asynchronous"):
                 ours, bare = self._best(
-                    lambda rule=rule, only=headers_only: self._run(rule, self.workers, only),
-                    lambda: _bare(self.workers, self._pushes(self.workers)),
+                    lambda rule=rule, only=headers_only: self._run(rule, self.workers, _SPEED_EACH, only),
+                    lambda: _bare(self.workers, self._pushes(self.workers, _SPEED_EACH)),
                 )
                 with_what = "headers only" if headers_only else "a quadratic of 4 numbers"
                 case, target = f"{rule}, {with_what}, {self.workers} workers", f">= {SPEED[headers_only]}"
@@ -60,7 +61,8 @@ class Simulate(Benchmark):
                 yield row(f"{case}, processor time", 1e6 / ours.cpu, "pushes/s", 1e6 / bare.cpu, "bare event loop")
         for rule in self.rules or [name for name, _ in policies.items()]:
             many, few = self._best(
-                lambda rule=rule: self._run(rule, self.workers, True), lambda rule=rule: self._run(rule, self.few, True)
+                lambda rule=rule: self._run(rule, self.workers, _GROWTH_EACH, True),
+                lambda rule=rule: self._run(rule, self.few, _GROWTH_EACH, True),
             )
             case = f"{_with_settings(rule, self.workers)}, headers only, {self.workers} workers"
             yield row(case, many.cpu, "us/push", few.cpu, f"{self.few} workers", "ratio <= 1.6")
@@ -70,11 +72,11 @@ class Simulate(Benchmark):
         pairs = [(ours(), baseline()) for _ in range(self.repeats)]
         return _least([mine for mine, _ in pairs]), _least([other for _, other in pairs])
 
-    def _pushes(self, workers: int) -> int:
-        return max(self.pushes, 4 * workers)
+    def _pushes(self, workers: int, each: int) -> int:
+        return max(self.pushes, each * workers)
 
-    def _run(self, rule: str, workers: int, headers_only: bool) -> Cost:
-        return _measure(_with_settings(rule, workers), workers, self._pushes(workers), headers_only)
+    def _run(self, rule: str, workers: int, each: int, headers_only: bool) -> Cost:
+        return _measure(_with_settings(rule, workers), workers, self._pushes(workers, each), headers_only)
 
 
 def _least(costs: list[Cost]) -> Cost:
