@@ -12,7 +12,7 @@ import pytest
 from ps_elastic.errors import ConfigError
 from ps_elastic.messages import Farewell, Message
 from ps_elastic.rundir import INTERRUPT
-from ps_elastic.transport import job
+from ps_elastic.transport import serving, working
 
 
 class Deaf:
@@ -29,9 +29,9 @@ class Deaf:
 
 
 def told(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> Farewell:
-    monkeypatch.setattr(job, "_ABORT_WITHIN_S", 0.0)
+    monkeypatch.setattr(working, "_ABORT_WITHIN_S", 0.0)
     end: Any = Deaf()
-    job._tell_server(end, 2, error)
+    working.tell_server(end, 2, error)
     return end.sent[0]
 
 
@@ -47,9 +47,9 @@ def test_the_end_of_a_long_traceback_is_told_in_as_many_bytes_as_fit(monkeypatch
 
 
 def test_the_word_of_the_launcher_says_who_asked_to_stop(tmp_path):
-    assert job._word(tmp_path).startswith("SIGUSR1")
+    assert serving.asked_by(tmp_path).startswith("SIGUSR1")
     (tmp_path / INTERRUPT).touch()
-    assert job._word(tmp_path) == "Ctrl-C or SIGTERM"
+    assert serving.asked_by(tmp_path) == "Ctrl-C or SIGTERM"
 
 
 @pytest.mark.mpi

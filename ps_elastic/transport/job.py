@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ps_elastic.environment import INSTALL, launcher_rank, local_rank, refuse_split_world
-from ps_elastic.errors import INTERRUPTED, OK, ConfigError, PlatformError, WorkersLost
-from ps_elastic.messages import Farewell
-from ps_elastic.rundir import INTERRUPT, new_run_dir
-from ps_elastic.training import describe, exit_code
-from ps_elastic.transport.agree import Told, agree, blame, broadcast, compare, ending_all, meet, processes_here
+from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.rundir import new_run_dir
+from ps_elastic.transport.agree import Told, agree, broadcast, compare, ending_all, meet
 from ps_elastic.transport.autocut import settle_buckets
-from ps_elastic.transport.signals import Signals, ended_by
+from ps_elastic.transport.signals import Signals
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from ps_elastic.assemble import Parts
     from ps_elastic.config import Config
-    from ps_elastic.evaluate import Evaluator
-    from ps_elastic.server import Server
     from ps_elastic.transport.links import Links
-    from ps_elastic.transport.mates import Mates
-    from ps_elastic.transport.worker_end import WorkerEnd
-
-_ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
-_LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
 
 
 class Setting(NamedTuple):
@@ -63,9 +51,13 @@ def run_rank(
         links = _join(comm, setting)
         summary = None
         if comm.Get_rank() == 0:
-            summary = _be_server(comm, setting, links, signals, quiet=quiet)
+            from ps_elastic.transport.serving import be_server
+
+            summary = be_server(comm, setting, links, signals, quiet=quiet)
         else:
-            _be_worker(comm, setting, links)
+            from ps_elastic.transport.working import be_worker
+
+            be_worker(comm, setting, links)
         meet(comm)
         links.free()
         comm.Free()
@@ -144,178 +136,3 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
         comm, transport, config.threads, parts.frames(config), model_bytes,
         in_place=reads_in_place(config), torn=config.views == "torn", written=written, common=common,
     )  # fmt: skip
-
-
-def _be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
-    from psutil import pid_exists
-
-    from ps_elastic.assemble import make_server
-    from ps_elastic.live import Live
-    from ps_elastic.record import Record
-    from ps_elastic.training import failed, finish
-    from ps_elastic.transport.loops import serve
-    from ps_elastic.transport.server_end import ServerEnd
-    from ps_elastic.transport.slot import MPI
-
-    config, parts, threads, buckets, directory = setting
-    survive, layout, workers = config.survive, parts.layout, comm.Get_size() - 1
-
-    mates = _mates(comm, setting, links, survive.stall_deadline_s)
-
-    def make() -> tuple[Record, Server, Evaluator, ServerEnd]:
-        import torch
-
-        record = Record(directory, 0)
-        record.write_setting(
-            config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport=links.transports,
-            waiting=links.waiting,
-        )  # fmt: skip
-        log = record.events().write
-        patience_s = survive.stall_deadline_s
-        end = ServerEnd(
-            comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s, links=links,
-            pipeline=config.update.pipeline,
-        )  # fmt: skip
-        x = None if end.model is None else torch.from_numpy(end.model)
-        copies = distances = None
-        if (windows := links.windows) is not None and windows.written:
-            if config.writing == "lock":
-                windows.lock(patience_s).make()  # before any worker begins
-            distances = {worker: windows.distances(worker) for worker in windows.workers}
-        elif windows is not None and windows.torn:
-            copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
-        if mates is not None:
-            mates.make()  # before any worker begins
-        server, evaluator = make_server(
-            config, parts, workers, record.tracker, log, background=True, x=x, copies=copies, distances=distances,
-            moments=mates.moments if mates else (), gather=partial(mates.leader, end=end) if mates else None,
-        )  # fmt: skip
-        return record, server, evaluator, end
-
-    record, server, evaluator, end = agree(comm, make)
-    processes = processes_here(comm)
-    if mates is not None:
-        mates.processes = processes
-    live, code = Live(server, config, quiet=quiet), OK
-    live.say(f"{config.name}: 1 server, {workers} workers; {threads}; {links.text()}; {directory}")
-    if buckets:
-        live.say(buckets)
-    started = time.perf_counter()
-
-    def clock() -> float:
-        return time.perf_counter() - started
-
-    def look() -> None:
-        lost = [rank for rank, pid in processes.items() if not pid_exists(pid)]
-        server.lost_workers += lost
-        if signals.end:
-            raise ended_by(signals.end, lost)
-        if lost:
-            raise WorkersLost(f"ranks {lost} died")
-
-    def on_turn(now: float) -> None:
-        nonlocal code
-        if signals.end:
-            look()
-        if signals.stop and code == OK:
-            code = INTERRUPTED
-            live.say(f"asked to stop ({_word(directory)}): the workers finish their steps")
-            for worker, reply in server.stop(now):
-                end.send(worker, reply)
-        live.update(now)
-        record.rest()
-
-    end.look = look
-    try:
-        with live:
-            serve(
-                server, end, clock, warn=live.say, warning_s=survive.stall_warning_s,
-                deadline_s=survive.stall_deadline_s, on_turn=on_turn,
-            )  # fmt: skip
-            wall_s = clock()
-            end.close()
-            if mates is not None:
-                mates.count(server.totals)
-            summary = finish(config, parts, server, evaluator, record, wall_s, wall_s, code)
-    except BaseException as error:
-        record.write_summary({**failed(config, server, error, clock()), "error": blame(error, 0)})
-        record.close()
-        raise  # and the job is ended at once: closing the evaluator would wait for an evaluation under way
-    evaluator.close()
-    record.close()
-    return summary
-
-
-def _mates(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> Mates | None:
-    """The ranks of the server's host that make its steps together, if this is one of them."""
-    from ps_elastic.transport.mates import Mates
-
-    if links.windows is None or links.windows.common() is None:
-        return None
-    return Mates(links, setting.config, setting.parts.layout, comm.Get_size(), patience_s)
-
-
-def _be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
-    from ps_elastic.assemble import compares, make_worker
-    from ps_elastic.record import Record
-    from ps_elastic.threads import giving_way
-    from ps_elastic.transport.loops import work
-    from ps_elastic.transport.worker_end import WorkerEnd
-    from ps_elastic.workbench import Memory
-    from ps_elastic.worker import Worker
-    from ps_elastic.writers import Sheet
-
-    config, parts, _, _, directory = setting
-    survive, layout, rank = config.survive, parts.layout, comm.Get_rank()
-    patience_s = 2 * survive.stall_deadline_s  # so that the server, which knows more, is the first to give up
-
-    def make() -> tuple[Record, Worker, WorkerEnd]:
-        import torch
-
-        record = Record(directory, rank)
-        end = WorkerEnd(
-            comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s,
-            in_place=parts.in_place, links=links, pipeline=config.update.pipeline, apart=compares(config),
-        )  # fmt: skip
-        x, g = map(torch.from_numpy, end.memory)
-        memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn")
-        sheet = None
-        if (windows := links.windows) is not None and windows.written:
-            lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
-            sheet = Sheet(torch.from_numpy(windows.model()), lock, windows.distances(rank))
-        worker = make_worker(
-            config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), sheet=sheet
-        )  # fmt: skip
-        if (mates := _mates(comm, setting, links, patience_s)) is not None:
-            end.help = mates.helper(rank)
-        return record, worker, end
-
-    record, worker, end = agree(comm, make)
-    processes_here(comm)
-    started = time.perf_counter()
-    try:
-        with giving_way(links.crowded):
-            work(
-                worker, end, lambda: time.perf_counter() - started,
-                ask_again_s=survive.ask_again_s, deadline_s=patience_s,
-            )  # fmt: skip
-        end.close()
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the disk may be what failed; the error itself is told below
-            record.close()
-        _tell_server(end, rank, error)
-        raise
-    record.close()
-
-
-def _tell_server(end: WorkerEnd, rank: int, error: BaseException) -> None:
-    """Leave it to rank 0 to tell the user and to end the job; return if it does not."""
-    text = describe(error).encode()[-_LONGEST_TEXT:].decode(errors="ignore")
-    end.send(0, Farewell(rank, 0, text, exit_code(error)))
-    deadline = time.monotonic() + _ABORT_WITHIN_S
-    while time.monotonic() < deadline:
-        end.recv(0.2)
-
-
-def _word(directory: Path) -> str:
-    return "Ctrl-C or SIGTERM" if (directory / INTERRUPT).exists() else "SIGUSR1; this version writes no checkpoints"

@@ -101,6 +101,13 @@ class Mates:
             self._bells.sleep(_NAP_S, lambda: not at_work())
 
 
+def find_mates(links: Links, config: Config, layout: Layout, ranks: int, patience_s: float) -> Mates | None:
+    """The crew that this rank belongs to, if its host has one."""
+    if links.windows is None or links.windows.common() is None:
+        return None
+    return Mates(links, config, layout, ranks, patience_s)
+
+
 def _moments_start(settings: Optimizer, layout: Layout, ranks: int) -> int:
     return LOCK_BYTES + -(-board_bytes(ranks, block_count(settings, layout)) // 64) * 64
 

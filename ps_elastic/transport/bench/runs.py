@@ -128,7 +128,7 @@ class Watched(server_end.ServerEnd):
 
 @contextmanager
 def standing_in(module: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `module.name` is `stand_in`: job.py takes its parts from there whenever a run begins."""
+    """Inside, `module.name` is `stand_in`: a run takes its parts from there when it begins."""
     usual = getattr(module, name)
     setattr(module, name, stand_in)
     try:

@@ -1,0 +1,81 @@
+"""A worker's part of a job: makes the worker and its end of the transport, and runs it to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from ps_elastic.assemble import compares, make_worker
+from ps_elastic.environment import local_rank
+from ps_elastic.messages import Farewell
+from ps_elastic.record import Record
+from ps_elastic.threads import giving_way
+from ps_elastic.training import describe, exit_code
+from ps_elastic.transport.agree import agree, processes_here
+from ps_elastic.transport.loops import work
+from ps_elastic.transport.mates import find_mates
+from ps_elastic.transport.slot import MPI
+from ps_elastic.transport.worker_end import WorkerEnd
+from ps_elastic.workbench import Memory
+from ps_elastic.worker import Worker
+from ps_elastic.writers import Sheet
+
+if TYPE_CHECKING:
+    from ps_elastic.transport.job import Setting
+    from ps_elastic.transport.links import Links
+
+_ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
+_LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
+
+
+def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
+    """Run this rank's worker to its end. Raises what ended it otherwise, once rank 0 was told."""
+    survive, rank = setting.config.survive, comm.Get_rank()
+    patience_s = 2 * survive.stall_deadline_s  # so that the server, which knows more, is the first to give up
+    record, worker, end = agree(comm, lambda: _make(comm, setting, links, patience_s))
+    processes_here(comm)
+    started = time.perf_counter()
+    try:
+        with giving_way(links.crowded):
+            work(
+                worker, end, lambda: time.perf_counter() - started,
+                ask_again_s=survive.ask_again_s, deadline_s=patience_s,
+            )  # fmt: skip
+        end.close()
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be what failed; the error itself is told below
+            record.close()
+        tell_server(end, rank, error)
+        raise
+    record.close()
+
+
+def tell_server(end: WorkerEnd, rank: int, error: BaseException) -> None:
+    """Leave it to rank 0 to tell the user and to end the job; return if it does not."""
+    text = describe(error).encode()[-_LONGEST_TEXT:].decode(errors="ignore")
+    end.send(0, Farewell(rank, 0, text, exit_code(error)))
+    deadline = time.monotonic() + _ABORT_WITHIN_S
+    while time.monotonic() < deadline:
+        end.recv(0.2)
+
+
+def _make(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> tuple[Record, Worker, WorkerEnd]:
+    config, parts, layout, rank = setting.config, setting.parts, setting.parts.layout, comm.Get_rank()
+    record = Record(setting.directory, rank)
+    end = WorkerEnd(
+        comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s,
+        in_place=parts.in_place, links=links, pipeline=config.update.pipeline, apart=compares(config),
+    )  # fmt: skip
+    x, g = map(torch.from_numpy, end.memory)
+    memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn")
+    sheet = None
+    if (windows := links.windows) is not None and windows.written:
+        lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
+        sheet = Sheet(torch.from_numpy(windows.model()), lock, windows.distances(rank))
+    worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), sheet=sheet)
+    if (mates := find_mates(links, config, layout, comm.Get_size(), patience_s)) is not None:
+        end.help = mates.helper(rank)
+    return record, worker, end
