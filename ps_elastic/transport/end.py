@@ -27,6 +27,7 @@ TEXT_BYTES = 1 << 16  # longest farewell
 CONTROL, REPLY, MODEL, PUSH = 1, 2, 1000, 10_000
 TAGS = 1000  # per bucket: most chunks of a frame
 _EAGER_BYTES = 4000  # what MPI takes over when it is started, beside its own header
+_MANY = 8  # at a time: MPI may have left others for the next time that it is asked
 _DUE = 3  # for what was rung for: Testsome tells of an arrival only when it is called again
 _POLLED_S = 50e-6, 2e-3  # shortest and longest sleep where a message comes without a ring
 _LOOK_S = 0.1  # between two calls of `look`
@@ -149,8 +150,10 @@ class End:
             elif not self._due:
                 return
             self._due -= 1
-        for index in MPI.Request.Testsome(self._requests) or ():
-            self._due = 0
+        arrived = MPI.Request.Testsome(self._requests) or ()
+        if arrived:
+            self._due = _DUE if len(arrived) >= _MANY else 0
+        for index in arrived:
             slot, chunk = self._places[index]
             slot.arrived(chunk)
             self._look(slot)
