@@ -132,7 +132,7 @@ def test_a_process_beside_rank_0_makes_a_part_of_its_steps(host, fork):
         assert torch.equal(host.x, x) and torch.equal(host.mates.moments[0], alone._moments[0])
         totals = Totals(2)
         host.mates.count(totals)
-        assert totals.shared_steps == steps and 0 < (totals.helped or 0) < 1
+        assert totals.shared_steps == steps and 0 < (totals.helped or 0) <= 1
 
 
 def test_of_several_those_who_sleep_are_woken_first_and_no_more_than_asked_for(host):
