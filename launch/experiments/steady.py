@@ -27,7 +27,8 @@ from ps_elastic.record import environment, write_json
 NAME, TITLE = "steady", "The quick tests, again and again on cores that are taken"
 OUT = REPOSITORY / "runs" / "evidence" / NAME
 ROUNDS = int(os.environ.get("PS_ELASTIC_ROUNDS", 20))
-TESTS = shlex.split(os.environ.get("PS_ELASTIC_TESTS", "tests"))
+ALL = ["tests"]
+TESTS = shlex.split(os.environ.get("PS_ELASTIC_TESTS", shlex.join(ALL)))
 LIMIT_S = 3600.0  # of a round
 _BUSY = "while True: pass"
 
@@ -96,8 +97,11 @@ def page(rounds: list[dict[str, Any]]) -> Evidence:
         *(f"`{name}` failed in {sum(name in each['failed'] for each in rounds)} rounds." for name in names),
     ]
     claims = [Claim(f"no test failed in {len(rounds)} rounds under load", not names)]
-    return Evidence(NAME, TITLE, f"PS_ELASTIC_ROUNDS={ROUNDS} launch/evidence {NAME}", where, table, claims,
-                    {"rounds": rounds}, notes)  # fmt: skip
+    asked = f"PS_ELASTIC_ROUNDS={ROUNDS}" + (
+        f" PS_ELASTIC_TESTS={shlex.quote(shlex.join(TESTS))}" if TESTS != ALL else ""
+    )
+    command = f"{asked} launch/evidence {NAME}"
+    return Evidence(NAME, TITLE, command, where, table, claims, {"rounds": rounds}, notes)
 
 
 def text(found: dict[str, Any]) -> str:
