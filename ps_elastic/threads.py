@@ -35,14 +35,23 @@ def giving_way(needed: bool) -> Iterator[None]:
     A worker that is woken would else push the server off its core in the midst of a round of replies, and the others
     would not begin until that worker is done. A batch task (sched(7)) pushes nobody off.
     """
-    if not (needed and hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER):
-        yield
-        return
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    gives_way = needed and hasattr(os, "SCHED_BATCH") and _reschedule(os.SCHED_OTHER, os.SCHED_BATCH)
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if gives_way:
+            _reschedule(os.SCHED_BATCH, os.SCHED_OTHER)
+
+
+def _reschedule(before: int, after: int) -> bool:
+    """Whether this thread is scheduled by policy `after` now, and was by `before`: a container may forbid it."""
+    try:
+        if os.sched_getscheduler(0) != before:
+            return False
+        os.sched_setscheduler(0, after, os.sched_param(0))
+    except OSError:
+        return False
+    return True
 
 
 def _set(threads: int, ranks: int, cores: int, together: int) -> str:

@@ -62,3 +62,12 @@ def test_what_torch_brings_is_never_looked_through_for_garbage(enabled: bool) ->
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stdout.split() == ["0", str(enabled), "True"], ended.stderr
+
+
+def test_where_a_container_forbids_to_give_way_a_worker_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    with threads.giving_way(needed=True):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
