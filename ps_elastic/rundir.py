@@ -94,6 +94,11 @@ def outcome(run_dir: Path, mpirun_code: int, interrupted: bool = False) -> Outco
     return Outcome(errors.USER_CODE, f"mpirun ended with {code}, and the run left no {SUMMARY} in {run_dir}")
 
 
+def asked_by(directory: Path) -> str:
+    """What asked the run in `directory` to stop, in words."""
+    return "Ctrl-C or SIGTERM" if (directory / INTERRUPT).exists() else "SIGUSR1; this version writes no checkpoints"
+
+
 def _make_unique(stem: Path) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for path in _numbered(stem):

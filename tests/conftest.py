@@ -105,6 +105,13 @@ class Job:
         self.process.wait()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_mpi() -> Iterator[None]:
+    """The tests' own process never begins MPI, which leaves shared memory behind and confuses jobs that it starts."""
+    yield
+    assert "mpi4py.MPI" not in sys.modules
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Start a command: start(command, NAME=value, ...) -> Job. What is left of it at the end of the test is killed."""

@@ -11,8 +11,8 @@ import pytest
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.messages import Farewell, Message
-from ps_elastic.rundir import INTERRUPT
-from ps_elastic.transport import serving, working
+from ps_elastic.rundir import INTERRUPT, asked_by
+from ps_elastic.transport import loops
 
 
 class Deaf:
@@ -29,9 +29,9 @@ class Deaf:
 
 
 def told(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> Farewell:
-    monkeypatch.setattr(working, "_ABORT_WITHIN_S", 0.0)
+    monkeypatch.setattr(loops, "_ABORT_WITHIN_S", 0.0)
     end: Any = Deaf()
-    working.tell_server(end, 2, error)
+    loops.tell_server(end, 2, error)
     return end.sent[0]
 
 
@@ -47,9 +47,9 @@ def test_the_end_of_a_long_traceback_is_told_in_as_many_bytes_as_fit(monkeypatch
 
 
 def test_the_word_of_the_launcher_says_who_asked_to_stop(tmp_path):
-    assert serving.asked_by(tmp_path).startswith("SIGUSR1")
+    assert asked_by(tmp_path).startswith("SIGUSR1")
     (tmp_path / INTERRUPT).touch()
-    assert serving.asked_by(tmp_path) == "Ctrl-C or SIGTERM"
+    assert asked_by(tmp_path) == "Ctrl-C or SIGTERM"
 
 
 @pytest.mark.mpi

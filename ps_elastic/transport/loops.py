@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
 from ps_elastic.errors import Stalled, WireError
 from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
 from ps_elastic.server import Server
+from ps_elastic.training import describe, exit_code
 from ps_elastic.worker import Worker
 
 _TICK_S = 0.1  # longest the server looks at nothing but its messages
+_ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
+_LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
 
 
 class Endpoint(Protocol):
@@ -148,3 +152,12 @@ def _await_reply(
         if now - asked > ask_again_s and endpoint.idle():  # an Ask that overtook its push would make it a lost one
             asked = now
             endpoint.send(0, Ask(worker.rank, worker.step))
+
+
+def tell_server(endpoint: Endpoint, rank: int, error: BaseException) -> None:
+    """Leave it to rank 0 to tell the user of a worker's error and to end the job; return if it does not."""
+    text = describe(error).encode()[-_LONGEST_TEXT:].decode(errors="ignore")
+    endpoint.send(0, Farewell(rank, 0, text, exit_code(error)))
+    deadline = time.monotonic() + _ABORT_WITHIN_S
+    while time.monotonic() < deadline:
+        endpoint.recv(0.2)

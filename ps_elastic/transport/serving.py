@@ -15,7 +15,7 @@ from ps_elastic.assemble import make_server
 from ps_elastic.errors import INTERRUPTED, OK, WorkersLost
 from ps_elastic.live import Live
 from ps_elastic.record import Record
-from ps_elastic.rundir import INTERRUPT
+from ps_elastic.rundir import asked_by
 from ps_elastic.training import failed, finish
 from ps_elastic.transport import server_end
 from ps_elastic.transport.agree import agree, blame, processes_here
@@ -112,11 +112,6 @@ class Watch:
                 end.send(worker, reply)
         self._live.update(now)
         record.rest()
-
-
-def asked_by(directory: Path) -> str:
-    """What asked the run in `directory` to stop, in words."""
-    return "Ctrl-C or SIGTERM" if (directory / INTERRUPT).exists() else "SIGUSR1; this version writes no checkpoints"
 
 
 def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:

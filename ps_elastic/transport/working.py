@@ -10,12 +10,10 @@ import torch
 
 from ps_elastic.assemble import compares, make_worker
 from ps_elastic.environment import local_rank
-from ps_elastic.messages import Farewell
 from ps_elastic.record import Record
 from ps_elastic.threads import giving_way
-from ps_elastic.training import describe, exit_code
 from ps_elastic.transport.agree import agree, processes_here
-from ps_elastic.transport.loops import work
+from ps_elastic.transport.loops import tell_server, work
 from ps_elastic.transport.mates import find_mates
 from ps_elastic.transport.slot import MPI
 from ps_elastic.transport.worker_end import WorkerEnd
@@ -26,9 +24,6 @@ from ps_elastic.writers import Sheet
 if TYPE_CHECKING:
     from ps_elastic.transport.job import Setting
     from ps_elastic.transport.links import Links
-
-_ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
-_LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
 
 
 def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
@@ -51,15 +46,6 @@ def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
         tell_server(end, rank, error)
         raise
     record.close()
-
-
-def tell_server(end: WorkerEnd, rank: int, error: BaseException) -> None:
-    """Leave it to rank 0 to tell the user and to end the job; return if it does not."""
-    text = describe(error).encode()[-_LONGEST_TEXT:].decode(errors="ignore")
-    end.send(0, Farewell(rank, 0, text, exit_code(error)))
-    deadline = time.monotonic() + _ABORT_WITHIN_S
-    while time.monotonic() < deadline:
-        end.recv(0.2)
 
 
 def _make(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> tuple[Record, Worker, WorkerEnd]:
