@@ -23,9 +23,8 @@ _SPINS_RUNG, _SPINS_POLLED = (4000, 30), (1000, 10)
 class Links:
     """What joins this rank to the others. crowded: its host has fewer cores than its ranks have threads.
 
-    spins: probes of a waiting rank before it sleeps.
-
-    transports: worker -> shared or messages. note: what the user should know of the choice, or "".
+    spins: probes of a waiting rank before it sleeps. transports: worker -> shared or messages. note: what the user
+    should know of the choice, or "".
     """
 
     host: Host
