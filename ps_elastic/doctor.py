@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ps_elastic import environment
+from ps_elastic import environment, sessions
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import Interrupted, PlatformError
 from ps_elastic.segments import SHM, forsaken, unmapped
@@ -56,6 +56,7 @@ def examine(ranks: int = 4) -> Iterator[Finding]:
     yield threads()
     yield shared_memory()
     yield stray_segments()
+    yield stray_sessions()
     yield slurm()
 
 
@@ -175,6 +176,15 @@ def stray_segments() -> Finding:
     if rest := [str(path) for path in stray if path not in settled]:
         remedies.append(f"if no job is starting: rm {' '.join(rest)}")
     return Finding("stray segments", "warn", f"{len(stray)} files, {size / 1e6:.0f} MB", "; ".join(remedies))
+
+
+def stray_sessions() -> Finding:
+    """Whether killed mpiruns of ours left their folders, each of which one day keeps another mpirun from starting."""
+    stray = sessions.forsaken(Path(tempfile.gettempdir()))
+    if not stray:
+        return Finding("stray sessions", "ok", "none")
+    value = f"{len(stray)} folders of mpiruns that were killed, as {min(stray)}; one with its process id cannot start"
+    return Finding("stray sessions", "warn", value, "ps-elastic doctor --sweep")
 
 
 def slurm() -> Finding:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ps_elastic import sessions
 from ps_elastic.errors import INTERRUPTED
 from ps_elastic.rundir import INTERRUPT
 from ps_elastic.segments import mapped_by, remove
@@ -86,10 +87,10 @@ def run(
     """
     mark, stopping, timed_out = uuid.uuid4().hex, Stopping(), False
     ends_at = time.monotonic() + limit_s
-    with handling(stopping):
+    with handling(stopping), sessions.own(environment) as variables:
         process = subprocess.Popen(
             command,
-            env={**environment, MARK: mark},
+            env={**variables, MARK: mark},
             stdin=subprocess.DEVNULL,  # a session without a terminal must not read from one
             stdout=stdout,
             stderr=stderr,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from ps_elastic import environment, launcher
+from ps_elastic import environment, launcher, sessions
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
 
@@ -57,7 +57,11 @@ class Job:
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], folder: Path) -> None:
         self._mark, self._outputs = uuid.uuid4().hex, (folder / "stdout.txt", folder / "stderr.txt")
         paths = os.pathsep.join([str(ROOT), str(PROGRAMS)])
-        given = {**os.environ, "PYTHONPATH": paths, "TTY_COMPATIBLE": "0", **variables, _MARK: self._mark}
+        given = {**os.environ, "PYTHONPATH": paths, "TTY_COMPATIBLE": "0", _MARK: self._mark}
+        given |= {
+            sessions.BASE: str(folder / "mpirun"),
+            **variables,
+        }  # else one killed may keep a later one from starting
         with self._outputs[0].open("w") as stdout, self._outputs[1].open("w") as stderr:
             self.process = subprocess.Popen(
                 command, env=given, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ps_elastic import doctor, environment, segments
+from ps_elastic import doctor, environment, segments, sessions
 from ps_elastic.commands.doctor import command as doctor_command
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
@@ -157,12 +157,25 @@ def test_sweep_removes_what_is_forsaken_and_says_so(monkeypatch, tmp_path):
     left, used = tmp_path / "sm_segment.here.0.1.0", tmp_path / "sm_segment.here.0.2.0"
     for path in (left, used):
         path.touch()
+    folder = tmp_path / "ompi.1"
+    folder.mkdir()
     monkeypatch.setattr(segments, "forsaken", lambda folder: {left})
+    monkeypatch.setattr(sessions, "forsaken", lambda _: {folder})
     monkeypatch.setattr(doctor, "examine", lambda ranks: iter(()))
     said = CliRunner().invoke(doctor_command, ["--sweep"])
-    assert (said.exit_code, said.stderr) == (0, f"ps-elastic: removed {left}\n")
-    assert not left.exists() and used.exists()
+    assert (said.exit_code, said.stderr) == (0, f"ps-elastic: removed {left}\nps-elastic: removed {folder}\n")
+    assert not left.exists() and not folder.exists() and used.exists()
+    monkeypatch.setattr(sessions, "forsaken", lambda _: set())
     assert CliRunner().invoke(doctor_command, []).stderr == ""
+
+
+def test_what_a_killed_mpirun_left_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setattr(sessions, "forsaken", lambda _: {tmp_path / "ompi.7"})
+    found = doctor.stray_sessions()
+    assert (found.status, found.remedy) == ("warn", "ps-elastic doctor --sweep")
+    assert str(tmp_path / "ompi.7") in found.value
+    monkeypatch.setattr(sessions, "forsaken", lambda _: set())
+    assert doctor.stray_sessions().status == "ok"
 
 
 def run_doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -110,7 +110,8 @@ def test_the_job_ends_when_its_launcher_is_killed(tmp_path):
         "import os, sys; from pathlib import Path; from ps_elastic import mpirun\n"
         f"mpirun.run([sys.executable, '-c', {child!r}], os.environ, Path('.'))"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as launcher:
+    variables = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True) as launcher:
         pid = int(launcher.stdout.readline())
         launcher.kill()
     patience = time.monotonic() + 10

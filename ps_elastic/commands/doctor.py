@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,15 +21,16 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 @click.command("doctor")
 @click.option("-n", "--ranks", type=click.IntRange(min=2), default=4, show_default=True, help="Of the job you mean.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-@click.option("--sweep", is_flag=True, help="First remove shared memory that killed jobs of yours left behind.")
+@click.option("--sweep", is_flag=True, help="First remove what killed jobs of yours left behind.")
 def command(ranks: int, as_json: bool, sweep: bool) -> int:
     """Look at MPI, launcher, cores, shared memory and SLURM; exit 3 if something would keep a job from running."""
     from ps_elastic.doctor import examine
 
     if sweep:
-        from ps_elastic.segments import SHM, forsaken, remove
+        from ps_elastic import segments, sessions
 
-        for path in remove(forsaken(SHM)):
+        stray = sessions.forsaken(Path(tempfile.gettempdir()))
+        for path in [*segments.remove(segments.forsaken(segments.SHM)), *sessions.remove(stray)]:
             click.echo(f"ps-elastic: removed {path}", err=True)
     findings = list(examine(ranks))
     if as_json:
