@@ -49,7 +49,7 @@ def _host() -> str:
 
 
 def _is_over(folder: Path, made: Path) -> bool:
-    """Whether the process whose id follows the first dot of `folder`'s name, and which made `made` when it began, is gone."""
+    """Whether the process whose id follows the first dot of `folder`, and which made `made` when it began, is gone."""
     import psutil
 
     process = folder.name.split(".")[1]
