@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.compiled import kernels_for
 from ps_elastic.compressors import Compressor, Payload
 from ps_elastic.layout import Bucket
 from ps_elastic.norms import Difference, quiet
@@ -26,6 +27,7 @@ class Lookout:
 
     def __init__(self, view: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
         self._view, self._compressors = view, compressors
+        self._kernels = kernels_for(view.numel()) if view.device.type == "cpu" else None
         self._difference = Difference(min(view.numel(), _BLOCK)) if view.device.type == "cpu" else None
         self._blocks = [block.numpy() for block in view.split(_BLOCK)] if self._difference else []
         self._parts = [view[bucket.start : bucket.stop] for bucket in buckets]
@@ -76,6 +78,8 @@ class Lookout:
             moved = float(torch.linalg.vector_norm(self._view.sub_(model)))
             self._view.copy_(model)
             return moved
+        if self._kernels is not None:
+            return math.sqrt(self._kernels.follow(self._view.numpy(), model.numpy()))
         total = 0.0
         for new, view in zip(model.split(_BLOCK), self._blocks, strict=True):
             block = new.numpy()

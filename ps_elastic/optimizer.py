@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.compiled import kernels_for
 from ps_elastic.errors import PolicyError
 from ps_elastic.layout import Layout
 from ps_elastic.norms import Difference, norm, quiet
+from ps_elastic.stepping import Block, Change, make_stepper, moment_count
 
 if TYPE_CHECKING:
     from ps_elastic.config import Optimizer, Schedule
@@ -34,24 +36,6 @@ class Response(NamedTuple):
 
     def copy(self) -> Response:
         return Response(list(self.x), list(self.m))
-
-
-class _Block(NamedTuple):
-    """A part [start, stop) of the flat vectors, and its views of them."""
-
-    start: int
-    stop: int
-    decayed: bool
-    x: Tensor
-    array: np.ndarray  # the same
-    old: np.ndarray  # room for x of before, shared by all blocks
-    xs: list[Tensor]  # x, as the kernels want it
-    moments: list[list[Tensor]]  # the momentum, or Adam's two, likewise; [[]] without any
-
-    def of(self, vector: Tensor) -> Tensor:
-        """The same part of `vector` (d,)."""
-        whole = self.stop - self.start == vector.numel()
-        return vector if whole else vector[self.start : self.stop]  # a slice takes as long as a small copy
 
 
 _Arrays = tuple[list[np.ndarray], list[float], np.ndarray | None]
@@ -80,30 +64,26 @@ class Sweep:
 
 
 class FlatOptimizer:
-    """SGD, Adam or AdamW on the flat vector x (d,), in place, by torch's fused kernels, block by block.
+    """SGD, Adam or AdamW on the flat vector x (d,), in place, block by block, by one of the steppers.
 
     With SGD the bits are those of plain `torch.optim.SGD(foreach=False)` tensor by tensor, since the layout pads;
     with Adam they are those of `fused=True` on the padded vector. Without decay on norms and biases
     (`decay_norm_and_bias: false`) parameters of one dimension or none have weight decay 0.
 
     moments: `moment_count` vectors (d,) of zeros for its state, where that is to live in memory that others see.
-
-    The kernels are called directly: the classes of torch.optim take 40 us a call and import the compiler (2 s).
+    measures: without, what a step gives back means nothing.
     """
 
-    def __init__(self, settings: Optimizer, layout: Layout, x: Tensor, moments: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, settings: Optimizer, layout: Layout, x: Tensor, moments: Sequence[Tensor] = (), *, measures: bool = True
+    ) -> None:
         self.x, self._settings = x, settings
-        self._count, self._steps = 0, torch.zeros(())  # the same number, as the two kernels want it
-        self._divisor = torch.ones(())  # of the gradient: the kernels divide by it
+        self._count, kernels = 0, kernels_for(layout.size)
         self._runs = _runs(settings, layout)
-        self.difference = Difference(max(stop - start for start, stop, _ in self._runs))
+        self.difference = Difference(max(stop - start for start, stop, _ in self._runs), kernels)
         self._moments = list(moments) or [torch.zeros_like(x) for _ in range(moment_count(settings))]
-        self._adam = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
-        array, room = x.numpy(), self.difference.room
-        self._blocks = [
-            _Block(i, j, decayed, x[i:j], array[i:j], room[: j - i], [x[i:j]], _parts(self._moments, i, j))
-            for i, j, decayed in self._runs
-        ]
+        self._blocks = [Block.of(run, x, self._moments, self.difference.room) for run in self._runs]
+        self._stepper = make_stepper(settings, self.difference, kernels, measures)
 
     @property
     def stops(self) -> list[int]:
@@ -116,7 +96,7 @@ class FlatOptimizer:
         gradient: (d,), or of each block in turn, asked for when the pass has come to it.
         """
         self.go_on()
-        return self._pass(gradient, lambda block, g, divisor: self._step_block(block, g, divisor, rate), sweep)
+        return self._pass(gradient, self._stepper.at(rate), sweep)
 
     def go_on(self) -> int:
         """Begin the next step, which `step_block` makes; return its number, from 1."""
@@ -126,26 +106,28 @@ class FlatOptimizer:
     def go_to(self, count: int) -> None:
         """Be in step `count`, begun by another who shares x and moments."""
         self._count = count
-        if self._settings.name != "sgd":
-            self._steps.fill_(count)
+        self._stepper.begin(count)
 
     @quiet
     def step_block(self, i: int, gradient: Tensor, divisor: float, rate: float) -> float:
         """What `step` does to block i; return the square of its move. Every block once, in any order, makes a step."""
-        block = self._blocks[i]
-        np.copyto(block.old, block.array)
-        self._step_block(block, gradient, divisor, rate)
-        return self.difference.square(block.array, block.old)
+        return self._stepper.at(rate)(self._blocks[i], gradient, divisor, None)
 
     def assign(self, model: Tensor | Iterable[Quotient], sweep: Sweep | None = None) -> float:
         """x <- model, given as the gradient of a step is; return ||x_new - x_old||."""
-        return self._pass(model, lambda block, m, divisor: torch.div(m, divisor, out=block.x), sweep)
+
+        def put(block: Block, part: Tensor, divisor: float, kept: np.ndarray | None) -> float:
+            old = block.keep(kept)
+            torch.div(part, divisor, out=block.x)
+            return self.difference.square(block.array, old)
+
+        return self._pass(model, put, sweep)
 
     @quiet
     def _pass(
         self,
         vector: Tensor | Iterable[Quotient],
-        change: Callable[[_Block, Tensor, float], object],
+        change: Change,
         sweep: Sweep | None,
     ) -> float:
         """Change x block by block, all that is to be done with a block at once; return ||x_new - x_old||."""
@@ -153,35 +135,14 @@ class FlatOptimizer:
         views, squares, kept = sweep.arrays() if sweep else _NOTHING
         quotients = self.cut(vector) if isinstance(vector, Tensor) else vector
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
-            x, old = block.array, block.old
             for i, view in enumerate(views):
-                squares[i] += square(x, view[block.start : block.stop])
-            if kept is not None:
-                old = kept[block.start : block.stop]
-            np.copyto(old, x)
-            change(block, part, divisor)
-            moved += square(x, old)
+                squares[i] += square(block.array, view[block.start : block.stop])
+            moved += change(block, part, divisor, None if kept is None else kept[block.start : block.stop])
         return math.sqrt(moved)
 
     def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:
         """`vector` (d,), to be divided, as a step takes it."""
-        return ((block.of(vector), divisor) for block in self._blocks)
-
-    def _step_block(self, block: _Block, g: Tensor, divisor: float, rate: float) -> None:
-        s = self._settings
-        decay = s.weight_decay if block.decayed else 0.0
-        scale = None if divisor == 1 else self._divisor.fill_(divisor)
-        if s.name == "sgd":
-            torch._fused_sgd_(
-                block.xs, [g], block.moments[0], weight_decay=decay, momentum=s.momentum, lr=rate, dampening=0.0,
-                nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
-            )  # fmt: skip
-        else:
-            first, second = block.moments
-            self._adam(
-                block.xs, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
-                weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
-            )  # fmt: skip
+        return ((block.of_vector(vector), divisor) for block in self._blocks)
 
     def respond(self, rate: float) -> Response:
         """What a step at `rate` makes of a gradient of 1 (SGD only). Raises PolicyError with Adam."""
@@ -212,10 +173,12 @@ class FlatOptimizer:
         """
         heavy = self._settings.momentum
 
-        def repay(block: _Block, part: Tensor, _: float) -> None:
+        def repay(block: Block, part: Tensor, _: float, kept: np.ndarray | None) -> float:
+            old = block.keep(kept)
             block.x.add_(part, alpha=response.x[block.decayed])
             if heavy:
                 block.moments[0][0].add_(part, alpha=response.m[block.decayed])
+            return self.difference.square(block.array, old)
 
         return self._pass(delta, repay, sweep)
 
@@ -243,16 +206,6 @@ class FlatOptimizer:
         if s.nesterov:
             direction.add_(self._moments[0], alpha=s.momentum)
         return norm(direction)
-
-
-def _parts(vectors: Sequence[Tensor], start: int, stop: int) -> list[list[Tensor]]:
-    """Of each vector this part, as the kernels want it; [[]] of none."""
-    return [[vector[start:stop]] for vector in vectors] or [[]]
-
-
-def moment_count(settings: Optimizer) -> int:
-    """How many vectors of the model's size a step goes on from."""
-    return 2 if settings.name != "sgd" else 1 if settings.momentum else 0
 
 
 def block_count(settings: Optimizer, layout: Layout) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
+import numpy as np
 from torch import Tensor
 
+from ps_elastic.compiled import kernels_for
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.norms import quiet, squares
 
@@ -20,10 +23,11 @@ class Place:
     def __init__(self, view: Tensor) -> None:
         self.view, self.is_large = view, view.numel() >= _LARGE
         self._square: float | None = None  # of what stands there, where it is known
-        self._blocks = []
+        self._kernels, self._blocks = None, []
         if view.device.type == "cpu":
-            blocks = view.detach().view(-1).split(_BLOCK if self.is_large else max(1, view.numel()))
-            self._blocks = [(block.numpy(), squares(block.numpy())) for block in blocks]
+            self._kernels, flat = kernels_for(view.numel()), view.detach().view(-1)
+            blocks = flat.split(_BLOCK if self.is_large and self._kernels is None else max(1, view.numel()))
+            self._blocks = [(block.numpy(), self._squares(block.numpy())) for block in blocks]
 
     def put(self, gradient: Tensor, *, final: bool) -> None:
         """Copy it here. final: nobody changes it any more, so that it may be squared on the way."""
@@ -49,11 +53,16 @@ class Place:
     @quiet
     def _carried(self, gradient: Tensor) -> float:
         source, start, total = gradient.numpy().reshape(-1), 0, 0.0
+        if self._kernels is not None:
+            return float(self._kernels.carry(source, self._blocks[0][0]))
         for block, square in self._blocks:
             block[:] = source[start : start + block.size]
             start += block.size
             total += square()
         return total
+
+    def _squares(self, array: np.ndarray) -> Callable[[], float]:
+        return squares(array) if self._kernels is None else partial(self._kernels.square, array)
 
 
 def measured(layout: Layout, bucket: Bucket, places: Sequence[Place], g: Tensor) -> Iterator[Place]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ps_elastic.calculator import Calculator
+from ps_elastic.compiled import kernels_for
 from ps_elastic.compressors import Compressor, Payload
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.events import PushId, ReplyId, Step
@@ -82,6 +85,8 @@ class Writer:
         self._x, self._lock, self._distances = sheet
         self._view, self._buckets, self._measures = view, layout.buckets, measures
         self._room = torch.empty(min(_BLOCK, layout.size))
+        kernels = kernels_for(layout.size)
+        self._kernels = kernels if kernels is not None and _adds_like_torch(kernels) else None
         self._in_buckets = [self._cut(bucket.start, bucket.stop) for bucket in layout.buckets]
         self.runs = runs_of(layout)
         self._in_runs = [self._cut(run.start, run.stop) for run in self.runs]
@@ -141,16 +146,24 @@ class Writer:
         square = norm = 0.0
         for done, (x, view, start) in enumerate(pieces):
             part = vector[start : start + x.numel()]
-            norm += _square(part)
+            norm += _square(part) if self._kernels is None else self._kernels.square(part.numpy())
             if not math.isfinite(norm):
                 self._add(pieces[:done], vector, rate)
                 break
-            square += self._away(x, view)
-            with self._lock:
-                x.add_(part, alpha=-rate)
-            if reads:
-                view.copy_(x)
+            square += self._write_piece(x, view, part, rate, reads)
         return square, norm
+
+    def _write_piece(self, x: Tensor, view: Tensor, part: Tensor, rate: float, reads: bool) -> float:
+        if self._kernels is not None:  # one pass, all of it locked: there is nothing to be gained by two
+            kernel = self._kernels.write(self._measures, reads)
+            with self._lock:
+                return float(kernel(x.numpy(), view.numpy(), part.numpy(), rate))
+        square = self._away(x, view)
+        with self._lock:
+            x.add_(part, alpha=-rate)
+        if reads:
+            view.copy_(x)
+        return square
 
     def _add(self, pieces: Sequence[_Piece], vector: Tensor, rate: float) -> None:
         for x, _, start in pieces:
@@ -166,6 +179,15 @@ class Writer:
     def _cut(self, start: int, stop: int) -> list[_Piece]:
         ends = [(i, min(i + _BLOCK, stop)) for i in range(start, stop, _BLOCK)]
         return [_Piece(self._x[i:j], self._view[i:j], i - start) for i, j in ends]
+
+
+@cache
+def _adds_like_torch(kernels: ModuleType) -> bool:
+    """Whether the kernel that writes leaves the bits that torch leaves, on this machine."""
+    x, g = torch.randn(2, 1 << 10, generator=torch.Generator().manual_seed(0))
+    wanted = x.add(g, alpha=-0.3)
+    kernels.write(False, False)(x.numpy(), x.numpy(), g.numpy(), 0.3)
+    return torch.equal(x, wanted)
 
 
 def _square(vector: Tensor) -> float:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from ps_elastic import environment, launcher, sessions
+from ps_elastic import compiled, environment, launcher, sessions
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
 
@@ -114,6 +114,15 @@ def without_mpi() -> Iterator[None]:
     """The tests' own process never begins MPI, which leaves shared memory behind and confuses jobs that it starts."""
     yield
     assert "mpi4py.MPI" not in sys.modules
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Passes over models of any size are torch's and numpy's, and then those of compiled kernels."""
+    if request.param == "compiled" and (reason := compiled.why_not()) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(compiled, "LEAST", 0 if request.param == "compiled" else sys.maxsize)
+    return str(request.param)
 
 
 @pytest.fixture

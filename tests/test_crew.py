@@ -34,6 +34,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"name": "adam"},
     {"name": "adamw", "weight_decay": 0.1, "decay_norm_and_bias": False},
 ]
+pytestmark = pytest.mark.usefixtures("kernels")
 TERMS = {
     "one": (Term(PushId(1, 1)),),
     "two": (Term(PushId(1, 1)), Term(PushId(2, 1))),

@@ -14,6 +14,7 @@ from ps_elastic.compressors.top_k import TopK
 from ps_elastic.layout import Bucket
 from ps_elastic.lookout import Lookout
 
+pytestmark = pytest.mark.usefixtures("kernels")
 SIZE = 70_016  # more than a block
 BUCKETS = {"one": [Bucket(0, SIZE)], "three": [Bucket(0, 64), Bucket(64, 65_664), Bucket(65_664, SIZE)]}
 

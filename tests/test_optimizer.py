@@ -21,6 +21,7 @@ SGD: list[dict[str, Any]] = [
     {"momentum": 0.9, "nesterov": True},
     {"momentum": 0.7, "nesterov": True, "weight_decay": 0.02},
 ]
+pytestmark = pytest.mark.usefixtures("kernels")
 RATES = (0.1, 0.1, 0.03, 0.0, 0.25, 0.1)
 
 

@@ -12,6 +12,7 @@ from ps_elastic.layout import Layout
 from ps_elastic.places import Place, measured
 from ps_elastic.workbench import Workbench
 
+pytestmark = pytest.mark.usefixtures("kernels")
 SIZES = (1, 5000, 1 << 18, (1 << 18) + 70_001)
 
 

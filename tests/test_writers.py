@@ -24,6 +24,7 @@ from ps_elastic.tracker import Tracker
 from ps_elastic.writers import Sheet, Writer, WrittenCalculator, runs_of
 from ps_elastic.writing import WritingWorker
 
+pytestmark = pytest.mark.usefixtures("kernels")
 RATE = 0.25
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter, process_time
@@ -118,20 +117,14 @@ def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = 
     from ps_elastic.compressors.identity import Identity
     from ps_elastic.config import Optimizer
     from ps_elastic.layout import Layout
-    from ps_elastic.optimizer import FlatOptimizer, Quotient, Sweep
-
-    class Unmeasured(FlatOptimizer):
-        def _pass(self, vector: Tensor | Iterable[Quotient], change: Callable[..., object], _: Sweep | None) -> float:
-            for block, (part, divisor) in zip(self._blocks, vector, strict=True):
-                change(block, part, divisor)
-            return math.nan
+    from ps_elastic.optimizer import FlatOptimizer
 
     model = nn.Module()
     model.weight = nn.Parameter(torch.randn(parameters, generator=torch.Generator().manual_seed(0)))
     layout = Layout(model)
     x = layout.empty()
     layout.attach(model, x)
-    made = (FlatOptimizer if measured else Unmeasured)(Optimizer(**settings), layout, x)
+    made = FlatOptimizer(Optimizer(**settings), layout, x, measures=measured)
     return Calculator(layout, x, made, [Identity()])
 
 

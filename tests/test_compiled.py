@@ -1,0 +1,51 @@
+"""Who gets compiled kernels, and who goes without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+import pytest
+
+from ps_elastic import compiled
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    compiled.why_not.cache_clear()
+    yield
+    compiled.why_not.cache_clear()
+
+
+def test_small_models_have_none() -> None:
+    assert compiled.kernels_for(compiled.LEAST - 1) is None
+
+
+def test_where_numba_is_missing_or_switched_off_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    if compiled.why_not() != "numba is not installed":
+        assert compiled.why_not() == "NUMBA_DISABLE_JIT is set"
+    compiled.why_not.cache_clear()
+    monkeypatch.setattr(metadata, "version", version)
+    assert compiled.why_not() == "numba is not installed"
+    assert compiled.kernels_for(compiled.LEAST) is None
+
+
+def test_large_models_have_them_where_numba_is() -> None:
+    if (reason := compiled.why_not()) is not None:
+        pytest.skip(reason)
+    kernels = compiled.kernels_for(compiled.LEAST)
+    assert kernels is not None and kernels.__name__ == "ps_elastic.kernels"
+
+
+def test_numba_is_not_imported_before_it_is_wanted() -> None:
+    code = (
+        "import sys; from ps_elastic import compiled, optimizer, places, writers\n"
+        "compiled.why_not(); compiled.kernels_for(10); sys.exit('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
