@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ps_elastic import compiled, environment, launcher, sessions
 from ps_elastic.environment import Mpi
@@ -26,6 +27,10 @@ PROGRAMS = ROOT / "tests" / "mpi_programs"
 TRAIN = (sys.executable, "-m", "ps_elastic", "train")
 START_S = 120.0  # enough for any start of any job here, on a machine busy with other things
 _MARK = "PS_ELASTIC_TEST"  # whatever a job starts inherits it
+
+# The same examples each time, and none fails for the time that it took on a busy machine.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_collection_finish() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ps_elastic import mpirun
 from ps_elastic.bench import jobs, run_benchmark
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
@@ -38,17 +38,17 @@ def test_senders_compute_nothing_and_the_server_takes_all_they_send(mpi: Mpi) ->
 
 
 def test_a_job_that_fails_is_told_with_its_last_words_and_leaves_nothing(
-    mpi: Mpi, monkeypatch: pytest.MonkeyPatch
+    mpi: Mpi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = set(psutil.pids())
+    mark = uuid.uuid4().hex  # by which this job's processes are told from those of others
+    monkeypatch.setenv("PS_ELASTIC_TEST", mark)
     wrong = jobs.wide(100, workers=1, pushes=5, compute_s=-1)
     with pytest.raises(PlatformError, match=r"a job of 2 ranks ended with \d+: ps-elastic: task.compute_s: got -1"):
         jobs.run_phases(2, [("ours", {"do": "train", "config": wrong})])
     monkeypatch.setattr(jobs, "LIMIT_S", 3.0)
     with pytest.raises(PlatformError, match="a job of 2 ranks took longer than 3 s"):
-        jobs.run_ranks(2, ["-c", "import time; time.sleep(60)"], Path("/tmp"))
-    started = [process for process in psutil.process_iter() if process.pid not in before]
-    assert not [p for p in started if p.is_running() and mpirun.MARK in _variables(p)]
+        jobs.run_ranks(2, ["-c", "import time; time.sleep(60)"], tmp_path)
+    assert not [process for process in psutil.process_iter() if _variables(process).get("PS_ELASTIC_TEST") == mark]
 
 
 def _variables(process: psutil.Process) -> dict[str, str]:

@@ -22,7 +22,13 @@ def test_no_order_of_pushes_breaks_a_law(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_order_with_one_fault_breaks_a_law(case: str) -> None:
-    walk(CASES[case], workers=1 if pipeline_of(CASES[case]) else 2, pushes=2, faults=1)
+    walk(CASES[case], workers=1 if pipeline_of(CASES[case]) else 2, pushes=2, faults=1, wakes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if not pipeline_of(CASES[case])])
+def test_no_order_with_one_fault_and_two_wakes_breaks_a_law(case: str) -> None:
+    walk(CASES[case], workers=2, pushes=2, faults=1)
 
 
 @pytest.mark.slow

@@ -181,17 +181,19 @@ def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
 def a_wait_ends_in_time() -> None:
     end = ends(64)
     started = time.monotonic()
-    assert end.recv(0.3) is None
-    assert 0.3 <= time.monotonic() - started < 2
+    assert end.recv(0.1) is None
+    assert 0.1 <= time.monotonic() - started < 2
     end.close()
 
 
 def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
     floats = 3_000_000
     end = ends(floats)
+    told = Path(sys.argv[1]).with_suffix(f".{mode}")  # a message would let MPI work
     WORLD.Barrier()
     if isinstance(end, WorkerEnd):
-        time.sleep(3 * PATIENCE_S)  # neither receives nor lets MPI work
+        while not told.exists():  # neither receives nor lets MPI work
+            time.sleep(0.01)
         assert expect(end, Reply).model[-1] == 1
         end.flush()
     else:
@@ -206,6 +208,8 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
             assert time.monotonic() - started < 2 * PATIENCE_S
         else:
             raise AssertionError("it left")
+        finally:
+            told.touch()
         while not all(outbox.left() for outbox in under_way):
             pass
     WORLD.Barrier()
@@ -281,9 +285,10 @@ def one_who_is_slow_is_looked_after() -> None:
     end = ends(3_000_000)
     if isinstance(end, ServerEnd):
         end.look = lambda: looks.append(1)
-        end.send(1, Reply(1, 0, 0, model_of(end, 3_000_000, 1)))
+        model, started = model_of(end, 3_000_000, 1), time.monotonic()
+        end.send(1, Reply(1, 0, 0, model))
         end.flush()
-        assert 1 <= len(looks) <= 4, looks  # every 0.1 s
+        assert 1 <= len(looks) <= 1 + (time.monotonic() - started) / 0.1, looks  # every 0.1 s
     else:
         time.sleep(0.3)
         expect(end, Reply)
