@@ -18,7 +18,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ps_elastic import compiled, environment, launcher, sessions
+from ps_elastic import compiled, environment, launcher
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
 
@@ -63,10 +63,9 @@ class Job:
         self._mark, self._outputs = uuid.uuid4().hex, (folder / "stdout.txt", folder / "stderr.txt")
         paths = os.pathsep.join([str(ROOT), str(PROGRAMS)])
         given = {**os.environ, "PYTHONPATH": paths, "TTY_COMPATIBLE": "0", _MARK: self._mark}
-        given |= {
-            sessions.BASE: str(folder / "mpirun"),
-            **variables,
-        }  # else one killed may keep a later one from starting
+        temporary = folder / "tmp"  # what those leave that are killed or alone keeps no later one from starting
+        temporary.mkdir()
+        given |= {"TMPDIR": str(temporary), **variables}
         with self._outputs[0].open("w") as stdout, self._outputs[1].open("w") as stderr:
             self.process = subprocess.Popen(
                 command, env=given, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
