@@ -57,6 +57,22 @@ def model_of(end: ServerEnd | WorkerEnd, floats: int, value: float = 0.0) -> np.
     return model
 
 
+def tell(word: str) -> None:
+    """Tell the other rank by a file: a message would let MPI work."""
+    _file_of(word).touch()
+
+
+def until_told(word: str) -> None:
+    limit = time.monotonic() + 20.0
+    while not _file_of(word).exists():
+        assert time.monotonic() < limit, word
+        time.sleep(0.005)
+
+
+def _file_of(word: str) -> Path:
+    return Path(sys.argv[1]).with_suffix(f".{mode}.{word}")
+
+
 def expect(end: ServerEnd | WorkerEnd, kind: type):
     source, message = end.recv(20.0) or (None, None)
     assert source == 1 - RANK and type(message) is kind, (source, message)
@@ -189,15 +205,14 @@ def a_wait_ends_in_time() -> None:
 def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
     floats = 3_000_000
     end = ends(floats)
-    told = Path(sys.argv[1]).with_suffix(f".{mode}")  # a message would let MPI work
     WORLD.Barrier()
     if isinstance(end, WorkerEnd):
-        while not told.exists():  # neither receives nor lets MPI work
-            time.sleep(0.01)
+        tell("out of the barrier")
+        until_told("given up")  # neither receives nor lets MPI work
         assert expect(end, Reply).model[-1] == 1
         end.flush()
     else:
-        time.sleep(0.5 * PATIENCE_S)  # else the other may take it in while it leaves the barrier
+        until_told("out of the barrier")  # else the other may take it in while it leaves that
         end.send(1, Reply(1, 0, 0, model_of(end, floats, 1)))
         assert end.model is not None or not end.idle()
         started, under_way = time.monotonic(), list(end._sending)
@@ -209,7 +224,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
         else:
             raise AssertionError("it left")
         finally:
-            told.touch()
+            tell("given up")
         while not all(outbox.left() for outbox in under_way):
             pass
     WORLD.Barrier()
@@ -290,7 +305,7 @@ def one_who_is_slow_is_looked_after() -> None:
         end.flush()
         assert 1 <= len(looks) <= 1 + (time.monotonic() - started) / 0.1, looks  # every 0.1 s
     else:
-        time.sleep(0.3)
+        time.sleep(0.2)
         expect(end, Reply)
     end.close()
 
