@@ -125,14 +125,18 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
     from ps_elastic.assemble import reads_in_place, shares_steps
     from ps_elastic.transport.links import join
     from ps_elastic.transport.mates import common_bytes
+    from ps_elastic.transport.shared import Sharing
 
     config, parts = setting.config, setting.parts
-    model_bytes = 4 * parts.layout.size
     written = config.update.pipeline + 1 if config.writers == "workers" else 0
     # A window has one frame for each worker, unless nothing but headers is sent.
     transport = "messages" if config.update.pipeline and not written else config.transport
-    common = common_bytes(config.optimizer, parts.layout, comm.Get_size()) if shares_steps(config, parts) else 0
-    return join(
-        comm, transport, config.threads, parts.frames(config), model_bytes,
-        in_place=reads_in_place(config), torn=config.views == "torn", written=written, common=common,
-    )  # fmt: skip
+    sharing = Sharing(
+        parts.frames(config),
+        4 * parts.layout.size,
+        in_place=reads_in_place(config),
+        torn=config.views == "torn",
+        written=written,
+        common=common_bytes(config.optimizer, parts.layout, comm.Get_size()) if shares_steps(config, parts) else 0,
+    )
+    return join(comm, transport, config.threads, sharing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.transport.agree import agree
 from ps_elastic.transport.bell import Bells, make_bells
 from ps_elastic.transport.host import Host, find_host
-from ps_elastic.transport.shared import Windows, make_windows
+from ps_elastic.transport.shared import Sharing, Windows, make_windows
 from ps_elastic.transport.slot import MPI
 
 LEAST_BYTES = 1 << 20  # of a model whose steps are shared: to wake somebody takes as long as half a block
@@ -56,24 +55,12 @@ class Links:
         self.host.comm.Free()
 
 
-def join(
-    comm: MPI.Comm,
-    transport: str,
-    threads: int,
-    frames: Sequence[int],
-    model_bytes: int,
-    *,
-    in_place: bool,
-    torn: bool = False,
-    written: int = 0,
-    common: int = 0,
-) -> Links:
+def join(comm: MPI.Comm, transport: str, threads: int, sharing: Sharing) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
 
-    frames: most bytes of each bucket's frame. in_place: whether this rank can do with workers of its host that compute
-    on the server's model itself; they do if all can. torn: views are, so that every worker must share memory. written:
-    see Windows. common: bytes by which the ranks of the server's host could work together, where the model is large
-    enough and there are cores for two of them.
+    sharing: as this rank would have it. Workers of the server's host compute on its model in place if all ranks there
+    can; where views are torn, every worker must share memory; and there are common bytes, by which ranks work together,
+    where the model is large enough and there are cores for two of them.
     Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
     PlatformError where there is too little of it.
     """
@@ -81,19 +68,17 @@ def join(
     host = find_host(comm)
     beside = np.zeros(size, np.uint8)
     comm.Allgather(np.array([0 in host.ranks], np.uint8), beside)
-    apart = [worker for worker in range(1, size) if not beside[worker]]
+    apart, torn = [worker for worker in range(1, size) if not beside[worker]], sharing.torn
     if (transport == "shared" or torn) and apart:
         agree(comm, lambda: _refuse(apart, torn))
     windows, note, bells = None, "", make_bells(host, rank)
     if transport != "messages":
-        readers = np.array([in_place], np.int32)
+        readers = np.array([sharing.in_place], np.int32)
         host.comm.Allreduce(MPI.IN_PLACE, readers, MPI.MIN)
-        in_place = bool(readers[0])
-        if bells is None or model_bytes < LEAST_BYTES or host.cores < 2 * threads:
-            common = 0
-        windows, note = make_windows(
-            comm, host, frames, model_bytes, in_place=in_place, torn=torn, written=written, common=common
-        )
+        sharing = sharing._replace(in_place=bool(readers[0]))
+        if bells is None or sharing.model_bytes < LEAST_BYTES or host.cores < 2 * threads:
+            sharing = sharing._replace(common=0)
+        windows, note = make_windows(comm, host, sharing)
         note = f"{note}: messages instead" if note else ""
     if transport == "shared" or torn:
         agree(comm, lambda: _refuse_without(windows, note, torn))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,31 +27,51 @@ _COUNT_BYTES = 64  # a cache line for the count
 _SLACK = 1.05, 16 << 20  # room in shared memory beyond the windows' own: MPI takes some as it goes
 
 
-class Windows:
-    """The windows of rank 0 and the workers on its host, made and freed by all of them.
+class Sharing(NamedTuple):
+    """What the ranks of the server's host share, and so how large the part of each is.
 
     frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
     in_place: workers compute on the server's model itself. torn: they copy it while it may change. written: they write
-    it themselves, with so many pushes under way at most; 0: they do not. common: bytes that all of them may write.
+    it themselves, with so many pushes under way at most; 0: they do not. common: bytes, a multiple of 64, that all of
+    them may write.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        rank: int,
-        frames: Sequence[int],
-        model_bytes: int,
-        *,
-        in_place: bool,
-        torn: bool = False,
-        written: int = 0,
-        common: int = 0,
-    ) -> None:
-        self.workers, self.in_place, self.torn = tuple(other for other in host.ranks if other), in_place, torn
-        self._model_bytes, self._places, self.written, self._common = model_bytes, _places(frames), written, common
-        nbytes = part_bytes(rank, frames, model_bytes, torn=torn, written=written, common=common)
-        self._window = Window(host, nbytes)
-        self._rank = rank
+    frames: Sequence[int]
+    model_bytes: int
+    in_place: bool
+    torn: bool = False
+    written: int = 0
+    common: int = 0
+
+    def part_bytes(self, rank: int) -> int:
+        """The size of the part of `rank`."""
+        if not rank:
+            more = self.common + (LOCK_BYTES if self.torn else 0)
+            return _line_up(self.model_bytes) + more if more else self.model_bytes
+        if self.written:
+            return _COUNT_BYTES + _line_up(8 * self.written)
+        end = self.places()[-1][1]
+        return _line_up(end) + self.model_bytes if self.torn else end
+
+    def places(self) -> list[tuple[int, int]]:
+        """Start and stop of each frame in a worker's part: what follows its header begins at a multiple of 64 bytes."""
+        places, end = [], _COUNT_BYTES
+        for nbytes in self.frames:
+            start = _line_up(end + HEADER_BYTES) - HEADER_BYTES
+            places.append((start, start + nbytes))
+            end = start + nbytes
+        return places
+
+
+class Windows:
+    """The windows of rank 0 and the workers on its host, made and freed by all of them; settings: see Sharing."""
+
+    def __init__(self, host: Host, rank: int, sharing: Sharing) -> None:
+        self.workers = tuple(other for other in host.ranks if other)
+        self.in_place, self.torn, self.written = sharing.in_place, sharing.torn, sharing.written
+        self._rank, self._model_bytes, self._common = rank, sharing.model_bytes, sharing.common
+        self._places, self._end = sharing.places(), sharing.part_bytes(0)
+        self._window = Window(host, sharing.part_bytes(rank))
         self.sync = self._window.sync
 
     def populate(self) -> bool:
@@ -63,8 +84,7 @@ class Windows:
 
     def common(self) -> np.ndarray | None:
         """What all may write, uint8 at a multiple of 64, zeros at first; None where there was no room for it."""
-        end = part_bytes(0, (), self._model_bytes, torn=self.torn, common=self._common)
-        return self._window.of(0)[end - self._common : end] if self._common else None
+        return self._window.of(0)[self._end - self._common : self._end] if self._common else None
 
     def lock(self, patience_s: float) -> RobustLock:
         """The lock of the model, where views are torn; see RobustLock for `patience_s`."""
@@ -93,29 +113,6 @@ class Windows:
         self._window.free()
 
 
-def part_bytes(
-    rank: int, frames: Sequence[int], model_bytes: int, *, torn: bool = False, written: int = 0, common: int = 0
-) -> int:
-    """The size of the part of `rank`."""
-    if not rank:
-        more = common + (LOCK_BYTES if torn else 0)
-        return _line_up(model_bytes) + more if more else model_bytes
-    if written:
-        return _COUNT_BYTES + _line_up(8 * written)
-    end = _places(frames)[-1][1]
-    return _line_up(end) + model_bytes if torn else end
-
-
-def _places(frames: Sequence[int]) -> list[tuple[int, int]]:
-    """Start and stop of each frame in a worker's part: what follows its header begins at a multiple of 64 bytes."""
-    places, end = [], _COUNT_BYTES
-    for nbytes in frames:
-        start = _line_up(end + HEADER_BYTES) - HEADER_BYTES
-        places.append((start, start + nbytes))
-        end = start + nbytes
-    return places
-
-
 def _line_up(nbytes: int) -> int:
     """The next multiple of 64."""
     return -(-nbytes // 64) * 64
@@ -130,33 +127,22 @@ def free_bytes() -> int:
     return found.f_bavail * found.f_frsize
 
 
-def make_windows(
-    comm: MPI.Comm,
-    host: Host,
-    frames: Sequence[int],
-    model_bytes: int,
-    *,
-    in_place: bool,
-    torn: bool = False,
-    written: int = 0,
-    common: int = 0,
-) -> tuple[Windows | None, str]:
+def make_windows(comm: MPI.Comm, host: Host, sharing: Sharing) -> tuple[Windows | None, str]:
     """The windows of the server's host, on its ranks; and why there are none, or "". All ranks of `comm` take part.
 
-    There are none where the server has no worker on its host, or too little memory to share. common: bytes that all of
-    the host may write, a multiple of 64; left out where there is too little memory for them alone.
+    There are none where the server has no worker on its host, or too little memory to share; where there is too little
+    for the common bytes alone, there are none of these.
     """
     rank = comm.Get_rank()
     workers = len(host.ranks) - 1
-    parts = (1, 0), (workers, 1)
-    need = sum(count * part_bytes(kind, frames, model_bytes, torn=torn, written=written) for count, kind in parts)
-    room, (wanted, more) = free_bytes(), [int(_SLACK[0] * size) + _SLACK[1] for size in (need, need + common)]
+    least = sharing._replace(common=0)
+    needs = [kind.part_bytes(0) + workers * kind.part_bytes(1) for kind in (least, sharing)]
+    room, (wanted, more) = free_bytes(), [int(_SLACK[0] * size) + _SLACK[1] for size in needs]
     verdict = np.array([0 if not workers else 1 if room < wanted else 2 if room < more else 3], np.int32)
     comm.Bcast(verdict, 0)  # rank 0's counts
     windows = None
     if verdict[0] >= 2 and 0 in host.ranks:
-        common = common if verdict[0] == 3 else 0
-        windows = Windows(host, rank, frames, model_bytes, in_place=in_place, torn=torn, written=written, common=common)
+        windows = Windows(host, rank, sharing if verdict[0] == 3 else least)
         populated = np.array([windows.populate()], np.int32)
         everywhere = np.zeros(1, np.int32)
         host.comm.Allreduce(populated, everywhere, MPI.MIN)

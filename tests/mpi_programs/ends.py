@@ -23,6 +23,7 @@ from ps_elastic.transport import slot
 from ps_elastic.transport.host import find_host
 from ps_elastic.transport.links import Links, join
 from ps_elastic.transport.server_end import ServerEnd
+from ps_elastic.transport.shared import Sharing
 from ps_elastic.transport.worker_end import WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
 
@@ -40,7 +41,7 @@ def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) ->
     frames, links = frames or [HEADER_BYTES + 4 * floats], None
     if mode != "polling":
         transport = "messages" if mode == "bells" else "shared"
-        links = join(WORLD, transport, 1, frames, 4 * floats, in_place=mode == "in place")
+        links = join(WORLD, transport, 1, Sharing(frames, 4 * floats, in_place=mode == "in place"))
         joined.append(links)
         links.spins = 3
     if RANK == 0:

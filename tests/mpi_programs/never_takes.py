@@ -10,6 +10,7 @@ from ps_elastic.errors import Stalled
 from ps_elastic.messages import Reply
 from ps_elastic.transport.links import join
 from ps_elastic.transport.server_end import ServerEnd
+from ps_elastic.transport.shared import Sharing
 from ps_elastic.transport.slot import MPI
 from ps_elastic.transport.worker_end import WorkerEnd
 from ps_elastic.wire import HEADER_BYTES
@@ -17,7 +18,7 @@ from ps_elastic.wire import HEADER_BYTES
 FLOATS = 20_000
 world = MPI.COMM_WORLD
 frames, layout = [HEADER_BYTES + 4 * FLOATS], bytes(32)
-links = join(world, "shared", 1, frames, 4 * FLOATS, in_place=False)
+links = join(world, "shared", 1, Sharing(frames, 4 * FLOATS, in_place=False))
 if world.Get_rank() == 0:
     server = ServerEnd(world, layout, frames, 4 * FLOATS, 3, 1.0, links=links)
     assert server.model is not None
