@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,21 +35,38 @@ _LOOK_S = 0.1  # between two calls of `look`
 _RUNG_S = 25e-3, 100e-3  # and where it rings: only a wake that was lost would be late by that
 
 
+class Traffic(NamedTuple):
+    """What goes to and fro between the server and its workers, and how this rank waits for it.
+
+    layout: its digest. frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
+    spins: probes before it sleeps. patience_s: how long a rank may take nothing in before Stalled is raised.
+    links: what joins the ranks, None for messages and polling. pipeline: pushes that a worker may leave unanswered.
+    """
+
+    layout: bytes
+    frames: Sequence[int]
+    model_bytes: int
+    spins: int
+    patience_s: float
+    links: Links | None = None
+    pipeline: int = 0
+
+
 class End:
     """What both ends share: slots to receive into, sends that have not left yet, and how they wait.
 
-    links: what joins the ranks, None for messages and polling. peers: the ranks that may send here. look: called
-    every 0.1 s where a rank is slow to take something in; it may raise.
+    peers: the ranks that may send here. look: called every 0.1 s where a rank is slow to take something in; it may
+    raise.
     """
 
     look: Callable[[], None] = staticmethod(lambda: None)
 
-    def __init__(
-        self, comm: MPI.Comm, layout: bytes, spins: int, patience_s: float, links: Links | None, peers: Iterable[int]
-    ) -> None:
+    def __init__(self, comm: MPI.Comm, traffic: Traffic, peers: Iterable[int]) -> None:
+        refuse_untaggable(comm, traffic.frames, traffic.model_bytes)
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self._comm, self._layout, self._spins, self._patience_s = comm, layout, spins, patience_s
-        self._bells = bells = links.bells if links else None
+        self._comm, self._layout = comm, traffic.layout
+        self._spins, self._patience_s = traffic.spins, traffic.patience_s
+        self._bells = bells = traffic.links.bells if traffic.links else None
         self._probes, self._heard = 0, 0.0  # since the last message, and when there were so many that sleeping began
         self._all_ring = bells is not None and all(peer in bells for peer in peers)
         self._slots: list[Slot] = []

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ps_elastic.assemble import Parts
     from ps_elastic.config import Config
+    from ps_elastic.transport.end import Traffic
     from ps_elastic.transport.links import Links
 
 
@@ -30,6 +31,16 @@ class Setting(NamedTuple):
     threads: str  # for the user
     buckets: str  # for the user, where they were measured
     directory: Path
+
+    def traffic(self, links: Links, patience_s: float) -> Traffic:
+        """What this rank's end of the transport is made for."""
+        from ps_elastic.transport.end import Traffic
+
+        config, parts = self.config, self.parts
+        return Traffic(
+            parts.layout.digest, parts.frames(config), 4 * parts.layout.size, links.spins, patience_s, links,
+            config.update.pipeline,
+        )  # fmt: skip
 
 
 def run_rank(

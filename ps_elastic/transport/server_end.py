@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -19,38 +18,24 @@ from ps_elastic.transport.end import (
     TAGS,
     TEXT_BYTES,
     End,
+    Traffic,
     is_inline,
     most_reply_bytes,
-    refuse_untaggable,
 )
-from ps_elastic.transport.links import Links
 from ps_elastic.transport.slot import MPI, Outbox, Slot
 from ps_elastic.wire import HEADER_BYTES, Place, pack, size_of, unpack
 
 
 class ServerEnd(End):
-    """Rank 0's end. frames: most bytes that each bucket's frame can take; model_bytes: of the flat model.
+    """Rank 0's end.
 
-    spins: probes before it sleeps. patience_s: how long a rank may take nothing in before Stalled is raised.
     model: where the server's model (d,) is to live so that workers of this host see it; None without shared windows.
-    pipeline: pushes that a worker may leave unanswered.
     """
 
-    def __init__(
-        self,
-        comm: MPI.Comm,
-        layout: bytes,
-        frames: Sequence[int],
-        model_bytes: int,
-        spins: int,
-        patience_s: float,
-        *,
-        links: Links | None = None,
-        pipeline: int = 0,
-    ) -> None:
-        super().__init__(comm, layout, spins, patience_s, links, range(1, comm.Get_size()))
-        refuse_untaggable(comm, frames, model_bytes)
-        self._windows = windows = links.windows if links else None
+    def __init__(self, comm: MPI.Comm, traffic: Traffic) -> None:
+        super().__init__(comm, traffic, range(1, comm.Get_size()))
+        frames, model_bytes = traffic.frames, traffic.model_bytes
+        self._windows = windows = traffic.links.windows if traffic.links else None
         self.model = windows.model() if windows else None
         self._far = Place.INLINE if is_inline(model_bytes) else Place.APART
         self._near = Place.SHARED if self._far or (windows and (windows.in_place or windows.torn)) else Place.INLINE
@@ -73,7 +58,7 @@ class ServerEnd(End):
                 if not windows.torn:
                     self._taken[worker] = windows.taken(worker)
             self._replies[worker] = deque()
-            for _ in range(pipeline + 1):
+            for _ in range(traffic.pipeline + 1):
                 head = aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES)
                 self._replies[worker].append((self._outbox(worker, REPLY, head), self._outbox(worker, MODEL)))
         for worker in range(1, self.size):  # after the pushes: of two arrivals a push is looked at before an Ask

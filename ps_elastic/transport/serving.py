@@ -122,10 +122,7 @@ def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:
         config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport=links.transports,
         waiting=links.waiting,
     )  # fmt: skip
-    end = server_end.ServerEnd(
-        comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s, links=links,
-        pipeline=config.update.pipeline,
-    )  # fmt: skip
+    end = server_end.ServerEnd(comm, setting.traffic(links, patience_s))
     x = None if end.model is None else torch.from_numpy(end.model)
     copies = distances = None
     if (windows := links.windows) is not None and windows.written:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,11 +17,10 @@ from ps_elastic.transport.end import (
     TAGS,
     TEXT_BYTES,
     End,
+    Traffic,
     is_inline,
     most_reply_bytes,
-    refuse_untaggable,
 )
-from ps_elastic.transport.links import Links
 from ps_elastic.transport.slot import MPI, Slot
 from ps_elastic.wire import HEADER_BYTES, Place, pack, size_of, unpack
 
@@ -40,23 +39,10 @@ class WorkerEnd(End):
 
     help: Callable[[], object] = staticmethod(lambda: None)
 
-    def __init__(
-        self,
-        comm: MPI.Comm,
-        layout: bytes,
-        frames: Sequence[int],
-        model_bytes: int,
-        spins: int,
-        patience_s: float,
-        *,
-        in_place: bool,
-        links: Links | None = None,
-        pipeline: int = 0,
-        apart: bool = False,
-    ) -> None:
-        super().__init__(comm, layout, spins, patience_s, links, (0,))
-        refuse_untaggable(comm, frames, model_bytes)
-        windows = links.windows if links else None
+    def __init__(self, comm: MPI.Comm, traffic: Traffic, *, in_place: bool, apart: bool = False) -> None:
+        super().__init__(comm, traffic, (0,))
+        frames, model_bytes, pipeline = traffic.frames, traffic.model_bytes, traffic.pipeline
+        windows = traffic.links.windows if traffic.links else None
         self._windows = windows if windows and self.rank in windows.workers else None
         self.reads_in_place = self._windows is not None and self._windows.in_place
         self._writes = self._windows is not None and self._windows.written > 0  # so that headers go alone, in frames

@@ -51,10 +51,7 @@ def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
 def _make(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> tuple[Record, Worker, WorkerEnd]:
     config, parts, layout, rank = setting.config, setting.parts, setting.parts.layout, comm.Get_rank()
     record = Record(setting.directory, rank)
-    end = WorkerEnd(
-        comm, layout.digest, parts.frames(config), 4 * layout.size, links.spins, patience_s,
-        in_place=parts.in_place, links=links, pipeline=config.update.pipeline, apart=compares(config),
-    )  # fmt: skip
+    end = WorkerEnd(comm, setting.traffic(links, patience_s), in_place=parts.in_place, apart=compares(config))
     x, g = map(torch.from_numpy, end.memory)
     memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn")
     sheet = None

@@ -44,9 +44,10 @@ def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) ->
         links = join(WORLD, transport, 1, Sharing(frames, 4 * floats, in_place=mode == "in place"))
         joined.append(links)
         links.spins = 3
+    traffic = common.Traffic(LAYOUT, frames, 4 * floats, 3, PATIENCE_S, links)
     if RANK == 0:
-        return ServerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, links=links)
-    return WorkerEnd(WORLD, LAYOUT, frames, 4 * floats, 3, PATIENCE_S, in_place=in_place, links=links)
+        return ServerEnd(WORLD, traffic)
+    return WorkerEnd(WORLD, traffic, in_place=in_place)
 
 
 def model_of(end: ServerEnd | WorkerEnd, floats: int, value: float = 0.0) -> np.ndarray:

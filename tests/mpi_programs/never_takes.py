@@ -8,6 +8,7 @@ import numpy as np
 
 from ps_elastic.errors import Stalled
 from ps_elastic.messages import Reply
+from ps_elastic.transport.end import Traffic
 from ps_elastic.transport.links import join
 from ps_elastic.transport.server_end import ServerEnd
 from ps_elastic.transport.shared import Sharing
@@ -17,10 +18,11 @@ from ps_elastic.wire import HEADER_BYTES
 
 FLOATS = 20_000
 world = MPI.COMM_WORLD
-frames, layout = [HEADER_BYTES + 4 * FLOATS], bytes(32)
+frames = [HEADER_BYTES + 4 * FLOATS]
 links = join(world, "shared", 1, Sharing(frames, 4 * FLOATS, in_place=False))
+traffic = Traffic(bytes(32), frames, 4 * FLOATS, 3, 1.0, links)
 if world.Get_rank() == 0:
-    server = ServerEnd(world, layout, frames, 4 * FLOATS, 3, 1.0, links=links)
+    server = ServerEnd(world, traffic)
     assert server.model is not None
     server.model[:] = 7
     for worker in (1, 2):
@@ -33,7 +35,7 @@ if world.Get_rank() == 0:
         print(error, flush=True)
     world.Barrier()
 else:
-    end = WorkerEnd(world, layout, frames, 4 * FLOATS, 3, 1.0, in_place=True, links=links)
+    end = WorkerEnd(world, traffic, in_place=True)
     if world.Get_rank() == 2:
         time.sleep(2.0)  # the server gives it up meanwhile
     _, reply = end.recv(20.0) or (0, None)

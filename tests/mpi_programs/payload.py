@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ps_elastic.messages import PushMessage, Reply
+from ps_elastic.transport.end import Traffic
 from ps_elastic.transport.server_end import ServerEnd
 from ps_elastic.transport.slot import MPI
 from ps_elastic.transport.worker_end import WorkerEnd
@@ -29,11 +30,11 @@ def check(vector: np.ndarray, first: int) -> None:
 
 
 comm = MPI.COMM_WORLD
-frames = [HEADER_BYTES + 4 * FLOATS]
+traffic = Traffic(LAYOUT, [HEADER_BYTES + 4 * FLOATS], 4 * FLOATS, 3, 100.0)
 if comm.Get_rank() == 0:
     model = np.empty(FLOATS, np.float32)
     fill(model, 1)
-    server = ServerEnd(comm, LAYOUT, frames, 4 * FLOATS, 3, 100.0)
+    server = ServerEnd(comm, traffic)
     server.send(1, Reply(1, 0, 0, model))
     received = server.recv(100.0)
     assert received is not None
@@ -41,7 +42,7 @@ if comm.Get_rank() == 0:
     server.close()
     print(received[1].arrays[0].nbytes, "bytes each way")
 else:
-    worker = WorkerEnd(comm, LAYOUT, frames, 4 * FLOATS, 3, 100.0, in_place=True)
+    worker = WorkerEnd(comm, traffic, in_place=True)
     reply = worker.recv(100.0)
     assert reply is not None
     check(reply[1].model, 1)
