@@ -7,64 +7,24 @@ At equal times what was decided first happens first, and the rule's Wake comes l
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ps_elastic.costs import Cores, Durations, Wires
 from ps_elastic.errors import Stalled, WorkersLost
-from ps_elastic.events import ReplyId
 from ps_elastic.fault_plan import Happening, Plan
 from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
+from ps_elastic.simulate_node import Machine, Node
 from ps_elastic.transport.loops import awaited
-from ps_elastic.turns import Taken
 
 if TYPE_CHECKING:
     from ps_elastic.server import Server
 
 MESSAGE_BYTES = 112  # of a message without arrays
 MOST_WAKES = 10_000  # in a row, at one time
-
-
-class Machine(Protocol):
-    """A worker that computes at one moment what it was given at another: `Turns`, or `HeaderWorker`."""
-
-    step: int  # the last one finished
-
-    def compute(
-        self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
-    ) -> list[PushMessage]:
-        """The next push, whose arrays stay as they are; `reply`, which it answers, came at `arrived` after `wait_s`.
-
-        cut: buckets that it does not come to, where its update is cut off.
-        """
-
-    def go_on(self, replies: Sequence[Taken], given: ReplyId, began: float, now: float) -> list[PushMessage]:
-        """As `compute`, of one that may run ahead: `replies` came since its last push; the last of all is `given`."""
-
-    def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
-        """The run is over, as `reply` says."""
-
-
-class Node:
-    """A worker as the world sees it. One that comes back is another node: of this one nothing more will come."""
-
-    __slots__ = (
-        "alive", "armed", "arrived", "down", "draw", "leaving", "machine", "mail", "rank", "sent", "since",
-        "stopping", "taken", "told", "up",
-    )  # fmt: skip
-
-    def __init__(self, rank: int, machine: Machine, draw: Callable[[], float]) -> None:
-        self.rank, self.machine, self.draw = rank, machine, draw
-        self.alive, self.leaving = True, False
-        self.arrived = inf  # when the reply arrives that it computes for; infinite while it waits for one
-        self.since = self.sent = 0.0  # when it began to wait, and when it last sent something
-        self.told, self.stopping = -1, False  # of one that may run ahead: the last step answered, and whether it ends
-        self.mail, self.taken = list[Taken](), list[Taken]()  # replies that came since it began, and before that
-        self.armed = False  # whether a moment to ask again lies ahead
-        self.up = self.down = 0.0  # when the last message to and from the server arrives: none overtakes another
 
 
 class Simulator:
@@ -96,14 +56,11 @@ class Simulator:
         self._wires, self._plan = wires, plan
         self._faulty, self._finished = bool(plan.faults), False
         # Nobody queues and nothing is lost or late: with a reply it is known when the push that answers it is sent.
-        # A worker that may run ahead computes already.
-        self._pipeline = server.ledger.pipeline
-        self._plain = not (self._faulty or cores or self._pipeline or service_s) and wires.unlimited
+        self._plain = not (self._faulty or cores or service_s) and wires.unlimited
         self._latency_s = wires.latency_s
         self._service_s, self._ask_again_s, self._silence_s = service_s, ask_again_s, silence_s
         self._deadline_s, self._min_workers, self._on_turn = deadline_s, min_workers, on_turn
         self._nodes = {rank: Node(rank, make(rank), durations.of(rank)) for rank in range(1, workers + 1)}
-        self._get_reply = self._get_ahead if self._pipeline else self._get
         self._heap: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []  # (time, number, act, arguments)
         self._number = 0
         self._heard, self._limit = 0.0, min(silence_s, deadline_s)
@@ -172,7 +129,7 @@ class Simulator:
                 return
             arrives += self._plan.delay("reply", node.rank, reply.step, now)
         node.down = arrives = max(arrives, node.down)
-        self._at(arrives, self._get_reply, node, reply)
+        self._at(arrives, self._get, node, reply)
 
     def _get(self, node: Node, reply: Reply) -> None:
         """A reply is here."""
@@ -229,71 +186,24 @@ class Simulator:
         elif not node.armed:
             self._arm(node)
 
-    # A worker that may run ahead: it takes replies in when it has finished a push, and goes on without where it may
-
-    def _get_ahead(self, node: Node, reply: Reply) -> None:
-        if not node.alive or reply.step <= node.told:
-            return
-        waits = node.arrived == inf
-        node.told = reply.step
-        node.mail.append(Taken(reply, self.now, self.now - node.since if waits else 0.0))
-        node.since = self.now
-        if waits:
-            self._go_on(node)
-
-    def _go_on(self, node: Node) -> None:
-        """Begin the next push if the worker may, on the last reply; or come to the end."""
-        machine = node.machine
-        if node.mail and node.mail[-1].reply.model is None:
-            node.stopping = True
-        if node.stopping:
-            for taken in node.mail:
-                machine.stop(taken.reply, taken.arrived, taken.wait_s)
-            node.mail.clear()
-            if node.told == machine.step:
-                node.alive = False
-                self._arrive_later(node, MESSAGE_BYTES, 0.0, self._take, [Farewell(node.rank, node.told)])
-            return
-        step = max(machine.step, node.told)
-        if node.told < 0 or step - node.told > self._pipeline:
-            if not node.armed:
-                self._arm(node)
-            return
-        node.arrived, node.taken, node.mail = self.now, node.mail, []
-        self._at(
-            self._span(node, step + 1, self.now, node.draw())[1],
-            self._finish_ahead,
-            node,
-            ReplyId(node.rank, node.told),
-        )
-
-    def _finish_ahead(self, node: Node, given: ReplyId) -> None:
-        """A worker has its push, which it computes now, on the model of the reply `given`; sends it, and goes on."""
-        if not node.alive:
-            return
-        messages = node.machine.go_on(node.taken, given, node.arrived, self.now)
-        node.arrived, node.since, node.sent = inf, self.now, self.now
-        self._send_push(node, messages)
-        if node.leaving:
-            self._go(node)
-        else:
-            self._go_on(node)
-
     def _send_push(self, node: Node, messages: list[PushMessage]) -> None:
         nbytes = 0
         for message in messages:
             nbytes += MESSAGE_BYTES
             for array in message.arrays:
                 nbytes += array.nbytes
+        copies, delay = self._fate(node, messages[-1].step)
+        for _ in range(copies):
+            self._arrive_later(node, nbytes, delay, self._take, messages)
+
+    def _fate(self, node: Node, step: int) -> tuple[int, float]:
+        """(How many copies of a push arrive, how much later each), drawn once for all that it consists of."""
         if not self._faulty:
-            self._arrive_later(node, nbytes, 0.0, self._take, messages)
-            return
-        plan, step = self._plan, messages[-1].step
+            return 1, 0.0
+        plan = self._plan
         delay = plan.delay("push", node.rank, step, self.now)
         copies = 2 if plan.happens("duplicate", node.rank, step, self.now) else 1
-        if not plan.happens("lost_push", node.rank, step, self.now):
-            for _ in range(copies):
-                self._arrive_later(node, nbytes, delay, self._take, messages)
+        return (0 if plan.happens("lost_push", node.rank, step, self.now) else copies), delay
 
     def _arrive_later(
         self, node: Node, nbytes: int, delay: float, act: Callable[[Any, Any], None], what: Any = None

@@ -12,7 +12,8 @@ from itertools import accumulate
 from typing import Any
 
 from ps_elastic.messages import PushMessage, Reply
-from ps_elastic.simulate import MESSAGE_BYTES, Node, Simulator
+from ps_elastic.simulate import MESSAGE_BYTES, Simulator
+from ps_elastic.simulate_node import Node
 
 FORWARD = 1 / 3
 
@@ -46,15 +47,6 @@ class LayerSimulator(Simulator):
         for message in messages:
             self._at(times[message.bucket], self._leave_one, node, (message, copies, delay))
         self._at(max(times), self._end, node)
-
-    def _fate(self, node: Node, step: int) -> tuple[int, float]:
-        """(How many copies of a push arrive, how much later each): drawn once for all its buckets."""
-        if not self._faulty:
-            return 1, 0.0
-        plan = self._plan
-        delay = plan.delay("push", node.rank, step, self.now)
-        copies = 2 if plan.happens("duplicate", node.rank, step, self.now) else 1
-        return (0 if plan.happens("lost_push", node.rank, step, self.now) else copies), delay
 
     def _leave_one(self, node: Node, what: tuple[PushMessage, int, float]) -> None:
         message, copies, delay = what

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ps_elastic.layout import Layout
 from ps_elastic.messages import Reply
-from ps_elastic.simulate import Node, Simulator
+from ps_elastic.simulate import Simulator
+from ps_elastic.simulate_node import Node
 
 PIECES = 64  # most moments at which a view is read
 

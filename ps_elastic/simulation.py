@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ps_elastic.layout import Layout
     from ps_elastic.record import Record
     from ps_elastic.server import Server
-    from ps_elastic.simulate import Machine, Simulator
+    from ps_elastic.simulate import Simulator
+    from ps_elastic.simulate_node import Machine
 
 LIVES = 100  # times what one worker alone would need, after which a run is given up where no deadline is stated
 
@@ -238,6 +239,7 @@ def make_simulator(
     copies: with torn views, where each worker leaves what it read (d,).
     """
     from ps_elastic.simulate import Simulator
+    from ps_elastic.simulate_ahead import AheadSimulator
     from ps_elastic.simulate_layers import LayerSimulator
     from ps_elastic.simulate_torn import TornSimulator
 
@@ -249,6 +251,8 @@ def make_simulator(
     if config.policy.build().layerwise:
         sizes = [part.numel for part in layout.parts()]
         kind = partial(LayerSimulator, sizes=sizes, cut_s=config.update.plugin.build().cut_s)
+    elif config.update.pipeline:
+        kind = partial(AheadSimulator, pipeline=config.update.pipeline)
     elif copies is not None:
         kind = partial(TornSimulator, layout=layout, copies=copies, read_s=s.read_s)
     return kind(
