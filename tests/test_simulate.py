@@ -19,7 +19,8 @@ from ps_elastic.events import Action, Drop, Push, Release, Wake
 from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy, policies
 from ps_elastic.replay import replay_decisions
-from ps_elastic.simulation import Pages, simulate
+from ps_elastic.simulation import simulate
+from ps_elastic.simulation_setting import Pages
 
 QUIET = "simulation.network.latency_s=0"  # so that times are whole numbers
 FAULTS = {
