@@ -20,6 +20,7 @@ from ps_elastic.evaluate import Evaluator, statistics_of
 from ps_elastic.lanes import LanesServer
 from ps_elastic.layout import Bucket, Layout
 from ps_elastic.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.oracle import draw_seed
 from ps_elastic.record import load_parameters
 from ps_elastic.server import Server
 from ps_elastic.slices import Slices
@@ -29,7 +30,7 @@ from ps_elastic.torn_fits import refuse_alone
 from ps_elastic.tracker import Tracker
 from ps_elastic.wire import HEADER_BYTES, padded
 from ps_elastic.workbench import Memory, Workbench
-from ps_elastic.worker import Worker, draw_seed
+from ps_elastic.worker import Worker
 from ps_elastic.writers import Sheet, WrittenCalculator
 from ps_elastic.writing import WritingWorker
 

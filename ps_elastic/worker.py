@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +14,18 @@ from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
 from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
+from ps_elastic.logbook import Logbook
 from ps_elastic.lookout import Lookout
 from ps_elastic.messages import PushMessage, Reply
+from ps_elastic.oracle import Oracle
 from ps_elastic.parcel import Courier, Parcel, plain
 from ps_elastic.reapply import reapply
+from ps_elastic.residuals import Residuals
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
-from ps_elastic.updates.sgd import Sgd
 from ps_elastic.workbench import Memory, Workbench
 
-_NO_DURATIONS = {"compute_s": 0.0, "encode_s": 0.0}  # of a push of an earlier life
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
 
 
@@ -67,46 +65,33 @@ class Worker:
         overlap: bool = True,
     ) -> None:
         self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
-        self._task, self._model, self._batches, self._update, self._tracker = task, model, batches, update, tracker
-        self._compressors, self._seed, self._accumulate, self._clip_norm = compressors, seed, accumulate, clip_norm
-        self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
-        self._cut_s, self._until = update.cut_s, math.inf
-        self._cut: Collection[int] | None = ()  # buckets that the computation under way does not come to, if known
-        made = bench or self.workbench(model, layout, memory)
-        self.x, self.g, self._g, self._gradient, self._device = made.x, made.g, made.made, made.gradient, made.device
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(autocast or "")
-        self._autocast: Callable[[], Any] = (
-            (lambda: torch.autocast(self._device.type, dtype)) if dtype else contextlib.nullcontext
-        )
-        self._shortcut = type(task).differentiate is not Task.differentiate and accumulate == 1 and dtype is None
-        self._shortcut = self._shortcut and self._cut_s is None
-        self._statistics = statistics_of(model)
-        self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
         self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
-        self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
-        self._rate = 0.0
-        # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
-        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
-        plains = [plain(compressor) for compressor in compressors]
-        self._lookout: Lookout | None = None
-        self._compares = keeps_view and bench is None and not made.watched  # x itself is the view, until the next model
-        if keeps_view:
-            view = self.x if self._compares else torch.empty_like(self.x)
-            self._lookout = Lookout(view, layout.buckets, plains)
-        self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
+        self._task, self._update, self._compressors = task, update, compressors
+        self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
+        self._bench = made = bench or self.workbench(model, layout, memory)
+        self.x, self.g = made.x, made.g
+        self._oracle = Oracle(
+            rank, task, model, batches, update, made, layout.buckets,
+            seed=seed, accumulate=accumulate, clip_norm=clip_norm, autocast=autocast, clock=clock,
+        )  # fmt: skip
+        may_leave = self._oracle.final and on_nonfinite == "stop"
+        self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
         lends = bench is not None or pipeline > 0
         self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
-        # What backward makes is what is pushed, and it is pushed in any case.
-        self._final = type(update).run is Sgd.run and clip_norm is None and self._cut_s is None
-        may_leave = self._final and on_nonfinite == "stop" and not self._shortcut
-        self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
-        self._alpha = self._told_alpha = 0.0  # the last that was not 0, and the last
-        self._drawn = 0  # batches, for the push being made
-        self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
-        self._moved = math.nan
+        self._residuals = Residuals(compressors, scales=update.units == "gradient", layerwise=layerwise)
+        self.logbook = Logbook(tracker, layerwise=layerwise)
+        self._statistics = statistics_of(model)
+        self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
+        self._plains = [plain(compressor) for compressor in compressors]
+        # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
+        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
+        self._compares = keeps_view and bench is None and not made.watched  # x itself is the view, until the next model
+        view = self.x if self._compares else torch.empty_like(self.x) if keeps_view else None
+        self._lookout = None if view is None else Lookout(view, layout.buckets, self._plains)
+        self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
-        self._waited_s = 0.0
-        self._untold: list[tuple[Reply, float, float, float, float]] = []  # replies noted, of which no line tells yet
+        self._told_alpha = self._rate = self._waited_s = 0.0
+        self._moved = math.nan
 
     @property
     def unanswered(self) -> int:
@@ -123,16 +108,10 @@ class Worker:
 
         The model may stand in `x` already, received in place, unless the worker compares the two.
         """
-        if self._sent:
-            self._learn_all(reply)
+        if self._courier.feeds_back:
+            self._residuals.learn(reply)
         self.told, self.step = reply.step, max(self.step, reply.step)
         self._told_alpha = reply.alpha
-        if reply.alpha and reply.alpha != self._alpha:
-            before, self._alpha = self._alpha, reply.alpha
-            if (factor := self._factor(before)) != 1:
-                for compressor in self._compressors:
-                    if isinstance(compressor, ErrorFeedback):
-                        compressor.rescale(factor)
         if reply.model is None:
             self._moved = math.nan
             return False
@@ -158,8 +137,7 @@ class Worker:
             self._reapply(payloads)
 
     def _reapply(self, payloads: list[Payload]) -> None:
-        compressors = [plain(compressor) for compressor in self._compressors]
-        reapply(self.x, payloads, self.layout.buckets, compressors, self._rate)
+        reapply(self.x, payloads, self.layout.buckets, self._plains, self._rate)
 
     def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
         """Compute the next push at the model loaded and `emit` it, a message a bucket, bucket 0 last.
@@ -172,36 +150,37 @@ class Worker:
         """
         self.step += 1
         started = self._clock()
-        self._until = math.inf if self._cut_s is None or cut is not None else started + self._cut_s
-        self._cut = () if self._cut_s is None else cut
-        _copy(self._own_statistics, self._statistics)
+        self._oracle.begin(self.step, started, cut)
+        if self._own_statistics:
+            _copy(self._own_statistics, self._statistics)
         parcel = self._parcel(emit)
         try:
             self._send(parcel, started)
         finally:
-            self.tell()
+            self.logbook.tell()
 
     def _send(self, parcel: Parcel, started: float) -> None:
         """Compute and send; what can be done while the answer is awaited comes after."""
         loss, norm = self._finite_gradient(parcel)
-        _copy(self._statistics, self._own_statistics)
+        if self._own_statistics:
+            _copy(self._statistics, self._own_statistics)
         compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
         statistics = None
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
-        self.samples = self._task.batch_size * self._drawn
-        missing = self._missing()
+        self.samples = self._task.batch_size * self._oracle.drawn
+        missing = self._oracle.missing()
         if self._layerwise:
             parcel.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
         else:
             parcel.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
         if self._courier.feeds_back:
             kept = {i: self._courier.keep(p) for i, p in enumerate(parcel.payloads) if i not in missing}
-            self._sent[self.step] = self._alpha, kept
+            self._residuals.sent(self.step, kept)
         if self.pipeline:
             self._flying[self.step] = parcel.payloads
             self._reapply(parcel.payloads)
-        self._made[self.step] = parcel.residual_norm, {"compute_s": compute_s, "encode_s": parcel.encode_s}
+        self.logbook.made(self.step, parcel.residual_norm, compute_s, parcel.encode_s)
         if self._lookout is not None:
             self._lookout.left(parcel.payloads, self._update.view)
 
@@ -214,54 +193,7 @@ class Worker:
         The lines are written when the next push has left, or at once where there is none to come.
         """
         self._waited_s += wait_s
-        self._untold.append((reply, t_s, self._moved, send_s, wait_s))
-        if reply.model is None:
-            self.tell()
-
-    def tell(self) -> None:
-        """Write the lines of what was noted."""
-        for noted in self._untold:
-            self._tell(*noted)
-        self._untold.clear()
-
-    def _tell(self, reply: Reply, t_s: float, moved: float, send_s: float, wait_s: float) -> None:
-        for settled in reply.settled:
-            if settled.outcome == "held":
-                continue
-            named = {"bucket": settled.bucket} if self._layerwise else {}
-            self._tracker.note(
-                "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy, **named
-            )
-        if reply.step:
-            residual_norm, durations = self._made.pop(reply.step, (0.0, _NO_DURATIONS))
-            self._tracker.note(
-                "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=moved,
-                residual_norm=residual_norm, outcome=reply.outcome, **durations, send_s=send_s, wait_s=wait_s,
-            )  # fmt: skip
-            for answered in [step for step in self._made if step < reply.step]:
-                del self._made[answered]
-
-    def _learn_all(self, reply: Reply) -> None:
-        every = range(len(self._compressors))
-        for i in every:
-            self._learn(reply.step, i, reply.layers[i].outcome if self._layerwise else reply.outcome)
-        for settled in reply.settled:
-            for i in (settled.bucket,) if self._layerwise else every:
-                self._learn(settled.step, i, settled.outcome)
-
-    def _learn(self, step: int, bucket: int, outcome: str) -> None:
-        if outcome == "held" or step not in self._sent:
-            return
-        alpha, payloads = self._sent[step]
-        payload, compressor = payloads.pop(bucket, None), self._compressors[bucket]
-        if not payloads:
-            del self._sent[step]
-        if payload is not None and outcome == "dropped" and isinstance(compressor, ErrorFeedback):
-            compressor.take_back(payload, self._factor(alpha))
-
-    def _factor(self, alpha: float) -> float:
-        """What a gradient kept back at step size `alpha` counts now; updates and models are scaled already."""
-        return alpha / self._alpha if alpha and self._alpha and self._update.units == "gradient" else 1.0
+        self.logbook.note(reply, t_s, self._moved, send_s, wait_s)
 
     def _weights(self, reply: Reply) -> tuple[float, ...]:
         """What the server applied each bucket of the last push times; 0 of what is no gradient.
@@ -275,17 +207,13 @@ class Worker:
             return tuple([layer.weight for layer in reply.layers])
         return (reply.weight,) * len(self.layout.buckets)
 
-    def _missing(self) -> Collection[int]:
-        """The buckets that backward had not finished when it was cut off."""
-        if self._cut is not None:
-            return self._cut
-        return self._gradient.missing() if self._gradient.cut else ()
-
     def _finite_gradient(self, parcel: Parcel) -> tuple[float, float]:
-        self._leave = parcel.leave
+        oracle = self._oracle
+        if self._overlaps:
+            oracle.leave = parcel.leave
         for _ in range(MOST_NONFINITE):
-            self._drawn = 0
-            loss = self._update.run(self._clipped_gradient, self.x, self._g, self._told_alpha, self.base)
+            oracle.drawn = 0
+            loss = self._update.run(oracle.gradient, self.x, self._bench.made, self._told_alpha, self.base)
             norm = parcel.norm()
             if math.isfinite(norm):
                 return loss, norm
@@ -293,68 +221,7 @@ class Worker:
                 raise TaskError(f"step {self.step}: the gradient is not finite (norm {norm}, loss {loss})")
         raise TaskError(f"step {self.step}: {MOST_NONFINITE} gradients in a row were not finite (loss {loss})")
 
-    def _clipped_gradient(self) -> float:
-        loss = self._mean_gradient()
-        if self._clip_norm is not None:
-            norm = float(torch.linalg.vector_norm(self._g))
-            if self._clip_norm < norm < math.inf:
-                self._g *= self._clip_norm / norm
-        return loss
-
-    def _mean_gradient(self) -> float:
-        """The gradient of the mean loss of the next `accumulate` batches at x, into g; returns that loss."""
-        if self._shortcut:
-            return self._task.differentiate(self._model, self._next_batch(), self._gradient.views)
-        total = 0.0
-        final = self._final and self._accumulate == 1
-        with self._gradient.collecting(self._clock, self._until, final=final):
-            for number in range(1, self._accumulate + 1):
-                batch = self._next_batch()
-                with self._autocast():
-                    loss = self._task.loss(self._model, batch)
-                if self._overlaps and number == self._accumulate:
-                    self._gradient.tell(self._leave)
-                total += float(loss.detach())
-                (loss / self._accumulate if self._accumulate > 1 else loss).backward()
-                self._gradient.told()
-        for i in self._missing():
-            bucket = self.layout.buckets[i]
-            self._g[bucket.start : bucket.stop].zero_()
-        return total / self._accumulate
-
-    def _next_batch(self) -> Any:
-        if not self._shortcut:
-            _seed(self._device, draw_seed(self._seed, self.rank, self.step, self._drawn))
-        self._drawn += 1
-        return to_device(next(self._batches), self._device)
-
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=False):  # one of the two may be empty
+    for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed torch's default generator of the CPU and of `device`."""
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 300 us more: it notes where it was called from
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def draw_seed(*parts: int) -> int:
-    """A 63-bit seed for a generator, from whole numbers such as (seed, worker, step)."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """`batch` with every tensor in it on `device`; arrays become tensors."""
-    match batch:
-        case Tensor():
-            return batch.to(device, non_blocking=True)
-        case np.ndarray():
-            return torch.from_numpy(batch).to(device)
-        case tuple() | list():
-            return type(batch)(to_device(item, device) for item in batch)
-        case dict():
-            return {key: to_device(item, device) for key, item in batch.items()}
-    return batch

@@ -144,7 +144,8 @@ class WritingWorker(Worker):
         super().__init__(
             rank, task, model, layout, batches, update, compressors, *arguments, discrepancy="off", **settings
         )
-        self._take = self._gradient.take if isinstance(self._gradient, Kept) else None
+        gradient = self._bench.gradient
+        self._take = gradient.take if isinstance(gradient, Kept) else None
         self._writer = Writer(sheet, self.x, layout, measures=discrepancy == "exact")
         self._unsettled: dict[
             int, tuple[float, Sequence[tuple[Tensor, ...]]]

@@ -19,13 +19,14 @@ from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
 from ps_elastic.messages import Layer, PushMessage, Reply, Settled
+from ps_elastic.oracle import draw_seed, to_device
 from ps_elastic.tasks import Task
 from ps_elastic.tracker import Tracker
 from ps_elastic.updates import Update
 from ps_elastic.updates.cut_sgd import CutSgd
 from ps_elastic.updates.sgd import Sgd
 from ps_elastic.workbench import Memory
-from ps_elastic.worker import Worker, draw_seed, to_device
+from ps_elastic.worker import Worker
 
 
 def pushed(worker: Worker) -> list[PushMessage]:
@@ -78,7 +79,7 @@ class Hand:
     @property
     def notes(self) -> list[dict[str, Any]]:
         """What was logged of all that was noted so far."""
-        self.worker.tell()
+        self.worker.logbook.tell()
         return self.lines
 
     @property
