@@ -28,7 +28,18 @@ from ps_elastic.events import (
     repeated,
 )
 from ps_elastic.ledger import Ledger
+from ps_elastic.noting import (
+    finish,
+    note_applied,
+    note_asked,
+    note_joined,
+    note_left,
+    note_measured,
+    note_push,
+    start_job,
+)
 from ps_elastic.policies.base import Policy
+from ps_elastic.taking import check_answered, check_stalled, take_drop, take_measure, take_release, take_step, take_wake
 
 Decision = tuple["Action | None", tuple[PushId, ...]]
 
@@ -72,14 +83,14 @@ def _run(
                 texts.append(action_text(action))
             take(ledger, action)
             yield action, (_taken(freed) if freed else ())
-            ledger.check_answered()
+            check_answered(ledger)
     except PolicyError as error:
         raise _blame(policy, event, error) from None
     finally:
         if log is not None:
             log(_line(ledger, event, now, ignored))
         ledger.closed.clear()
-    ledger.check_stalled()
+    check_stalled(ledger)
 
 
 def _line(ledger: Ledger, event: Event, now: float, ignored: str | None) -> str:
@@ -104,7 +115,7 @@ def _blame(policy: Policy, event: Event, error: PolicyError) -> PolicyError:
 
 
 def _on_push(policy: Policy, ledger: Ledger, push: Push) -> tuple[str | None, Iterable[Action]]:
-    ignored = ledger.note_push(push)
+    ignored = note_push(ledger, push)
     if ignored:
         return ignored, ()
     if ledger.done:
@@ -115,13 +126,13 @@ def _on_push(policy: Policy, ledger: Ledger, push: Push) -> tuple[str | None, It
 
 
 def _next_job_first(policy: Policy, push: Push, ledger: Ledger) -> Iterator[Action]:
-    if ledger.start_job(push.id.worker):
+    if start_job(ledger, push.id.worker):
         yield _Again((push.id.worker,))
     yield from policy.on_push(push, ledger)
 
 
 def _on_asked(policy: Policy, ledger: Ledger, event: Asked) -> tuple[str | None, Iterable[Action]]:
-    ignored = ledger.note_asked(event.worker, event.step)
+    ignored = note_asked(ledger, event.worker, event.step)
     if ignored == "again":
         return None, (_Again((event.worker,)),)
     if ignored:
@@ -132,12 +143,12 @@ def _on_asked(policy: Policy, ledger: Ledger, event: Asked) -> tuple[str | None,
 
 
 def _on_joined(policy: Policy, ledger: Ledger, event: Joined) -> tuple[str | None, Iterable[Action]]:
-    ignored = ledger.note_joined(event.worker, event.step)
+    ignored = note_joined(ledger, event.worker, event.step)
     return ignored, () if ignored or ledger.done else policy.on_join(event.worker, ledger)
 
 
 def _on_left(policy: Policy, ledger: Ledger, event: Left) -> tuple[str | None, Iterable[Action]]:
-    ignored = ledger.note_left(event.worker)
+    ignored = note_left(ledger, event.worker)
     return ignored, () if ignored or ledger.done else policy.on_leave(event.worker, ledger)
 
 
@@ -151,14 +162,14 @@ def _on_woke(policy: Policy, ledger: Ledger, event: Woke) -> tuple[str | None, I
 def _on_done(policy: Policy, ledger: Ledger, event: Done) -> tuple[str | None, Iterable[Action]]:
     if ledger.done:
         return "done", ()
-    actions: list[Action] = [Drop(push, "done") for push in ledger.finish()]
+    actions: list[Action] = [Drop(push, "done") for push in finish(ledger)]
     if ledger.waiting:
         actions.append(Release(tuple(ledger.waiting)))
     return None, actions
 
 
 def _on_start(policy: Policy, ledger: Ledger, event: Applied) -> tuple[str | None, Iterable[Action]]:
-    ledger.note_applied(event)
+    note_applied(ledger, event)
     return None, policy.on_start(ledger)
 
 
@@ -175,12 +186,12 @@ _NOTES: dict[type, Any] = {
     Done: _on_done,
     Applied: _on_start,
 }
-_ANSWERS: dict[type, Any] = {Applied: Ledger.note_applied, Measured: Ledger.note_measured}
+_ANSWERS: dict[type, Any] = {Applied: note_applied, Measured: note_measured}
 _TAKES: dict[type, Any] = {
-    Step: Ledger.take_step,
-    Drop: Ledger.take_drop,
-    Release: Ledger.take_release,
-    Wake: Ledger.take_wake,
-    Measure: Ledger.take_measure,
+    Step: take_step,
+    Drop: take_drop,
+    Release: take_release,
+    Wake: take_wake,
+    Measure: take_measure,
     _Again: lambda ledger, action: None,
 }

@@ -14,7 +14,9 @@ import pytest
 import ps_elastic
 
 ROOT = Path(ps_elastic.__file__).parent
-LAW = ("errors", "registry", "events", "runahead", "ledger", "decide", "policies", "replay", "theory")
+LAW = (
+    "errors", "registry", "events", "runahead", "ledger", "noting", "taking", "decide", "policies", "replay", "theory",
+)  # fmt: skip
 # Nobody imports from a later layer; files that are not named here may stand between any two.
 LAYERS = (
     ("errors",),
@@ -22,6 +24,7 @@ LAYERS = (
     ("runahead",),
     ("ledger",),
     ("policies",),
+    ("noting", "taking"),
     ("decide",),
     ("layout", "compressors", "combiners", "updates", "tasks"),
     ("lane",),

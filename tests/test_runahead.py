@@ -18,6 +18,7 @@ from ps_elastic.policies import policies
 from ps_elastic.policies.asynchronous import Asynchronous
 from ps_elastic.policies.message_passing import MessagePassing
 from ps_elastic.simulation import simulate
+from ps_elastic.taking import take_release
 from ps_elastic.worker import Worker
 from tests.law.rules import HoldsAhead
 from tests.law.story import Story
@@ -172,7 +173,7 @@ def test_pushes_that_cannot_be_are_refused() -> None:
         story.tell(Push(PushId(1, 3), 0, ahead=3))
     story.ledger.waiting[1] = None
     with pytest.raises(PolicyError, match="re-applies its own pushes itself"):
-        story.ledger.take_release(Release((1,), own=0.5))
+        take_release(story.ledger, Release((1,), own=0.5))
 
 
 def test_rounds_of_message_passing_keep_within_the_delay() -> None:

@@ -89,7 +89,7 @@ def fork(thing: Any) -> Any:
     new.__dict__.update(copied)
     if type(thing) is Ledger:
         new.workers = {worker: _copy_seat(seat) for worker, seat in new.workers.items()}
-        new._gone = {worker: _copy_seat(seat) for worker, seat in new._gone.items()}
+        new.gone = {worker: _copy_seat(seat) for worker, seat in new.gone.items()}
     elif type(thing) is World:
         new.reload()
     return new
