@@ -86,7 +86,7 @@ class HeaderSetting:
     copies: None = None
 
     def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
-        from ps_elastic.headers import RecordedNorms
+        from ps_elastic.header_worker import RecordedNorms
 
         self._config, self._layout = config, parts.layout
         self._bucket_bytes = [parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets]
@@ -121,7 +121,7 @@ class HeaderSetting:
         )  # fmt: skip
 
     def worker(self, rank: int, server: Server) -> Machine:
-        from ps_elastic.headers import HeaderWorker, LayerHeaderWorker, modelled
+        from ps_elastic.header_worker import HeaderWorker, LayerHeaderWorker, modelled
 
         config, totals = self._config, server.totals
         model = config.simulation.norms

@@ -13,7 +13,8 @@ from ps_elastic.config import Optimizer
 from ps_elastic.costs import Norms
 from ps_elastic.errors import ConfigError
 from ps_elastic.events import ZERO, PushId, Step, Term
-from ps_elastic.headers import HeaderCalculator, HeaderWorker, RecordedNorms, modelled
+from ps_elastic.header_worker import HeaderWorker, RecordedNorms, modelled
+from ps_elastic.headers import HeaderCalculator
 from ps_elastic.ledger import View
 from ps_elastic.messages import PushMessage, Reply
 from ps_elastic.simulation import simulate
