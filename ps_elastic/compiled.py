@@ -28,6 +28,12 @@ def why_not() -> str | None:
     return None
 
 
+def described() -> str:
+    """One phrase: what compiles them, or why nothing does."""
+    reason = why_not()
+    return f"numba {metadata.version('numba')}" if reason is None else f"none: {reason}"
+
+
 @cache
 def _kernels() -> ModuleType:
     from ps_elastic import kernels

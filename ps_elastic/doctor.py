@@ -103,13 +103,10 @@ def waiting() -> Finding:
 
 def kernels() -> Finding:
     """Whether passes over large models are compiled."""
-    reason = compiled.why_not()
-    if reason is None:
-        return Finding(
-            "kernels", "ok", f"numba {metadata.version('numba')} compiles them, for models of 2^18 numbers or more"
-        )
+    if compiled.why_not() is None:
+        return Finding("kernels", "ok", f"{compiled.described()}, for models of {compiled.LEAST:,} numbers or more")
     remedy = f"{compiled.EXTRA}: large models then take fewer passes over memory, with the same bits"
-    return Finding("kernels", "ok", f"none: {reason}; torch and numpy make several passes", remedy)
+    return Finding("kernels", "ok", compiled.described(), remedy)
 
 
 def library(mpi: Mpi, seen: dict[str, Any]) -> Finding:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ps_elastic import compiled
 from ps_elastic.assemble import choose_device, make_parts, make_server, make_worker
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
 from ps_elastic.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
@@ -233,8 +234,9 @@ def warnings(env: dict[str, Any]) -> Iterator[str]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "kernels": compiled.described(),
     }
-    recorded = {**env["versions"], "processor": env.get("processor")}
+    recorded = {**env["versions"], "processor": env.get("processor"), "kernels": env.get("kernels")}
     for name, found in here.items():
         if recorded.get(name) != found:
             yield (

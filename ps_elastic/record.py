@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ps_elastic import __version__
+from ps_elastic import __version__, compiled
 from ps_elastic.errors import ConfigError
 from ps_elastic.tracker import Lines, SealedLines, Tracker
 
@@ -145,6 +145,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.cuda.is_available(),
         "cores": len(os.sched_getaffinity(0)),
+        "kernels": compiled.described(),
         "torch_threads": torch.get_num_threads(),
         "threads": {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
         "command": sys.argv,
