@@ -47,6 +47,7 @@ class Calculator:
         keeps_versions: bool = True,
     ) -> None:
         self.layout, self.x, self.snapshots = layout, x, Snapshots(x)
+        self._array = x.numpy()  # the same; made once, as it takes a microsecond
         self.keeps_versions = keeps_versions
         self.before_change: Callable[[], None] = lambda: None
         self.crew: Leader | None = None
@@ -75,7 +76,8 @@ class Calculator:
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
         """Note the payload of a push; it stays in the transport's memory until `keep`. Raises WireError."""
-        self._payloads[push] = tuple(self._read(*part) for part in zip(parts, *self._buckets(), strict=True))
+        read = [self._read(*part) for part in zip(parts, self.layout.buckets, self._compressors, strict=True)]
+        self._payloads[push] = tuple(read)
 
     def keep(self, push: PushId) -> None:
         """Copy the payload out of the transport's memory, if it is still needed."""
@@ -104,7 +106,9 @@ class Calculator:
         if view in self._own:
             return self._own[view].numpy()
         # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
-        return (self.snapshots.vector(given.version) if self.keeps_versions else self.x).numpy()
+        if given.version == self.snapshots.version or not self.keeps_versions:
+            return self._array
+        return self.snapshots.vector(given.version).numpy()
 
     def hand(self, reply: ReplyId, version: int) -> Any:
         """The model for a worker that runs ahead, as a numpy array that stays as it is until `end`."""
@@ -157,10 +161,11 @@ class Calculator:
 
         views: of the pushes that the step uses; their distances are measured on the way, and those of its terms end.
         """
-        owed = [term.stands_for for term in step.terms if term.stands_for is not None]
+        terms, version = step.terms, self.snapshots.version
+        owed = [missing for _, _, missing in terms if missing is not None]
         gradient: Tensor | Iterable[Quotient] | None = None
         if self._foresight is not None and (total := self._foresight.take(step)) is not None:
-            gradient = self._optimizer.cut(total, float(len(step.terms)))
+            gradient = self._optimizer.cut(total, float(len(terms)))
         elif not owed:
             gradient = self._terms.in_blocks(step.combine, self._parts_of)
         if gradient is None:
@@ -170,11 +175,11 @@ class Calculator:
         for view in views:
             key = view if view in self._reapplied else self._views.get(view, view)
             keys.append(key)
-            if key != self.snapshots.version and key not in apart:
+            if key != version and key not in apart:
                 apart[key] = self._vector(view)
-        for term in step.terms:
-            if term.stands_for is None:
-                self.end(term.push)  # its memory, read in this pass, may be where the model of before is kept
+        for push, _, missing in terms:
+            if missing is None:
+                self.end(push)  # its memory, read in this pass, may be where the model of before is kept
         self.before_change()
         sweep = Sweep(tuple(apart.values()), self.snapshots.advance())
         if step.apply == "assign":
@@ -182,8 +187,8 @@ class Calculator:
         else:
             for response in self._responses.values():
                 self._optimizer.continue_response(response, rate)
-            for missing in owed:
-                self._responses[missing] = self._optimizer.respond(rate)
+            for debt in owed:
+                self._responses[debt] = self._optimizer.respond(rate)
             shared = None
             if self.crew is not None and not (owed or apart or sweep.kept is not None):
                 shared = self.crew.step(step, self._payloads, rate)
@@ -279,7 +284,7 @@ class Calculator:
 
     @staticmethod
     def _read(part: PushMessage, bucket: Bucket, compressor: Compressor) -> Payload:
-        payload = tuple(torch.from_numpy(array) for array in part.arrays)
+        payload = tuple(map(torch.from_numpy, part.arrays))
         compressor.check(payload, bucket.numel)
         return payload
 

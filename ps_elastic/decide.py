@@ -55,7 +55,7 @@ def decide(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterator
     """
     if type(event) in (Applied, Measured) and ledger.started:
         if ledger.log is not None:
-            ledger.texts.append(action_text(event))  # type: ignore[arg-type]
+            ledger.acts.append(event)  # type: ignore[arg-type]
         _ANSWERS[type(event)](ledger, event)  # the time stays that of the event answered: the log has no other
         return iter(())
     if now > ledger.now:
@@ -70,8 +70,8 @@ def decide(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterator
 def _run(
     policy: Policy, ledger: Ledger, event: Event, now: float, ignored: str | None, actions: Iterable[Action]
 ) -> Iterator[Decision]:
-    ledger.texts.clear()
-    texts, freed, log = ledger.texts, ledger.freed, ledger.log
+    ledger.acts.clear()
+    acts, freed, log = ledger.acts, ledger.freed, ledger.log
     try:
         if freed:
             yield None, _taken(freed)
@@ -80,7 +80,7 @@ def _run(
             if take is None:
                 raise PolicyError(f"yielded {action!r}; expected a Step, Drop, Release, Wake or Measure")
             if log is not None:
-                texts.append(action_text(action))
+                acts.append(action)  # its text is made when all is done: nobody waits for that
             take(ledger, action)
             yield action, (_taken(freed) if freed else ())
             check_answered(ledger)
@@ -101,7 +101,8 @@ def _line(ledger: Ledger, event: Event, now: float, ignored: str | None) -> str:
         extra = f', "bucket": {index}{opening}{extra}'
     if ledger.closed:
         extra += f', "closed": {[list(push) for push in ledger.closed]}'
-    return f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{", ".join(ledger.texts)}]{extra}}}'
+    actions = ", ".join(map(action_text, ledger.acts))
+    return f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{actions}]{extra}}}'
 
 
 def _taken(ids: list[PushId]) -> tuple[PushId, ...]:

@@ -19,14 +19,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from ps_elastic.errors import PolicyError
-from ps_elastic.events import (
-    ZERO,
-    Applied,
-    Push,
-    PushId,
-    Step,
-    Term,
-)
+from ps_elastic.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term
 from ps_elastic.runahead import Course, Given
 
 
@@ -109,7 +102,7 @@ class Ledger:
         self.owed: Step | list[PushId] | None = None  # what the server has still to answer
         self.freed: list[PushId] = []  # since last taken
         self.closed: list[PushId] = []  # debts closed unpaid, since last taken
-        self.texts: list[str] = []  # of the actions and answers of the current event
+        self.acts: list[Action | Applied | Measured] = []  # and answers, of the current event: for the log
 
     def clock(self, worker: int) -> int:
         """Pushes completed by `worker`; a joiner starts at `slowest`."""

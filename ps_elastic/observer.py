@@ -88,9 +88,6 @@ class Observer:
         self.debts: dict[PushId, Owed] = {}  # by the missing push
         self._ideals: dict[PushId, Ideal] = {}  # of the views that the step under way uses, while debts are open
         self._steps = 0
-        self._write = tracker.write
-        self._same: tuple[float, ...] = ()
-        self._texts: tuple[str, ...] = ()
 
     def give(self, view: PushId | ReplyId, version: int) -> None:
         """The view of `version` is on its way to the push `view`, perhaps for the second time."""
@@ -144,7 +141,7 @@ class Observer:
         if self.debts and self._x == "ideal" and mode == "exact":
             ideal, distance = self._ideals.pop(id), math.nan
         if ideal is None and push is not None:
-            self._note(push, version, distance, scaled, path, (now, version, alpha, weight, share))
+            self._note(push, distance, scaled, path, version, now, alpha, weight, share)
             return distance
         use = Use(id, push, version, distance, path, largest, alpha, weight, share, ideal)
         if push is None:
@@ -225,35 +222,30 @@ class Observer:
         self._owed_uses.pop(use.id, None)
         distance = use.distance if use.ideal is None else use.ideal.distance
         assert use.push is not None and distance is not None
-        same = now, use.version, use.alpha, use.weight, use.share
-        self._note(use.push, use.version, distance, _scaled(distance, use.largest), use.path, same)
+        scaled, given = _scaled(distance, use.largest), (use.version, now, use.alpha, use.weight, use.share)
+        self._note(use.push, distance, scaled, use.path, *given)
         return [(use.id, distance)]
 
     def _note(
-        self, push: Push, version: int, distance: float, scaled: float, path: float,
-        same: tuple[float, int, float, float, float],
+        self, push: Push, distance: float, scaled: float, path: float,
+        version: int, now: float, alpha: float, weight: float, share: float,
     ) -> None:  # fmt: skip
-        """same: (time, version, step size, weight, share), which the pushes of a step have in common."""
-        (worker, step), base, norm, payload_norm, residual_norm, _, _, _ = push
-        staleness = version - base
-        self._totals.note_used(staleness, distance, scaled)
-        if same != self._same:
-            self._same, self._texts = same, self._texts_of(*same)
-        start, middle, size, end = self._texts
-        text = repr if math.isfinite(distance + scaled + path + norm + payload_norm + residual_norm) else number
-        self._write(  # as `note` of the tracker would write it, in a quarter of the time: one line for every push
-            f'{start}{worker}, "step": {step}, "base": {base}{middle}{staleness}, "discrepancy": {text(distance)}, '
-            f'"B": {text(scaled)}{size}{text(path)}, "norm": {text(norm)}, "payload_norm": {text(payload_norm)}, '
-            f'"residual_norm": {text(residual_norm)}{end}'
-        )
+        self._totals.note_used(version - push.base, distance, scaled)
+        self._tracker.later(self._line, push, distance, scaled, path, version, now, alpha, weight, share)
 
-    def _texts_of(self, now: float, version: int, alpha: float, weight: float, share: float) -> tuple[str, ...]:
-        """What the lines of a step have in common: their start, and what follows base, B and residual norm."""
+    def _line(
+        self, push: Push, distance: float, scaled: float, path: float,
+        version: int, now: float, alpha: float, weight: float, share: float,
+    ) -> str:  # fmt: skip
+        """As `note` of the tracker would write it, in a quarter of the time: one line for every push."""
+        (worker, step), base, norm, payload_norm, residual_norm, _, _, _ = push
+        text = repr if math.isfinite(distance + scaled + path + norm + payload_norm + residual_norm) else number
         return (
-            f'{{"event": "used", "t_s": {repeated(now)}, "rank": {self._tracker.rank}, "worker": ',
-            f', "version": {version}, "x": "{self._x}", "staleness": ',
-            f', "step_size": {repeated(alpha)}, "path_length": ',
-            f', "weight": {weight!r}, "share": {repeated(share)}{self._end}',
+            f'{{"event": "used", "t_s": {now!r}, "rank": {self._tracker.rank}, "worker": {worker}, "step": {step}, '
+            f'"base": {base}, "version": {version}, "x": "{self._x}", "staleness": {version - base}, "discrepancy": '
+            f'{text(distance)}, "B": {text(scaled)}, "step_size": {repeated(alpha)}, "path_length": {text(path)}, '
+            f'"norm": {text(norm)}, "payload_norm": {text(payload_norm)}, "residual_norm": {text(residual_norm)}, '
+            f'"weight": {repeated(weight)}, "share": {repeated(share)}{self._end}'
         )
 
 

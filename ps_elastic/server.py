@@ -98,8 +98,7 @@ class Server:
 
     def receive(self, message: Message, now: float) -> Outgoing:
         """Take one message in. Raises TaskError for a worker that failed, WireError for what cannot be."""
-        yield from self._take(message, now)
-        yield from self.tick(now)
+        return chain(self._take(message, now), self.tick(now))
 
     def take(self, message: Message, now: float) -> Outgoing:
         """As `receive`, but leave a Wake that is due to `tick`: more messages may be here at the same time."""
@@ -108,12 +107,12 @@ class Server:
 
     def _take(self, message: Message, now: float) -> Outgoing:
         """Note the message at once; the replies are to be taken from what this returns."""
+        if isinstance(message, PushMessage):
+            parts = self._gathering.add(message)
+            if message.buckets > 1:
+                self.calculator.foresee(message)
+            return self._lane.push(header(parts, self.units), parts, now) if parts else iter(())
         match message:
-            case PushMessage():
-                parts = self._gathering.add(message)
-                if message.buckets > 1:
-                    self.calculator.foresee(message)
-                return self._lane.push(header(parts, self.units), parts, now) if parts else iter(())
             case Ask():
                 return self._take_ask(message, now)
             case Farewell(worker, _, text, code):
@@ -133,7 +132,8 @@ class Server:
 
     def tick(self, now: float) -> Outgoing:
         """Do what is due by the clock: the rule's Wake, and results of evaluations."""
-        if self.wake_at is not None and now >= self.wake_at:
+        wake_at = self.ledger.wake_at
+        if wake_at is not None and now >= wake_at:
             yield from self._lane.event(Woke(), now)
         yield from self._report(now)
 
@@ -212,13 +212,14 @@ class Server:
             self.calculator.keep(borrowed)
         last = self._answers.get(worker)
         if last is None or last.step != step:
-            last = self._answers[worker] = Answer(step, *self._lane.told(worker), self.alpha())
-        version, model = self.ledger.version, None
+            fate, settled = self._lane.told(worker)
+            last = self._answers[worker] = Answer(step, fate, settled, self.alpha())
+        _, (outcome, discrepancy, weight), settled, alpha = last
+        version, model, rate = self.ledger.version, None, 0.0
         if not self.over:
             version, model = self._lane.give(worker)
+            rate = self._lane.rate(worker)
             self.totals.bytes_down += model.nbytes
-        _, (outcome, discrepancy, weight), settled, alpha = last
-        rate = 0.0 if model is None else self._lane.rate(worker)
         return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled, rate=rate)
 
     def _is_needed(self, push: PushId) -> bool:

@@ -96,7 +96,7 @@ PROMISES: list[Mutant] = [
     ("taking", "stuck = len(ledger.waiting) == len(ledger.workers) and", "stuck = False and"),
     ("ledger", "return share * (self.applied.coast", "return (self.applied.coast"),
     ("decide", "    check_stalled(ledger)\n", "    pass\n"),
-    ("decide", "    ledger.texts.clear()\n", "    pass\n"),
+    ("decide", "    ledger.acts.clear()\n", "    pass\n"),
     ("decide", "        ledger.closed.clear()\n", "        pass\n"),
     ("decide", "            check_answered(ledger)\n", "            pass\n"),
     ("decide", "    if now > ledger.now:\n        ledger.now = now", "    ledger.now = now"),

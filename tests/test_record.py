@@ -49,7 +49,7 @@ def test_lines_wait_no_longer_than_a_second_while_nothing_else_comes(
     record = Record(tmp_path, 0)
     events, metrics = tmp_path / "events.jsonl", tmp_path / "metrics" / "rank-000.jsonl"
     record.events().write('{"event": "push"}')
-    record.tracker.write('{"event": "used"}')
+    record.tracker.later(lambda: '{"event": "used"}')
     record.rest()
     assert events.read_text() == metrics.read_text() == ""
     clock[0] = 1.5

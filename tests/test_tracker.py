@@ -27,6 +27,36 @@ def test_numbers_read_back_the_same_and_what_is_not_finite_is_null() -> None:
     assert read["t_s"] == 1 / 3
 
 
+def test_lines_told_later_are_made_by_the_batch_in_their_order_and_before_any_other() -> None:
+    lines: list[str] = []
+    tracker = Tracker(0, lines.append, batch=3)
+    for i in range(4):
+        tracker.later("line {}".format, i)
+        assert len(lines) == (0 if i < 2 else 3)
+    tracker.note("dropped", 1.0)
+    assert lines[:4] == [f"line {i}" for i in range(4)] and json.loads(lines[4])["event"] == "dropped"
+    tracker.later("line {}".format, 5)
+    tracker.tell()
+    tracker.tell()
+    assert lines[5:] == ["line 5"]
+
+
+def test_a_line_that_the_disk_refused_is_not_written_twice() -> None:
+    lines: list[str] = []
+
+    def write(line: str) -> None:
+        lines.append(line)
+        if line == "two":
+            raise OSError("full")
+
+    tracker = Tracker(0, write, batch=2)
+    tracker.later(lambda: "one")
+    with pytest.raises(OSError, match="full"):
+        tracker.later(lambda: "two")
+    tracker.tell()
+    assert lines == ["one", "two"]
+
+
 def test_finite_leaves_everything_else_alone() -> None:
     assert [finite(value) for value in (1, 2.5, "nan", None, True)] == [1, 2.5, "nan", None, True]
 
