@@ -193,9 +193,11 @@ class Calculator:
             if self.crew is not None and not (owed or apart or sweep.kept is not None):
                 shared = self.crew.step(step, self._payloads, rate)
             moved = self._optimizer.step(gradient, rate, sweep) if shared is None else shared
-        if keys:
+        if apart:
             measured = dict(zip(apart, sweep.distances, strict=True))
             self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}
+        else:
+            self._distances = dict.fromkeys(views, 0.0)
         return moved
 
     def amend(self, missing: PushId) -> float:

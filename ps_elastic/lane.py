@@ -265,7 +265,7 @@ class Lane:
         use, sent, arrived, settle = self._observer.use, self._observer.sent, self._arrived, self._settle
         terms, share, version = step.terms, step.share, self.ledger.version
         total = 1.0 if step.combine == "sum" else sum([weight for _, weight, _ in terms])
-        scale = rate * share
+        pipeline, scale = self.ledger.pipeline, rate * share
         weights: dict[PushId, float] = {}
         for push, weight, missing in terms:
             weight /= total
@@ -273,12 +273,13 @@ class Lane:
                 if missing in sent:
                     use(missing, None, version, alpha, weight, share, now)
             elif push in sent:
-                if self.ledger.pipeline:
+                if pipeline:
                     self._note_reapplied(push, *self._contained[push])
                     weights[push] = scale * weight
                 distance = use(push, arrived[push].header, version, alpha, weight, share, now)
                 settle(push, Fate("used", distance, scale * weight))
-        self._weights |= weights  # not sooner: what the step uses was in no model before it
+        if weights:
+            self._weights |= weights  # not sooner: what the step uses was in no model before it
 
     def _amend(self, missing: PushId, now: float) -> tuple[float, float]:
         """Repay the debt on `missing`; return (largest alpha since it was made, motion divided by it)."""

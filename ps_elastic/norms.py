@@ -53,7 +53,9 @@ class _Sum(NamedTuple):
             total += float(self.rest.dot(self.rest))
         if _LEAST < total < _MOST:
             return total
-        return float(np.square(self.array, dtype=np.float64).sum()) if self.array.any() else 0.0
+        if not np.count_nonzero(self.array):  # a third of the time of `any`
+            return 0.0
+        return float(np.square(self.array, dtype=np.float64).sum())
 
 
 def squares(array: np.ndarray) -> Callable[[], float]:

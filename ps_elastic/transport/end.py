@@ -196,7 +196,7 @@ class End:
 
     def _left(self, outbox: Outbox) -> None:
         """Return when what was last sent there has left, so that its memory may change."""
-        if outbox.flying:  # not Waitall, from which neither a signal nor a deadline gets us out
+        if not outbox.left():  # not Waitall, from which neither a signal nor a deadline gets us out
             self._until(outbox.left, outbox.dest)
         self._sending.discard(outbox)
 

@@ -41,6 +41,7 @@ class ServerEnd(End):
         self._near = Place.SHARED if self._far or (windows and (windows.in_place or windows.torn)) else Place.INLINE
         self._given: dict[int, int] = {}  # worker that shares memory -> how many models it was given there
         self._taken: dict[int, memoryview] = {}  # and how many of them it is done with, where that matters
+        self._reading: set[int] = set()  # those that may not be done with the last
         self._read: dict[int, list[Slot]] = {}  # worker -> where its push lies until it is answered
         self._shared: dict[Slot, np.ndarray] = {}  # where a push is a header -> the frame in the worker's window
         self._control: set[int] = set()
@@ -80,6 +81,7 @@ class ServerEnd(End):
         if isinstance(message, Reply) and message.model is not None and place == Place.SHARED:
             if self._lives_there(message.model):
                 self._given[dest] += 1
+                self._reading.add(dest)
             else:  # a model of an earlier version, or of this worker alone
                 place = Place.APART
         packed = pack(message, self._layout, head.memory, model=place)
@@ -112,9 +114,10 @@ class ServerEnd(End):
         for outbox in tuple(self._sending):
             if outbox.memory is None:  # else it sends a copy
                 self._left(outbox)
-        for worker, taken in self._taken.items():
-            if taken[0] != self._given[worker]:
+        for worker in self._reading & self._taken.keys():
+            if self._taken[worker][0] != self._given[worker]:
                 self._until(partial(self._is_done, worker), worker)
+        self._reading.clear()
 
     def _is_done(self, worker: int) -> bool:
         self._probe()  # what others send meanwhile must not stop them
