@@ -61,6 +61,11 @@ class Parts(NamedTuple):
         sizes[0] += padded(statistics) + 8 * 4
         return sizes
 
+    def vectors(self, config: Config) -> list[int]:
+        """Bytes of each bucket where what is sent is the gradient itself, in several; none where it is not."""
+        own = isinstance(self.compressor, Identity) and not config.update.pipeline and config.writers == "server"
+        return [4 * bucket.numel for bucket in self.layout.buckets] if own and len(self.layout.buckets) > 1 else []
+
     @property
     def in_place(self) -> bool:
         """Whether a push is the gradient itself, in one piece."""

@@ -5,9 +5,10 @@ The server asks it by PushId and gets numbers back, so that a run can be simulat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,9 @@ from ps_elastic.terms import Terms
 class Calculator:
     """x: the server's model (d,), in place. keeps_versions: views are kept, so that distances can be measured.
 
-    before_change: called before x changes, for a transport that sends models from where they are. crew: makes a step,
+    before_change: called before x changes, for a transport that sends models from where they are. begin_step: called
+    then with the workers whose pushes a step is made of, and x; what it returns, unless None, is told how many entries
+    of x are new, again and again. crew: makes a step,
     where it can, that does nothing but change x; None: nobody does.
     """
 
@@ -50,6 +53,7 @@ class Calculator:
         self._array = x.numpy()  # the same; made once, as it takes a microsecond
         self.keeps_versions = keeps_versions
         self.before_change: Callable[[], None] = lambda: None
+        self.begin_step: Callable[[Sequence[int], np.ndarray], Callable[[int], None] | None] = lambda workers, x: None
         self.crew: Leader | None = None
         self._optimizer, self._compressors = optimizer, compressors
         self._payloads: dict[PushId, tuple[Payload, ...]] = {}
@@ -192,7 +196,13 @@ class Calculator:
             shared = None
             if self.crew is not None and not (owed or apart or sweep.kept is not None):
                 shared = self.crew.step(step, self._payloads, rate)
+            tell = self.begin_step([term.push.worker for term in step.terms], self._array)
+            if tell is not None and shared is None:
+                parts = self._optimizer.cut(gradient) if isinstance(gradient, Tensor) else gradient
+                gradient = _telling(parts, tell)
             moved = self._optimizer.step(gradient, rate, sweep) if shared is None else shared
+            if tell is not None:
+                tell(self.x.numel())
         if apart:
             measured = dict(zip(apart, sweep.distances, strict=True))
             self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}
@@ -289,6 +299,15 @@ class Calculator:
         payload = tuple(map(torch.from_numpy, part.arrays))
         compressor.check(payload, bucket.numel)
         return payload
+
+
+def _telling(parts: Iterable[Quotient], tell: Callable[[int], None]) -> Iterator[Quotient]:
+    """`parts`, each asked for when the step is done with what was before it; `tell` how many entries that is."""
+    done = 0
+    for part in parts:
+        yield part
+        done += part[0].numel()
+        tell(done)
 
 
 class Reapplied(NamedTuple):

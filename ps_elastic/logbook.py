@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ps_elastic.messages import Reply
 from ps_elastic.tracker import Tracker
 
@@ -14,13 +16,16 @@ class Logbook:
     def __init__(self, tracker: Tracker, *, layerwise: bool) -> None:
         self._tracker, self._layerwise = tracker, layerwise
         self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
-        self._untold: list[tuple[Reply, float, float, float, float]] = []  # replies noted, of which no line tells yet
+        self._untold: list[
+            tuple[Reply, float, Callable[[], float], float, float]
+        ] = []  # replies noted, of which no line tells yet
 
     def made(self, step: int, residual_norm: float, compute_s: float, encode_s: float) -> None:
         """Push `step` has left."""
         self._made[step] = residual_norm, {"compute_s": compute_s, "encode_s": encode_s}
 
-    def note(self, reply: Reply, t_s: float, moved: float, send_s: float, wait_s: float) -> None:
+    def note(self, reply: Reply, t_s: float, moved: Callable[[], float], send_s: float, wait_s: float) -> None:
+        """A reply was loaded; `moved` is asked when its line is written."""
         self._untold.append((reply, t_s, moved, send_s, wait_s))
         if reply.model is None:
             self.tell()
@@ -31,7 +36,7 @@ class Logbook:
             self._tell(*noted)
         self._untold.clear()
 
-    def _tell(self, reply: Reply, t_s: float, moved: float, send_s: float, wait_s: float) -> None:
+    def _tell(self, reply: Reply, t_s: float, moved: Callable[[], float], send_s: float, wait_s: float) -> None:
         for settled in reply.settled:
             if settled.outcome == "held":
                 continue
@@ -42,7 +47,7 @@ class Logbook:
         if reply.step:
             residual_norm, durations = self._made.pop(reply.step, (0.0, _NO_DURATIONS))
             self._tracker.note(
-                "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=moved,
+                "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=moved(),
                 residual_norm=residual_norm, outcome=reply.outcome, **durations, send_s=send_s, wait_s=wait_s,
             )  # fmt: skip
             for answered in [step for step in self._made if step < reply.step]:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ps_elastic.compiled import kernels_for
 from ps_elastic.compressors import Compressor, Payload
+from ps_elastic.compressors.identity import Identity
 from ps_elastic.layout import Bucket
 from ps_elastic.norms import Difference, quiet
 
 _BLOCK = 1 << 16  # floats: model, view and room for their difference stay in cache
+_LATE_BLOCK = 1 << 15  # and those of the gradient too
 
 
 class Lookout:
@@ -23,7 +25,11 @@ class Lookout:
     view: the model computed on (d,), which nobody else looks at or writes to between a push and its reply. What
     can be done without the reply is done while it is awaited: of a push with the weights of its two predecessors the
     own update is taken off before the reply tells so.
+
+    moved: the distance for the last reply, nan before any push.
     """
+
+    moved = math.nan
 
     def __init__(self, view: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
         self._view, self._compressors = view, compressors
@@ -44,19 +50,18 @@ class Lookout:
         if self._steady:
             self._take_off(self._told)
 
-    def came(self, model: Tensor, weights: Sequence[float]) -> float:
-        """The view becomes `model` (d,), of the reply, which applied bucket i times weights[i]; returns the distance.
-
-        nan before any push.
-        """
-        moved = math.nan
+    def came(self, model: Tensor, weights: Sequence[float]) -> None:
+        """The view becomes `model` (d,), of the reply, which applied bucket i times weights[i]."""
         if self._payloads:
-            self._take_off(weights)
-            moved = self._follow(model)
-            self._steady, self._told = self._told == weights, tuple(weights)
+            self._settle(weights)
+            self.moved = self._follow(model)
         else:
             self._view.copy_(model)
-        return moved
+
+    def _settle(self, weights: Sequence[float]) -> None:
+        """The reply has told what became of the push."""
+        self._take_off(weights)
+        self._steady, self._told = self._told == weights, tuple(weights)
 
     def _take_off(self, weights: Sequence[float]) -> None:
         """The old view less the own update, by these weights in all."""
@@ -86,3 +91,65 @@ class Lookout:
             total += self._difference.square(view, block)
             np.copyto(view, block)
         return math.sqrt(total)
+
+
+class LateLookout(Lookout):
+    """As `Lookout`, of a worker on the CPU that computes where each model arrives: x (d,), which stays as it is then.
+
+    Nothing is done before the worker goes on: the model is compared with the view, and the next view is made of it, in
+    one pass when the next push has left.
+    """
+
+    def __init__(self, x: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
+        super().__init__(torch.empty_like(x), buckets, compressors)
+        self._x, self._pending, self._moved = x, False, math.nan
+        self._cuts = [_cut(bucket) for bucket in buckets]
+
+    @property
+    def moved(self) -> float:  # type: ignore[override]
+        if self._pending:
+            assert self._difference is not None
+            self._moved, self._pending = self._difference.norm(self._x, self._view), False
+        return self._moved
+
+    @quiet
+    def left(self, payloads: Sequence[Payload], view: Tensor | None) -> None:
+        self._payloads, self._taken = payloads, self._told if self._steady else self._nothing
+        total = sum(self._renew(i, self._x if view is None else view) for i in range(len(payloads)))
+        if self._pending:
+            self._moved, self._pending = math.sqrt(total), False
+
+    def came(self, model: Tensor, weights: Sequence[float]) -> None:
+        """x is the model of the reply, which applied bucket i times weights[i]."""
+        if self._payloads:
+            self._settle(weights)
+            self._pending = True
+
+    def _renew(self, i: int, source: Tensor) -> float:
+        """Make bucket i of the view: `source` less what was taken off; return how far the model is from it, squared."""
+        payload, compressor, weight, total = self._payloads[i], self._compressors[i], self._taken[i], 0.0
+        cut = self._cuts[i]
+        pieces: Sequence[Payload] = ()
+        if weight and payload and (compressor.cuts or len(cut) == 1):
+            first = cut[0].start
+            pieces = compressor.cut(payload, [part.stop - first for part in cut]) if len(cut) > 1 else [payload]
+        for k, part in enumerate(cut):
+            view = self._view[part]
+            if self._pending:
+                assert self._difference is not None
+                total += self._difference.square(view.numpy(), self._x[part].numpy())
+            if pieces and isinstance(compressor, Identity):  # a pass less
+                torch.add(source[part], pieces[k][0], alpha=-weight, out=view)
+                continue
+            view.copy_(source[part])
+            if pieces:
+                compressor.accumulate(pieces[k], view, -weight)
+        if weight and payload and not pieces:
+            compressor.accumulate(payload, self._parts[i], -weight)
+        return total
+
+
+def _cut(bucket: Bucket) -> list[slice]:
+    """The bucket in blocks."""
+    starts = range(bucket.start, bucket.stop, _LATE_BLOCK)
+    return [slice(start, min(start + _LATE_BLOCK, bucket.stop)) for start in starts]

@@ -26,12 +26,12 @@ import numpy as np
 from ps_elastic.errors import WireError
 from ps_elastic.messages import MOST_SETTLED, OUTCOMES, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
 
-MAGIC, WIRE_VERSION = b"PSEL", 2
+MAGIC, WIRE_VERSION = b"PSEL", 3
 _HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
 HEADER_BYTES = _HEADER.size
 MAX_ARRAYS = 4
 _PUSH, _REPLY, _ASK, _FAREWELL = range(1, 5)
-_STOP, _MODEL_APART, _STATISTICS, _LAYERS, _MODEL_SHARED = 1, 2, 4, 8, 16
+_STOP, _MODEL_APART, _STATISTICS, _LAYERS, _MODEL_SHARED, _VECTOR_APART, _STALE = 1, 2, 4, 8, 16, 32, 64
 _SETTLED, _LAYER = 4, 3  # float64 numbers that tell of a settled push, and of a layer
 _COPIED_BYTES = 1 << 13  # copying so little onto itself is quicker than asking whether it already stands there
 _TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
@@ -39,7 +39,10 @@ _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES, 1)}  # 0 is n
 
 
 class Place(IntEnum):
-    """Where the model of a reply is: behind the header, in messages of its own, or in memory shared with the server."""
+    """Where the large array of a message is, the model of a reply or the first array of a push.
+
+    Behind the header, in messages of its own, or, of a model, in memory shared with the server.
+    """
 
     INLINE, APART, SHARED = range(3)
 
@@ -51,22 +54,40 @@ class Packed(NamedTuple):
     apart: np.ndarray | None = None
 
 
+class Size(NamedTuple):
+    """What a receiver must know of a message: its bytes, less the large array where that is elsewhere, and where it is.
+
+    apart_nbytes: of a push's first array, where it is apart. stale: a model came ahead that is not that of this reply.
+    """
+
+    nbytes: int
+    place: Place
+    apart_nbytes: int = 0
+    stale: bool = False
+
+
 class _Form(NamedTuple):
-    """What the sizes in a header say: bytes of the message, and type, start and stop of each array."""
+    """What the sizes in a header say: bytes of the message, and type, start and stop of each array that is in it.
+
+    apart: type and entries of the one that is not.
+    """
 
     nbytes: int
     places: tuple[tuple[np.dtype, int, int], ...]
+    apart: tuple[np.dtype, int] | None
 
 
 def padded(nbytes: int) -> int:
     return (nbytes + 7) & ~7
 
 
-def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model: Place = Place.INLINE) -> Packed:
+def pack(
+    message: Message, layout: bytes, buffer: np.ndarray, *, place: Place = Place.INLINE, stale: bool = False
+) -> Packed:
     """Write `message` into `buffer` (uint8, large enough) and return what of it is to be sent.
 
-    layout: the digest. Arrays that already stand in their place in `buffer` are not copied; no more is a reply's model
-    that is somewhere else.
+    layout: the digest. Arrays that already stand in their place in `buffer` are not copied; no more is a reply's model,
+    or the first array of a push, that is somewhere else. stale: a model was sent ahead of this reply that is not its.
     Raises WireError for too many arrays or a type that has no code.
     """
     flags, bucket, buckets, numbers, samples, loss = 0, 0, 1, (0.0, 0.0, 0.0, 0.0), 0, 0.0
@@ -78,15 +99,17 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model: Place = 
             if message.statistics is not None:
                 flags, arrays = _STATISTICS, (*arrays, message.statistics)
             flags |= message.ahead << 8
+            if place == Place.APART and message.arrays:
+                flags, apart = flags | _VECTOR_APART, message.arrays[0]
         case Reply(worker, step, base, given):
             kind, arrays = _REPLY, ()
-            flags = OUTCOMES.index(message.outcome) << 8
+            flags = OUTCOMES.index(message.outcome) << 8 | (_STALE if stale else 0)
             numbers = (message.discrepancy, message.alpha, message.weight, message.rate)
             if given is None:
                 flags |= _STOP
-            elif model == Place.APART:
+            elif place == Place.APART:
                 flags, apart = flags | _MODEL_APART, given
-            elif model == Place.SHARED:
+            elif place == Place.SHARED:
                 flags |= _MODEL_SHARED
             else:
                 arrays = (given,)
@@ -108,6 +131,8 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model: Place = 
         if code is None:
             raise WireError(f"an array of {array.dtype} cannot be sent; known: {', '.join(_TYPES)}")
         sizes[i] = code << 56 | array.size
+        if array is apart:
+            continue
         target = buffer[end : end + array.nbytes]
         if array.nbytes <= _COPIED_BYTES or target.ctypes.data != array.ctypes.data:
             target.view(array.dtype)[:] = array
@@ -119,31 +144,43 @@ def pack(message: Message, layout: bytes, buffer: np.ndarray, *, model: Place = 
     return Packed(buffer[:end], apart)
 
 
-def size_of(head: np.ndarray, layout: bytes, source: str) -> tuple[int, Place]:
-    """How many bytes the message that starts with `head` takes, and where the model of a reply is.
+def size_of(head: np.ndarray, layout: bytes, source: str) -> Size:
+    """How many bytes the message that starts with `head` takes, and where its large array is.
 
     Raises WireError naming `source` for another magic, version or layout, an unknown kind, or an unknown type.
     """
     fields = _fields(head, layout, source)
+    form, flags = _form_of(fields, source), fields[3]
+    if fields[2] == _PUSH and form.apart is not None:
+        dtype, count = form.apart
+        return Size(form.nbytes, Place.APART, count * dtype.itemsize)
     place = Place.INLINE
-    if fields[2] == _REPLY and fields[3] & (_MODEL_APART | _MODEL_SHARED):
-        place = Place.APART if fields[3] & _MODEL_APART else Place.SHARED
-    return _form_of(fields, source).nbytes, place
+    if fields[2] == _REPLY and flags & (_MODEL_APART | _MODEL_SHARED):
+        place = Place.APART if flags & _MODEL_APART else Place.SHARED
+    return Size(form.nbytes, place, stale=fields[2] == _REPLY and bool(flags & _STALE))
 
 
-def unpack(frame: np.ndarray, layout: bytes, source: str, model: np.ndarray | None = None) -> Message:
-    """The message in `frame` (uint8); its arrays are views of `frame`. `model`: the one that is not in it.
+def unpack(frame: np.ndarray, layout: bytes, source: str, apart: np.ndarray | None = None) -> Message:
+    """The message in `frame` (uint8); its arrays are views of `frame`. `apart`: the large one that is not in it.
+
+    Of a push that is a view of `apart`, uint8.
 
     Raises WireError as `size_of` does, and where `frame` is shorter than its header says or does not hold what its
     kind needs.
     """
     fields = _fields(frame, layout, source)
-    nbytes, places = _form_of(fields, source)
+    nbytes, places, vector = _form_of(fields, source)
     if frame.size < nbytes:
         raise WireError(f"{source}: got {frame.size} bytes, expected {nbytes}")
     arrays = [frame[start:stop].view(dtype) for dtype, start, stop in places]
+    if vector is not None:
+        dtype, count = vector
+        if apart is None or apart.size != count * dtype.itemsize:
+            there = "none" if apart is None else f"one of {apart.size} bytes"
+            raise WireError(f"{source}: got {there} apart from its header, expected {count * dtype.itemsize} bytes")
+        arrays.insert(0, apart.view(dtype))
     try:
-        return _message(fields, arrays, model)
+        return _message(fields, arrays, apart)
     except (IndexError, ValueError, OverflowError) as error:
         raise WireError(f"{source}: a damaged message of kind {fields[2]}: {error}") from error
 
@@ -181,24 +218,29 @@ def _flat(rows: list[tuple[float, ...]]) -> np.ndarray:
 
 def _form_of(fields: tuple[Any, ...], source: str) -> _Form:
     try:
-        return _form(fields[-MAX_ARRAYS:])
+        return _form(fields[-MAX_ARRAYS:], fields[2] == _PUSH and bool(fields[3] & _VECTOR_APART))
     except ValueError as error:
         raise WireError(f"{source}: {error}") from None
 
 
 @lru_cache(maxsize=256)
-def _form(sizes: tuple[int, ...]) -> _Form:
-    """Worked out once for each kind of message. Raises ValueError for an unknown type."""
-    places, end = [], HEADER_BYTES
+def _form(sizes: tuple[int, ...], apart: bool) -> _Form:
+    """Worked out once for each kind of message; apart: the first array is. Raises ValueError for an unknown type."""
+    places, end, first = [], HEADER_BYTES, None
     for word in filter(None, sizes):
         code, count = word >> 56, word & ((1 << 56) - 1)
         if not 1 <= code <= len(_TYPES):
             raise ValueError(f"unknown array type {code}")
         dtype = np.dtype(_TYPES[code - 1])
+        if apart and first is None:
+            first = dtype, count
+            continue
         nbytes = count * dtype.itemsize
         places.append((dtype, end, end + nbytes))
         end += padded(nbytes)
-    return _Form(end, tuple(places))
+    if apart and first is None:
+        raise ValueError("an array apart, expected with one named in the header")
+    return _Form(end, tuple(places), first)
 
 
 def _fields(head: np.ndarray, layout: bytes, source: str) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ class Memory(NamedTuple):
     g: Tensor
     foreign: bool = False  # x is the server's model itself, to be read only
     watched: bool = False  # x is looked at by others until the next model is loaded
+    apart: bool = True  # a reply's model is not in x yet
 
 
 class Workbench:
@@ -35,7 +36,7 @@ class Workbench:
 
     def __init__(self, model: nn.Module, layout: Layout, memory: Memory | None = None) -> None:
         self.device = next(model.parameters()).device
-        x, g, self.foreign, self.watched = memory or Memory(layout.empty(), layout.empty())
+        x, g, self.foreign, self.watched, self.apart = memory or Memory(layout.empty(), layout.empty())
         self.x = x.to(self.device)
         layout.attach(model, self.x, fill=not self.foreign)
         model.train()

@@ -15,7 +15,7 @@ from ps_elastic.errors import TaskError
 from ps_elastic.evaluate import statistics_of
 from ps_elastic.layout import Layout
 from ps_elastic.logbook import Logbook
-from ps_elastic.lookout import Lookout
+from ps_elastic.lookout import LateLookout, Lookout
 from ps_elastic.messages import PushMessage, Reply
 from ps_elastic.oracle import Oracle
 from ps_elastic.parcel import Courier, Parcel, plain
@@ -85,13 +85,17 @@ class Worker:
         self._plains = [plain(compressor) for compressor in compressors]
         # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
         keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
-        self._compares = keeps_view and bench is None and not made.watched  # x itself is the view, until the next model
-        view = self.x if self._compares else torch.empty_like(self.x) if keeps_view else None
-        self._lookout = None if view is None else Lookout(view, layout.buckets, self._plains)
+        alone = keeps_view and bench is None and not made.watched  # nobody but this worker looks at x
+        self._compares = alone and made.apart  # x itself is the view, until the next model
+        self._lookout: Lookout | None = None
+        if alone and not made.apart and not update.moves:
+            self._lookout = LateLookout(self.x, layout.buckets, self._plains)
+        elif keeps_view:
+            view = self.x if self._compares else torch.empty_like(self.x)
+            self._lookout = Lookout(view, layout.buckets, self._plains)
         self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
         self._told_alpha = self._rate = self._waited_s = 0.0
-        self._moved = math.nan
 
     @property
     def unanswered(self) -> int:
@@ -113,7 +117,6 @@ class Worker:
         self.told, self.step = reply.step, max(self.step, reply.step)
         self._told_alpha = reply.alpha
         if reply.model is None:
-            self._moved = math.nan
             return False
         if self.pipeline:
             told = [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
@@ -124,7 +127,7 @@ class Worker:
             self.resume(reply.model)
         if self._lookout is not None:
             model = torch.from_numpy(reply.model) if self._compares else self.x
-            self._moved = self._lookout.came(model, self._weights(reply))
+            self._lookout.came(model, self._weights(reply))
         self._bases = tuple([layer.version for layer in reply.layers])
         return True
 
@@ -193,7 +196,8 @@ class Worker:
         The lines are written when the next push has left, or at once where there is none to come.
         """
         self._waited_s += wait_s
-        self.logbook.note(reply, t_s, self._moved, send_s, wait_s)
+        seen = None if reply.model is None else self._lookout
+        self.logbook.note(reply, t_s, lambda: math.nan if seen is None else seen.moved, send_s, wait_s)
 
     def _weights(self, reply: Reply) -> tuple[float, ...]:
         """What the server applied each bucket of the last push times; 0 of what is no gradient.

@@ -286,3 +286,25 @@ def test_the_steady_state_allocates_nothing_of_the_size_of_the_model(compressor:
             turn(push)
     largest = max(event.cpu_memory_usage for event in profile.function_events)
     assert largest < bench.layout.size, largest  # bytes: a quarter of a model
+
+
+@pytest.mark.parametrize("buckets", BUCKETS)
+@pytest.mark.parametrize("pushes", [(ONE,), (ONE, TWO)])
+def test_what_a_step_is_told_to_be_done_with_stays_as_it_is_then(buckets: str | int, pushes: Sequence[PushId]) -> None:
+    bench = Bench(buckets, momentum=0.9)
+    told: list[tuple[int, Tensor]] = []
+    begun: list[Sequence[int]] = []
+
+    def begin_step(workers: Sequence[int], x: np.ndarray) -> Any:
+        begun.append(workers)
+        assert x.ctypes.data == bench.x.data_ptr()
+        return lambda done: told.append((done, bench.x[:done].clone()))
+
+    bench.calculator.begin_step = begin_step
+    for push in pushes:
+        bench.push(push)
+    bench.step(*[Term(push, 1.0) for push in pushes])
+    assert begun == [[push.worker for push in pushes]]
+    assert len({done for done, _ in told}) >= 3 and told[-1][0] == bench.x.numel()
+    for done, seen in told:
+        assert torch.equal(seen, bench.x[:done])

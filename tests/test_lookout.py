@@ -12,21 +12,24 @@ from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.layout import Bucket
-from ps_elastic.lookout import Lookout
+from ps_elastic.lookout import LateLookout, Lookout
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZE = 70_016  # more than a block
+LATE = pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 BUCKETS = {"one": [Bucket(0, SIZE)], "three": [Bucket(0, 64), Bucket(64, 65_664), Bucket(65_664, SIZE)]}
 
 
 class Other:
     """A server that applies a push by given weights, and others who move the model: all in double precision."""
 
-    def __init__(self, buckets: list[Bucket], compressor: Compressor) -> None:
+    def __init__(self, buckets: list[Bucket], compressor: Compressor, *, late: bool = False) -> None:
         self.random = torch.Generator().manual_seed(5)
-        self.x, self.buckets, self.compressor = self.normal(), buckets, compressor
+        self.x, self.buckets, self.compressor, self.late = self.normal(), buckets, compressor, late
         self.view = torch.empty(SIZE)
-        self.lookout = Lookout(self.view, buckets, [compressor] * len(buckets))
+        compressors = [compressor] * len(buckets)
+        # The late one is told of no model: it looks at the memory where they arrive.
+        self.lookout = LateLookout(self.x, buckets, compressors) if late else Lookout(self.view, buckets, compressors)
 
     def normal(self, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(SIZE, generator=self.random)
@@ -44,45 +47,71 @@ class Other:
         for bucket, payload, weight in zip(self.buckets, payloads, weights, strict=True):
             if payload:
                 own[bucket.start : bucket.stop] = weight * self.compressor.decode(payload, bucket.numel).double()
-        seen = self.lookout.came(self.x, tuple(weights))
-        assert torch.equal(self.view, self.x)
-        return seen, float((self.x.double() + own - old).norm())
+        self.lookout.came(self.x, tuple(weights))
+        assert self.late or torch.equal(self.view, self.x)
+        return self.lookout.moved, float((self.x.double() + own - old).norm())
 
 
 @pytest.mark.parametrize("compressor", [Identity(), TopK(ratio=0.1)], ids=["identity", "top_k"])
 @pytest.mark.parametrize("buckets", BUCKETS)
-def test_it_is_the_new_model_plus_the_own_update_less_the_old_view(buckets: str, compressor: Compressor) -> None:
-    other = Other(BUCKETS[buckets], compressor)
-    assert math.isnan(other.lookout.came(other.x, [0.25] * len(other.buckets)))
+@LATE
+def test_it_is_the_new_model_plus_the_own_update_less_the_old_view(
+    late: bool, buckets: str, compressor: Compressor
+) -> None:
+    other = Other(BUCKETS[buckets], compressor, late=late)
+    other.lookout.came(other.x, [0.25] * len(other.buckets))
+    assert math.isnan(other.lookout.moved)
     steady, changed, dropped = 4 * [0.25], [0.125, 0.5], [0.0]
     for weight in (*steady, *changed, *dropped, *steady, *dropped, *dropped, *dropped, *steady):
         seen, there = other.trip([weight] * len(other.buckets))
         assert seen == pytest.approx(there, rel=1e-5)
 
 
-def test_each_bucket_counts_by_its_own_weight_and_one_that_was_not_sent_not_at_all() -> None:
-    other = Other(BUCKETS["three"], Identity())
+@LATE
+def test_each_bucket_counts_by_its_own_weight_and_one_that_was_not_sent_not_at_all(late: bool) -> None:
+    other = Other(BUCKETS["three"], Identity(), late=late)
     other.lookout.came(other.x, [0.0] * 3)
     for weights in ([0.5, 0.0, 0.25], [0.5, 0.0, 0.25], [0.5, 0.0, 0.25], [0.0, 1.0, 0.25]):
         seen, there = other.trip(weights, cut=(2,))
         assert seen == pytest.approx(there, rel=1e-5)
 
 
-def test_a_gradient_taken_elsewhere_is_seen_from_there() -> None:
-    other = Other(BUCKETS["one"], Identity())
+@LATE
+def test_a_gradient_taken_elsewhere_is_seen_from_there(late: bool) -> None:
+    other = Other(BUCKETS["one"], Identity(), late=late)
     other.lookout.came(other.x, [0.0])
     for _ in range(4):
         seen, there = other.trip([0.0], view=other.normal())
         assert seen == pytest.approx(there, rel=1e-5)
 
 
-def test_whoever_is_alone_sees_nothing_of_others() -> None:
+@LATE
+def test_whoever_is_alone_sees_nothing_of_others(late: bool) -> None:
     x = torch.randn(SIZE, generator=torch.Generator().manual_seed(1))
-    lookout = Lookout(torch.empty(SIZE), BUCKETS["one"], [Identity()])
-    seen = [lookout.came(x, [0.0])]
+    made = LateLookout(x, BUCKETS["one"], [Identity()]) if late else None
+    lookout = made or Lookout(torch.empty(SIZE), BUCKETS["one"], [Identity()])
+    lookout.came(x, [0.0])
     for _ in range(5):
         payload = Identity().encode(torch.ones(SIZE))
         lookout.left([payload], None)
         x.sub_(payload[0], alpha=0.25)
-        seen.append(lookout.came(x, [0.25]))
-    assert seen[1:] == [0.0] * 5
+        lookout.came(x, [0.25])
+        assert lookout.moved == 0.0
+
+
+@pytest.mark.parametrize("compressor", [Identity(), TopK(ratio=0.1)], ids=["identity", "top_k"])
+def test_what_is_told_when_the_next_push_has_left_is_what_would_be_told_at_once(compressor: Compressor) -> None:
+    asked, left = (Other(BUCKETS["three"], compressor, late=True) for _ in range(2))
+    told = []
+    for other in (asked, left):
+        other.lookout.came(other.x, (0.25,) * 3)
+        for k in range(6):
+            other.random.manual_seed(k)
+            payloads = [compressor.encode(other.normal()[b.start : b.stop]) for b in other.buckets]
+            other.lookout.left(payloads, None)
+            told.append(other.lookout.moved)
+            other.x.copy_(other.x + other.normal(1e-2))
+            other.lookout.came(other.x, (0.25,) * 3)
+            if other is asked:
+                assert other.lookout.moved > 0
+    assert told[1:6] == pytest.approx(told[7:], rel=1e-6) and math.isnan(told[0]) and math.isnan(told[6])

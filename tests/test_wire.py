@@ -80,18 +80,56 @@ def same(a: Any, b: Any) -> bool:
 @given(pushes | replies | asks | farewells)
 def test_every_kind_of_message_comes_back_as_it_was(message: Message) -> None:
     frame = packed(message)
-    assert size_of(frame, DIGEST, "rank 1") == (frame.size, False)
+    assert size_of(frame, DIGEST, "rank 1") == (frame.size, Place.INLINE, 0, False)
     assert same(unpack(frame, DIGEST, "rank 1"), message)
 
 
 @settings(deadline=None)
 @given(replies)
 def test_a_model_may_follow_apart(reply: Reply) -> None:
-    sent = pack(reply, DIGEST, aligned(1 << 16), model=Place.APART)
+    sent = pack(reply, DIGEST, aligned(1 << 16), place=Place.APART)
     assert (sent.apart is None) == (reply.model is None)
-    assert size_of(sent.head, DIGEST, "rank 0") == (sent.head.size, reply.model is not None)
+    assert size_of(sent.head, DIGEST, "rank 0")[:2] == (sent.head.size, reply.model is not None)
     assert sent.head.size == HEADER_BYTES + 32 * len(reply.settled) + 24 * len(reply.layers)
     assert same(unpack(sent.head, DIGEST, "rank 0", sent.apart), reply)
+
+
+@settings(deadline=None)
+@given(pushes)
+def test_the_first_array_of_a_push_may_go_apart(push: PushMessage) -> None:
+    sent = pack(push, DIGEST, aligned(1 << 16, HEADER_BYTES), place=Place.APART)
+    size = size_of(sent.head, DIGEST, "rank 1")
+    assert sent.apart is (push.arrays[0] if push.arrays else None)
+    assert size.nbytes == sent.head.size and not size.stale
+    if sent.apart is None:
+        assert size.place == Place.INLINE
+        assert same(unpack(sent.head, DIGEST, "rank 1"), push)
+        return
+    assert (size.place, size.apart_nbytes) == (Place.APART, sent.apart.nbytes)
+    assert sent.head.size + (sent.apart.nbytes + 7) // 8 * 8 == packed(push).size
+    received = sent.apart.view(np.uint8)
+    assert same(unpack(sent.head, DIGEST, "rank 1", received), push)
+    for other in (None, np.zeros(sent.apart.nbytes + 1, np.uint8)):
+        with pytest.raises(
+            WireError, match=f"rank 1: got .* apart from its header, expected {sent.apart.nbytes} bytes"
+        ):
+            unpack(sent.head, DIGEST, "rank 1", other)
+
+
+def test_a_push_that_says_that_an_array_is_apart_names_one() -> None:
+    head = packed(PushMessage(1, 1, 0, ()))
+    head[6] |= 32
+    with pytest.raises(WireError, match="rank 1: an array apart, expected with one named in the header"):
+        size_of(head, DIGEST, "rank 1")
+
+
+@pytest.mark.parametrize("model", [None, np.zeros(5, np.float32)])
+@pytest.mark.parametrize("place", [Place.APART, Place.SHARED])
+def test_a_reply_says_that_what_came_ahead_of_it_is_stale(model: Any, place: Place) -> None:
+    for stale in (False, True):
+        sent = pack(Reply(1, 2, 3, model), DIGEST, aligned(1 << 16), place=place, stale=stale)
+        assert size_of(sent.head, DIGEST, "rank 0").stale == stale
+        assert same(unpack(sent.head, DIGEST, "rank 0", model), Reply(1, 2, 3, model))
 
 
 def test_the_header_takes_112_bytes() -> None:
@@ -103,7 +141,7 @@ def test_the_header_takes_112_bytes() -> None:
 def test_the_first_bytes_are_as_the_table_says() -> None:
     push = PushMessage(7, 5, 4, (np.ones(3, np.float32),), 1, 2, 32, 0.5, 1.5, 2.5, 3.5, 4.5)
     head = packed(push).tobytes()
-    assert head[:8] == b"PSEL" + bytes([2, 1, 0, 0])
+    assert head[:8] == b"PSEL" + bytes([3, 1, 0, 0])
     assert struct.unpack("<IHH", head[8:16]) == (7, 1, 2)
     assert struct.unpack("<QQ", head[16:32]) == (5, 4)
     assert struct.unpack("<4d", head[32:64]) == (1.5, 2.5, 3.5, 4.5)
@@ -153,7 +191,7 @@ def changed(at: int, value: int) -> np.ndarray:
     ("frame", "message"),
     [
         (changed(0, 0), "rank 9: starts with b'\\x00SEL', expected b'PSEL'"),
-        (changed(4, 1), "rank 9: wire version 1, expected 2"),
+        (changed(4, 1), "rank 9: wire version 1, expected 3"),
         (changed(5, 77), "rank 9: unknown kind of message 77"),
         (changed(72, 9), "rank 9: layout 0901020304050607, expected 0001020304050607: another model or buckets"),
         (changed(87, 200), "rank 9: unknown array type 200"),

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -79,10 +80,17 @@ def wide(parameters: int, workers: int, pushes: int, **changes: Any) -> dict[str
 
 
 def round_trips_s(found: Mapping[str, Any]) -> list[float]:
-    """Seconds from the start of each push's sending until its reply was loaded, of what a worker of ours found."""
+    """Seconds from the start of each push's sending until its reply was loaded, of what a worker of ours found.
+
+    Of a worker that computes: all of each step but computing and encoding, from the second step on. What it does
+    between sending and waiting is counted too, as it may come too late for the reply.
+    """
     if "trips" in found:
         return list(found["trips"])
-    return [sent + waited for sent, waited in zip(found["replies"]["send_s"], found["replies"]["wait_s"], strict=True)]
+    replies = found["replies"]
+    steps = [t - before for before, t in pairwise(replies["t_s"])]
+    own = [computed + encoded for computed, encoded in zip(replies["compute_s"], replies["encode_s"], strict=True)]
+    return [took - other for took, other in zip(steps, own[1:], strict=True)]
 
 
 def middle(runs: Iterable[Sequence[float]], skip: int = 0) -> float:

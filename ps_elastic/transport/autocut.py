@@ -51,9 +51,9 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
         if rank == 0:
             return None
         ready = time_gradients(config, parts, rank, workers, local_rank())
-        leaving, nbytes = time_leaving(config, parts, rank, copies=True)
-        alone, _ = time_leaving(config, parts, rank, copies=not parts.in_place)
-        return Pace(ready, leaving, alone, Line(0.0, 0.0), nbytes)
+        # A large bucket that is the gradient itself leaves from there, as it does in one piece.
+        leaving, nbytes = time_leaving(config, parts, rank, copies=not parts.in_place)
+        return Pace(ready, leaving, leaving, Line(0.0, 0.0), nbytes)
 
     pace = agree(comm, warm_up)
     trips = [(nbytes, round_trips_s(comm, nbytes, _ROUNDS, peer=workers)) for nbytes in (_SMALL, _LARGE)]

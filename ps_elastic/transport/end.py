@@ -1,11 +1,14 @@
 """Messages over MPI: receives posted before they are needed, no pickle, no allocation in the steady state.
 
-Upwards each bucket of a push is one message, header and payload in one piece of memory: the gradient itself stands
-right behind the header and is sent from there. Downwards a small model travels behind the reply's header; a larger one
-follows as a message of its own, from the server's model into the worker's, with no copy at either end. A long
-message is cut (slot.py), chunk i under tag + i. A worker that may leave k pushes unanswered has k + 1 frames, and the
-server as many headers for it: the one due next is that of a push that was answered, so nobody waits for the other to
-take a message in; models are received beside the one that is computed on. (Designs and figures: docs/performance.md.)
+Upwards a push in one piece is one message: the gradient itself stands right behind the header and is sent from there.
+Of buckets, a large one that is the gradient itself follows its header as a message of its own, from the gradient into
+the server's memory; what is small, or encoded, stands behind its header. Downwards a small model travels behind the
+reply's header; a larger one is messages of its own, from the server's model into the worker's. So no large vector is
+copied at either end. A long message is cut (slot.py), chunk i under tag + i; a model into pieces, which may leave
+before the reply, while the step goes on that makes the rest (early.py). A worker that may leave k pushes unanswered has
+k + 1 frames, and the server as many headers for it: the one due next is that of a push that was answered, so nobody
+waits for the other to take a message in; models are received beside the one that is computed on. (Designs and figures:
+docs/performance.md.)
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled
 from ps_elastic.messages import Message
+from ps_elastic.transport import slot as slots
 from ps_elastic.transport.links import Links
 from ps_elastic.transport.slot import MPI, Outbox, Slot, chunk_count
 from ps_elastic.wire import reply_bytes
@@ -27,6 +31,8 @@ INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header
 TEXT_BYTES = 1 << 16  # longest farewell
 CONTROL, REPLY, MODEL, PUSH = 1, 2, 1000, 10_000
 TAGS = 1000  # per bucket: most chunks of a frame
+VECTOR = TAGS // 2  # and from here, above those of its frame, of a vector that is apart
+_LEAST_PIECE, _MOST_PIECES = 1 << 20, 32  # of a model: pieces of less cost more than they gain
 _EAGER_BYTES = 4000  # what MPI takes over when it is started, beside its own header
 _MANY = 8  # at a time: MPI may have left others for the next time that it is asked
 _DUE = 3  # for what was rung for: Testsome tells of an arrival only when it is called again
@@ -41,6 +47,7 @@ class Traffic(NamedTuple):
     layout: its digest. frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
     spins: probes before it sleeps. patience_s: how long a rank may take nothing in before Stalled is raised.
     links: what joins the ranks, None for messages and polling. pipeline: pushes that a worker may leave unanswered.
+    vectors: bytes of each bucket that is the gradient itself, to be sent from where it is; none: no such.
     """
 
     layout: bytes
@@ -50,6 +57,7 @@ class Traffic(NamedTuple):
     patience_s: float
     links: Links | None = None
     pipeline: int = 0
+    vectors: Sequence[int] = ()
 
 
 class End:
@@ -184,8 +192,8 @@ class End:
     def _look(self, slot: Slot) -> None:
         raise NotImplementedError
 
-    def _outbox(self, dest: int, tag: int, memory: np.ndarray | None = None) -> Outbox:
-        self._outboxes.append(Outbox(self._comm, dest, tag, memory))
+    def _outbox(self, dest: int, tag: int, memory: np.ndarray | None = None, chunk_bytes: int = 0) -> Outbox:
+        self._outboxes.append(Outbox(self._comm, dest, tag, memory, chunk_bytes))
         return self._outboxes[-1]
 
     def _send(self, outbox: Outbox, data: np.ndarray) -> None:
@@ -226,6 +234,19 @@ def is_inline(model_bytes: int) -> bool:
     return model_bytes <= INLINE_BYTES
 
 
+def piece_bytes(model_bytes: int) -> int:
+    """How much of a model of so many bytes is sent at a time; a multiple of 4."""
+    return min(slots.CHUNK_BYTES, max(_LEAST_PIECE, 4 * -(-model_bytes // (4 * _MOST_PIECES))))
+
+
+def goes_apart(nbytes: int) -> bool:
+    """Whether a bucket that is the gradient itself, so many bytes, follows its header from where it is.
+
+    To copy a smaller one behind its header takes no longer than a second message.
+    """
+    return nbytes > INLINE_BYTES
+
+
 def most_reply_bytes(model_bytes: int, frames: Sequence[int]) -> int:
     """Most bytes of a reply, without a model that follows apart."""
     return reply_bytes(model_bytes if is_inline(model_bytes) else 0, len(frames))
@@ -233,10 +254,10 @@ def most_reply_bytes(model_bytes: int, frames: Sequence[int]) -> int:
 
 def refuse_untaggable(comm: MPI.Comm, frames: Sequence[int], model_bytes: int) -> None:
     """Raise PlatformError where the tags of two messages would meet, or this MPI has none so high."""
-    most, highest = chunk_count(max(frames)), PUSH + len(frames) * TAGS
+    most, highest = chunk_count(max(frames), slots.CHUNK_BYTES), PUSH + len(frames) * TAGS
     allowed = comm.Get_attr(MPI.TAG_UB) or 0
-    if most > TAGS or chunk_count(model_bytes) > PUSH - MODEL or highest > allowed:
+    if most > VECTOR or chunk_count(model_bytes, piece_bytes(model_bytes)) > PUSH - MODEL or highest > allowed:
         raise PlatformError(
-            f"{len(frames)} buckets of up to {most} chunks need more tags than there are ({TAGS} a bucket, "
+            f"{len(frames)} buckets of up to {most} chunks need more tags than there are ({VECTOR} a bucket, "
             f"{allowed} in all): make the buckets fewer or the chunks (PS_ELASTIC_CHUNK_BYTES) larger"
         )

@@ -39,7 +39,7 @@ class Setting(NamedTuple):
         config, parts = self.config, self.parts
         return Traffic(
             parts.layout.digest, parts.frames(config), 4 * parts.layout.size, links.spins, patience_s, links,
-            config.update.pipeline,
+            config.update.pipeline, parts.vectors(config),
         )  # fmt: skip
 
 

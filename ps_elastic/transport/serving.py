@@ -12,6 +12,7 @@ import torch
 from psutil import pid_exists
 
 from ps_elastic.assemble import make_server
+from ps_elastic.calculator import Calculator
 from ps_elastic.errors import INTERRUPTED, OK, WorkersLost
 from ps_elastic.live import Live
 from ps_elastic.record import Record
@@ -139,4 +140,6 @@ def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:
         distances=distances, moments=mates.moments if mates else (),
         gather=partial(mates.leader, end=end) if mates else None,
     )  # fmt: skip
+    if isinstance(server.calculator, Calculator) and not config.update.pipeline:
+        server.calculator.begin_step = end.begin_step
     return Made(record, server, evaluator, end, mates)

@@ -17,24 +17,28 @@ from mpi4py import MPI  # noqa: E402
 CHUNK_BYTES = int(os.environ.get("PS_ELASTIC_CHUNK_BYTES", 1 << 30))  # below 2 GiB, which MPI counts in an int
 
 
-def chunks(memory: np.ndarray) -> Iterator[np.ndarray]:
+def chunks(memory: np.ndarray, chunk_bytes: int) -> Iterator[np.ndarray]:
     """The pieces in which `memory` (uint8) travels, as views."""
-    for start in range(0, memory.size, CHUNK_BYTES):
-        yield memory[start : start + CHUNK_BYTES]
+    for start in range(0, memory.size, chunk_bytes):
+        yield memory[start : start + chunk_bytes]
 
 
-def chunk_count(nbytes: int) -> int:
+def chunk_count(nbytes: int, chunk_bytes: int) -> int:
     """How many chunks a message of `nbytes` is."""
-    return -(-nbytes // CHUNK_BYTES)
+    return -(-nbytes // chunk_bytes)
 
 
 class Slot:
-    """A piece of memory into which one frame at a time is received, by persistent requests, a chunk each."""
+    """A piece of memory into which one frame at a time is received, by persistent requests, a chunk each.
 
-    def __init__(self, comm: MPI.Comm, source: int, tag: int, memory: np.ndarray) -> None:
-        self.source, self.memory = source, memory
+    chunk_bytes: of a chunk, CHUNK_BYTES unless given.
+    """
+
+    def __init__(self, comm: MPI.Comm, source: int, tag: int, memory: np.ndarray, chunk_bytes: int = 0) -> None:
+        self.source, self.memory, self._chunk_bytes = source, memory, chunk_bytes or CHUNK_BYTES
         self.name = f"rank {comm.Get_rank()}: message from rank {source}"
-        self.requests = [comm.Recv_init([chunk, MPI.BYTE], source, tag + i) for i, chunk in enumerate(chunks(memory))]
+        parts = enumerate(chunks(memory, self._chunk_bytes))
+        self.requests = [comm.Recv_init([chunk, MPI.BYTE], source, tag + i) for i, chunk in parts]
         self._here: set[int] = set()
         self._idle = list(range(len(self.requests)))
 
@@ -51,7 +55,7 @@ class Slot:
 
     def complete(self, nbytes: int) -> bool:
         """Whether all chunks of a frame of `nbytes` are here."""
-        return len(self._here) == chunk_count(nbytes)
+        return len(self._here) == chunk_count(nbytes, self._chunk_bytes)
 
     @property
     def whole(self) -> bool:
@@ -73,10 +77,13 @@ class Outbox:
     """What is sent to one rank under one tag, one message at a time.
 
     memory: where every message starts, so that its requests are made once for messages of one size; None: anywhere.
+    chunk_bytes: of a chunk, CHUNK_BYTES unless given.
     """
 
-    def __init__(self, comm: MPI.Comm, dest: int, tag: int, memory: np.ndarray | None = None) -> None:
-        self.dest, self.memory = dest, memory
+    def __init__(
+        self, comm: MPI.Comm, dest: int, tag: int, memory: np.ndarray | None = None, chunk_bytes: int = 0
+    ) -> None:
+        self.dest, self.memory, self._chunk_bytes = dest, memory, chunk_bytes or CHUNK_BYTES
         self.flying = False  # what was started may not have left
         self._comm, self._tag, self._nbytes = comm, tag, -1
         self._requests: list[MPI.Request] = []
@@ -85,15 +92,31 @@ class Outbox:
         """Begin to send `data` (uint8). What was sent before must have left."""
         self.flying = True
         if self.memory is None:
-            parts = enumerate(chunks(data))
-            self._requests = [self._comm.Isend([part, MPI.BYTE], self.dest, self._tag + i) for i, part in parts]
+            self.begin()
+            self.reach(data, data.size)
             return
         if data.size != self._nbytes:
             self.free()
-            parts, self._nbytes = enumerate(chunks(self.memory[: data.size])), data.size
+            parts, self._nbytes = enumerate(chunks(self.memory[: data.size], self._chunk_bytes)), data.size
             self._requests = [self._comm.Send_init([part, MPI.BYTE], self.dest, self._tag + i) for i, part in parts]
         for request in self._requests:
             request.Start()  # type: ignore[attr-defined]
+
+    def begin(self) -> None:
+        """Begin a message of which `reach` sends the chunks. What was sent before must have left."""
+        self._requests.clear()
+
+    def reach(self, data: np.ndarray, stop: int) -> bool:
+        """Send, from where it is, what of `data` is in chunks that end by byte `stop`; whether there was any."""
+        begun = len(self._requests)
+        for start in range(begun * self._chunk_bytes, stop, self._chunk_bytes):
+            end = min(start + self._chunk_bytes, data.size)
+            if end > stop:
+                break
+            tag = self._tag + len(self._requests)
+            self._requests.append(self._comm.Isend([data[start:end], MPI.BYTE], self.dest, tag))
+            self.flying = True
+        return len(self._requests) > begun
 
     def left(self) -> bool:
         """Whether the last message has left, so that its memory may change."""

@@ -16,13 +16,16 @@ from ps_elastic.transport.end import (
     REPLY,
     TAGS,
     TEXT_BYTES,
+    VECTOR,
     End,
     Traffic,
+    goes_apart,
     is_inline,
     most_reply_bytes,
+    piece_bytes,
 )
-from ps_elastic.transport.slot import MPI, Slot
-from ps_elastic.wire import HEADER_BYTES, Place, pack, size_of, unpack
+from ps_elastic.transport.slot import MPI, Outbox, Slot
+from ps_elastic.wire import HEADER_BYTES, Place, pack, padded, size_of, unpack
 
 
 class WorkerEnd(End):
@@ -30,8 +33,8 @@ class WorkerEnd(End):
 
     in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
     leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
-    apart: the worker compares the model of a reply with the one that it computed on, so that it does not come to the
-    same memory; on the server's host it is the server's own, until the worker says that it has `taken` it.
+    compares: the worker compares the model of a reply with the one that it computed on. On the server's host the first
+    is the server's own, `apart` from the memory of the second, until the worker says that it has `taken` it.
     reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
     server's own too, and the worker copies it into its own, which the server sees unless workers write. help: called
     again and again while it waits, for work that the server has for those who do.
@@ -39,7 +42,7 @@ class WorkerEnd(End):
 
     help: Callable[[], object] = staticmethod(lambda: None)
 
-    def __init__(self, comm: MPI.Comm, traffic: Traffic, *, in_place: bool, apart: bool = False) -> None:
+    def __init__(self, comm: MPI.Comm, traffic: Traffic, *, in_place: bool, compares: bool = False) -> None:
         super().__init__(comm, traffic, (0,))
         frames, model_bytes, pipeline = traffic.frames, traffic.model_bytes, traffic.pipeline
         windows = traffic.links.windows if traffic.links else None
@@ -48,10 +51,15 @@ class WorkerEnd(End):
         self._writes = self._windows is not None and self._windows.written > 0  # so that headers go alone, in frames
         if self._windows is not None:
             self._count = self._windows.taken(self.rank)
+        self._vectors: dict[int, Outbox] = {}  # of the buckets that are sent apart from their header
         if self._windows is not None and not self._writes:
             self._frames = [self._windows.frames(self.rank)]
         else:
-            self._frames = [[aligned(nbytes, HEADER_BYTES) for nbytes in frames] for _ in range(pipeline + 1)]
+            far = traffic.vectors if self._windows is None else ()
+            alone = [nbytes if goes_apart(nbytes) else 0 for nbytes in far] or [0] * len(frames)
+            inside = [nbytes - padded(other) for nbytes, other in zip(frames, alone, strict=True)]
+            self._frames = [[aligned(nbytes, HEADER_BYTES) for nbytes in inside] for _ in range(pipeline + 1)]
+            self._vectors = {i: self._outbox(0, PUSH + i * TAGS + VECTOR) for i, nbytes in enumerate(alone) if nbytes}
         self._pushes = [
             [self._outbox(0, PUSH + i * TAGS, frame) for i, frame in enumerate(turn)] for turn in self._frames
         ]
@@ -61,41 +69,49 @@ class WorkerEnd(End):
         self._head = self._add(Slot(comm, 0, REPLY, aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES)))
         self._body: Slot | None = None
         torn = self._windows is not None and self._windows.torn
-        apart = apart and not self.reads_in_place and not torn
-        self._lends = apart and self._windows is not None
+        self.apart = self._lends = compares and self._windows is not None and not self.reads_in_place and not torn
         if self._windows is not None and (self.reads_in_place or torn):
             self._model = self._windows.model()
         else:
             received = aligned(model_bytes)
             self._model = received.view(np.float32)
             if not is_inline(model_bytes):
-                self._body = self._add(Slot(comm, 0, MODEL, received))
+                self._body = self._add(Slot(comm, 0, MODEL, received, piece_bytes(model_bytes)))
         in_place = in_place and not pipeline and not self._writes
         gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
-        model = aligned(model_bytes).view(np.float32) if pipeline or apart or self._writes else self._model
+        model = aligned(model_bytes).view(np.float32) if pipeline or self.apart or self._writes else self._model
         if self._windows is not None and torn and not self._writes:
             model = self._windows.copy(self.rank)
         self.memory = model, gradient.view(np.float32)
         self._seen = 0  # models of the server's that were given to us in shared memory
-        self._taken = True
+        self._taken = self._read = True
+        self._stale = False  # a model is on its way that is not that of the reply whose header is here
         self._post()
 
     def send(self, dest: int, message: Message) -> None:
         if not (isinstance(message, PushMessage) and message.bucket):  # else the model may still be computed on
-            self._post()
+            self._post_head()
+        body = None
         if isinstance(message, PushMessage):
             outbox = self._pushes[message.step % len(self._pushes)][message.bucket]
+            body = self._vectors.get(message.bucket)
         else:
             outbox = self._asks if isinstance(message, Ask) else self._control
         self._left(outbox)
         assert outbox.memory is not None
-        data = pack(message, self._layout, outbox.memory).head
+        packed = pack(message, self._layout, outbox.memory, place=Place.INLINE if body is None else Place.APART)
+        data = packed.head
         if self._windows is not None and isinstance(message, PushMessage):
             self._windows.sync()
             if not self._writes:
                 data = data[:HEADER_BYTES]  # the rest is where the server reads it
         self._send(outbox, data)
-        self._ring(dest, data.size)
+        nbytes = data.size
+        if body is not None and packed.apart is not None:
+            self._left(body)
+            self._send(body, packed.apart.view(np.uint8))
+            nbytes = packed.apart.nbytes
+        self._ring(dest, nbytes)
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
         self._post()
@@ -111,12 +127,18 @@ class WorkerEnd(End):
         super()._probe()
 
     def _post(self) -> None:
+        """Be ready for the next reply and its model, as the worker does not look at the last one any more."""
+        self._post_head()
+        if self._read:
+            self._read = False
+            if self._body:
+                self._body.start()
+
+    def _post_head(self) -> None:
         """Be ready for the next reply. Its predecessor was read before the worker sends or receives anything more."""
         if self._taken:
             self._taken = False
             self._head.start()
-            if self._body:
-                self._body.start()
             if self.reads_in_place:
                 self._done()
             self.taken()
@@ -138,13 +160,21 @@ class WorkerEnd(End):
         if not self._head.has_first():
             return
         head, body, source = self._head.memory, self._body, self._head.name
-        nbytes, place = size_of(head, self._layout, source)
+        nbytes, place, _, stale = size_of(head, self._layout, source)
         if nbytes > head.size or (place == Place.APART and body is None):
             raise WireError(f"{source}: {nbytes} bytes, expected at most {head.size}")
         if place == Place.SHARED and self._windows is None:
             raise WireError(f"{source}: a model in shared memory, expected one in messages")
-        if not self._head.complete(nbytes) or (place == Place.APART and body and not body.complete(body.memory.size)):
+        if not self._head.complete(nbytes):
             return
+        if body and stale and not self._stale:
+            if not body.complete(body.memory.size):
+                return
+            self._stale = True  # what came is not wanted
+            body.start()
+        if body and place == Place.APART and not body.complete(body.memory.size):
+            return
+        self._stale = False
         if place == Place.SHARED and self._windows:
             self._windows.sync()
             self._seen += 1
@@ -155,4 +185,4 @@ class WorkerEnd(End):
         if place == Place.SHARED and self._lends and self._windows:
             model = self._windows.model()
         self._ready.append((0, unpack(head, self._layout, source, model)))
-        self._taken = True
+        self._taken, self._read = True, self._read or place == Place.APART

@@ -51,9 +51,9 @@ def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
 def _make(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> tuple[Record, Worker, WorkerEnd]:
     config, parts, layout, rank = setting.config, setting.parts, setting.parts.layout, comm.Get_rank()
     record = Record(setting.directory, rank)
-    end = WorkerEnd(comm, setting.traffic(links, patience_s), in_place=parts.in_place, apart=compares(config))
+    end = WorkerEnd(comm, setting.traffic(links, patience_s), in_place=parts.in_place, compares=compares(config))
     x, g = map(torch.from_numpy, end.memory)
-    memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn")
+    memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn", apart=end.apart)
     sheet = None
     if (windows := links.windows) is not None and windows.written:
         lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()

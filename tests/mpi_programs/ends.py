@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ps_elastic.transport.links import Links, join
 from ps_elastic.transport.server_end import ServerEnd
 from ps_elastic.transport.shared import Sharing
 from ps_elastic.transport.worker_end import WorkerEnd
-from ps_elastic.wire import HEADER_BYTES
+from ps_elastic.wire import HEADER_BYTES, Place, pack
 
 WORLD = slot.MPI.COMM_WORLD
 RANK = WORLD.Get_rank()
@@ -36,7 +36,9 @@ mode = MODES[0]
 joined: list[Links] = []
 
 
-def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) -> ServerEnd | WorkerEnd:
+def ends(
+    floats: int, frames: list[int] | None = None, in_place: bool = True, vectors: Sequence[int] = ()
+) -> ServerEnd | WorkerEnd:
     """This rank's end, and what joins it to the other, to be freed when the check is over."""
     frames, links = frames or [HEADER_BYTES + 4 * floats], None
     if mode != "polling":
@@ -44,7 +46,7 @@ def ends(floats: int, frames: list[int] | None = None, in_place: bool = True) ->
         links = join(WORLD, transport, 1, Sharing(frames, 4 * floats, in_place=mode == "in place"))
         joined.append(links)
         links.spins = 3
-    traffic = common.Traffic(LAYOUT, frames, 4 * floats, 3, PATIENCE_S, links)
+    traffic = common.Traffic(LAYOUT, frames, 4 * floats, 3, PATIENCE_S, links, vectors=vectors)
     if RANK == 0:
         return ServerEnd(WORLD, traffic)
     return WorkerEnd(WORLD, traffic, in_place=in_place)
@@ -150,6 +152,132 @@ def buckets_travel_apart() -> None:
         for i, piece in enumerate((values[:100], values[100:])):
             end.send(0, PushMessage(1, 1, 0, (piece,), i, 2))
     end.flush()
+    end.close()
+
+
+CUT = (64, 20_000, 60_064)  # floats: behind its header, and two in messages of their own
+VECTORS = [4 * numel for numel in CUT]
+FRAMES = [HEADER_BYTES + 4 * numel + 64 * (i == 0) for i, numel in enumerate(CUT)]  # statistics go with bucket 0
+
+
+def large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header() -> None:
+    for chunk_bytes in (1 << 30, 4096):
+        slot.CHUNK_BYTES = chunk_bytes
+        end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
+        starts = np.cumsum([0, *CUT]).tolist()
+        for step in range(1, 5):
+            if isinstance(end, ServerEnd):
+                parts = {message.bucket: message for message in (expect(end, PushMessage) for _ in CUT)}
+                there = np.concatenate([parts[i].arrays[0] for i in range(3) if parts[i].arrays])
+                wanted = np.arange(sum(CUT), dtype=np.float32) + step
+                if step == 3:  # its worker was cut off before it came to the second
+                    assert parts[1].arrays == ()
+                    wanted = np.delete(wanted, slice(starts[1], starts[2]))
+                assert (there == wanted).all() and parts[0].statistics.tolist() == [step] * 4
+                end.send(1, Reply(1, step, step, None))
+            else:
+                apart = mode in ("polling", "bells")
+                assert [frame.size < 1000 for frame in end._frames[0]] == [True, apart, apart]
+                end.memory[1][:] = np.arange(sum(CUT)) + step
+                for i in (2, 1, 0):
+                    part = () if (i, step) == (1, 3) else (end.memory[1][starts[i] : starts[i + 1]],)
+                    statistics = None if i else np.full(4, step, np.float32)
+                    end.send(0, PushMessage(1, step, step - 1, part, i, 3, statistics=statistics))
+                assert expect(end, Reply).step == step
+        end.close()
+        WORLD.Barrier()
+    slot.CHUNK_BYTES = 1 << 30
+
+
+def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
+    if mode not in ("polling", "bells"):
+        return
+    end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
+    push = PushMessage(1, 1, 0, (np.ones(CUT[1], np.float32),), 1, 3)
+    if isinstance(end, ServerEnd):
+        started = time.monotonic()
+        assert end.recv(0.3) is None and time.monotonic() - started < 2
+        WORLD.Barrier()
+        assert expect(end, PushMessage).arrays[0].tolist() == push.arrays[0].tolist()
+    else:
+        packed = pack(push, LAYOUT, np.zeros(HEADER_BYTES, np.uint8), place=Place.APART)
+        WORLD.Send([packed.head, slot.MPI.BYTE], 0, common.PUSH + common.TAGS)
+        WORLD.Barrier()
+        WORLD.Send([packed.apart, slot.MPI.BYTE], 0, common.PUSH + common.TAGS + common.VECTOR)
+    end.close()
+
+
+def a_bucket_of_another_size_than_its_header_says_is_refused() -> None:
+    if mode not in ("polling", "bells"):
+        return
+    end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
+    if isinstance(end, ServerEnd):
+        try:
+            end.recv(20.0)
+        except WireError as error:
+            assert f"got one of {VECTORS[1]} bytes apart from its header, expected 80 bytes" in str(error), error
+        else:
+            raise AssertionError("nothing was refused")
+    else:
+        packed = pack(
+            PushMessage(1, 1, 0, (np.ones(20, np.float32),), 1, 3), LAYOUT, np.zeros(256, np.uint8), place=Place.APART
+        )
+        WORLD.Send([packed.head, slot.MPI.BYTE], 0, common.PUSH + common.TAGS)
+        WORLD.Send([np.zeros(VECTORS[1], np.uint8), slot.MPI.BYTE], 0, common.PUSH + common.TAGS + common.VECTOR)
+    end.close()
+
+
+# What the rule does with each push, when its worker was answered at once twice: it goes on with the model of the step;
+# waits for another step; goes on with an older model; stops.
+STORY = (
+    "newest",
+    "newest",
+    "newest",
+    "newest",
+    "later",
+    "newest",
+    "newest",
+    "newest",
+    "older",
+    "newest",
+    "newest",
+    "stop",
+)
+
+
+def a_model_that_leaves_with_its_step_is_that_of_the_reply_or_thrown_away() -> None:
+    if mode == "in place":  # where no worker is ever given an older model
+        return
+    floats = 1_000_000  # in pieces
+    end = ends(floats)
+    model, older, ahead = model_of(end, floats), np.full(floats, -1, np.float32), 0
+    for step, fate in enumerate(STORY, 1):
+        if isinstance(end, WorkerEnd):
+            end.send(0, PushMessage(1, step, step - 1, (end.memory[1],)))
+            reply = expect(end, Reply)
+            wanted = {"newest": reply.version, "later": reply.version, "older": -1}
+            assert reply.step == step
+            if fate == "stop":
+                assert reply.model is None
+            else:
+                assert (reply.model == wanted[fate]).all(), (step, fate, reply.model, wanted)
+            end.taken()
+            continue
+        expect(end, PushMessage)
+        for repeated in range(2 if fate == "later" else 1):
+            end.flush()
+            tell = end.begin_step([1], model)
+            if tell is not None:
+                ahead += 1
+                assert not repeated, "it has not been told yet that the first is stale"
+            for start in range(0, floats, 65_536):
+                model[start : start + 65_536] += 1
+                if tell is not None:
+                    tell(min(start + 65_536, floats))
+        given = {"newest": model, "later": model, "older": older, "stop": None}[fate]
+        end.send(1, Reply(1, step, int(model[0]), given))
+    if isinstance(end, ServerEnd):
+        assert ahead == (7 if mode in ("polling", "bells") else 0), ahead
     end.close()
 
 
@@ -317,7 +445,7 @@ def more_chunks_than_tags_are_refused() -> None:
     try:
         ends(100_000)
     except PlatformError as error:
-        assert "1 buckets of up to 3126 chunks need more tags than there are (1000 a bucket" in str(error), error
+        assert "1 buckets of up to 3126 chunks need more tags than there are (500 a bucket" in str(error), error
     else:
         raise AssertionError("accepted")
     finally:
@@ -329,6 +457,10 @@ CHECKS: list[Callable[[], None]] = [
     a_push_in_place_is_sent_from_where_the_gradient_lies,
     the_steady_state_allocates_nothing_of_the_size_of_the_model,
     buckets_travel_apart,
+    large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header,
+    a_header_without_its_bucket_is_no_push_and_stops_nothing,
+    a_bucket_of_another_size_than_its_header_says_is_refused,
+    a_model_that_leaves_with_its_step_is_that_of_the_reply_or_thrown_away,
     of_two_arrivals_the_push_is_looked_at_before_the_ask,
     a_farewell_brings_its_text,
     foreign_bytes_are_refused_by_the_rank_they_came_from,
