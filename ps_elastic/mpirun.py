@@ -95,7 +95,7 @@ def run(
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,  # else the terminal's Ctrl-C reaches mpirun too
-            preexec_fn=_ending_with(os.getpid()),
+            preexec_fn=ending_with(os.getpid()),
         )
         try:
             while process.poll() is None:
@@ -180,7 +180,7 @@ def handling(stopping: Stopping) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ending_with(parent: int) -> Any:
+def ending_with(parent: int) -> Any:
     """What the child does before it becomes mpirun: ask for SIGTERM at our death, which may be a SIGKILL."""
     if sys.platform != "linux":
         return None

@@ -93,15 +93,19 @@ def test_each_turn_of_a_step_has_all_loops_in_it(monkeypatch: pytest.MonkeyPatch
     assert {phase["config"]["buckets"] for _, phase in plan if "config" in phase} == {4096}
 
 
-def test_latency_is_told_above_the_ping_pong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def replies(trip_s: float) -> dict[str, Any]:
-        return {"replies": {"send_s": [9.0] * 10 + [1e-6] * 3, "wait_s": [9.0] * 10 + [trip_s - 1e-6] * 3}}
+def steps(trips_s: list[float]) -> dict[str, Any]:
+    """The replies of a worker whose steps took so long, besides 2 ms each of computing and encoding."""
+    took = [0.003, *(trip + 0.002 for trip in trips_s)]
+    own = {"compute_s": [0.0015] * len(took), "encode_s": [0.0005] * len(took)}
+    return {"replies": {"t_s": [sum(took[: i + 1]) for i in range(len(took))], **own}}
 
+
+def test_latency_is_told_above_the_ping_pong(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "bare": [[], [5e-6] * 3],
         "spinning": [{}, {"trips": [9.0] * 10 + [30e-6] * 3}],
-        "between steps": [{}, replies(40e-6)],
-        "asleep": [{}, replies(100e-6)],
+        "between steps": [{}, steps([9.0] * 10 + [40e-6] * 3)],
+        "asleep": [{}, steps([9.0] * 10 + [100e-6] * 3)],
     }
     Ranks(monkeypatch, latency, answers)
     rows = by_case("latency:repeats=1")
@@ -112,7 +116,7 @@ def test_latency_is_told_above_the_ping_pong(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_large_round_trips_go_by_messages_in_one_piece_and_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    replies = {"replies": {"send_s": [9.0, 9.0, 0.01], "wait_s": [9.0, 9.0, 0.03]}}
+    replies = steps([9.0, 9.0, 0.04])
     answers = {"bare": [[], [9.0, 9.0, 0.04]], "in one piece": [{}, replies], "in buckets": [{}, replies]}
     ranks = Ranks(monkeypatch, roundtrip, answers)
     one, buckets = run_benchmark("roundtrip:parameters=4000:bucket_bytes=400:repeats=1")["rows"]

