@@ -21,7 +21,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ps_elastic import compiled, environment, launcher
+from ps_elastic import compiled, environment, launcher, mpirun
 from ps_elastic.environment import Mpi
 from ps_elastic.errors import PlatformError
 
@@ -77,7 +77,7 @@ class Job:
         with self._outputs[0].open("w") as stdout, self._outputs[1].open("w") as stderr:
             self.process = subprocess.Popen(
                 command, env=given, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=mpirun.ending_with(os.getpid()),  # also where the tests are killed
             )  # fmt: skip
 
     def wait(self, limit_s: float = START_S) -> Ended:
