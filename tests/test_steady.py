@@ -72,11 +72,16 @@ def test_a_test_that_fails_in_one_round_is_told_with_its_text_and_rounds_made_ar
     assert len(list(tmp_path.glob("*.ran"))) == 5
 
 
+def children() -> set[psutil.Process]:
+    """All that these tests started and that runs: other tests keep some."""
+    return set(psutil.Process().children(recursive=True))
+
+
 def test_rounds_run_together_and_write_nothing_in_common(
     steady: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "came first").mkdir()
-    running = []
+    running, before = [], children()
 
     class Seen(steady.Round):
         def __init__(self, path: Path) -> None:
@@ -90,7 +95,7 @@ def test_rounds_run_together_and_write_nothing_in_common(
     assert len({temporary for _, temporary in used}) == 3
     assert all(Path(basetemp).is_relative_to(temporary) for basetemp, temporary in used)
     assert not [temporary for _, temporary in used if Path(temporary).exists()]
-    assert not psutil.Process().children(recursive=True)
+    assert children() <= before
 
 
 def test_rounds_of_other_tests_or_in_other_company_do_not_count(steady: ModuleType, tmp_path: Path) -> None:
@@ -107,8 +112,8 @@ def test_rounds_of_other_tests_or_in_other_company_do_not_count(steady: ModuleTy
 
 
 def test_where_nothing_can_be_counted_it_ends_and_leaves_nothing(steady: ModuleType, tmp_path: Path) -> None:
-    steady.TESTS = [str(tmp_path / "missing.py")]
+    steady.TESTS, before = [str(tmp_path / "missing.py")], children()
     with pytest.raises(SystemExit, match=r"pytest ended with 4 after .* it said: .*/00[12]\.log"):
         steady.main()
-    assert not psutil.Process().children(recursive=True)
+    assert children() <= before
     assert not list((tmp_path / "rounds").glob("*.json"))
