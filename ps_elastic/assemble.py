@@ -63,8 +63,12 @@ class Parts(NamedTuple):
 
     def vectors(self, config: Config) -> list[int]:
         """Bytes of each bucket where what is sent is the gradient itself, in several; none where it is not."""
-        own = isinstance(self.compressor, Identity) and not config.update.pipeline and config.writers == "server"
-        return [4 * bucket.numel for bucket in self.layout.buckets] if own and len(self.layout.buckets) > 1 else []
+        several = self.is_gradient(config) and len(self.layout.buckets) > 1
+        return [4 * bucket.numel for bucket in self.layout.buckets] if several else []
+
+    def is_gradient(self, config: Config) -> bool:
+        """Whether a push, in however many pieces, is sent from where the gradient lies."""
+        return isinstance(self.compressor, Identity) and not config.update.pipeline and config.writers == "server"
 
     @property
     def in_place(self) -> bool:

@@ -34,8 +34,7 @@ class Calculator:
 
     before_change: called before x changes, for a transport that sends models from where they are. begin_step: called
     then with the workers whose pushes a step is made of, and x; what it returns, unless None, is told how many entries
-    of x are new, again and again. crew: makes a step,
-    where it can, that does nothing but change x; None: nobody does.
+    of x are new, again and again. crew: makes a step, where it can, that does nothing but change x; None: nobody does.
     """
 
     workers_write = False  # the steps that it is told of have been made by workers

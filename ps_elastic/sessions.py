@@ -31,7 +31,7 @@ def forsaken(folder: Path) -> set[Path]:
 
     Only of this host, by a name in them: a container whose processes cannot be seen from here may share the folder.
     """
-    mpiruns = {file.parent: file for file in folder.glob(f"ompi.*/pmix.{_host()}*.tool")}
+    mpiruns = {file.parent: file for file in folder.glob(f"ompi.*/pmix.{_host()}.*tool")}
     launchers = {path: path for path in folder.glob(f"ps-elastic-mpirun.*.{_host()}.*")}
     return {path for path, made in (mpiruns | launchers).items() if _is_over(path, made)}
 

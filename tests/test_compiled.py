@@ -14,9 +14,9 @@ from ps_elastic import compiled
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    compiled.why_not.cache_clear()
+    compiled._missing.cache_clear()
     yield
-    compiled.why_not.cache_clear()
+    compiled._missing.cache_clear()
 
 
 def test_small_models_have_none() -> None:
@@ -30,7 +30,7 @@ def test_where_numba_is_missing_or_switched_off_that_is_the_reason(monkeypatch: 
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     if compiled.why_not() != "numba is not installed":
         assert compiled.why_not() == "NUMBA_DISABLE_JIT is set"
-    compiled.why_not.cache_clear()
+    compiled._missing.cache_clear()
     monkeypatch.setattr(metadata, "version", version)
     assert compiled.why_not() == "numba is not installed"
     assert compiled.kernels_for(compiled.LEAST) is None
@@ -41,6 +41,22 @@ def test_large_models_have_them_where_numba_is() -> None:
         pytest.skip(reason)
     kernels = compiled.kernels_for(compiled.LEAST)
     assert kernels is not None and kernels.__name__ == "ps_elastic.kernels"
+
+
+def test_a_numba_that_cannot_be_imported_is_told_and_gone_without() -> None:
+    """As one that is older than this numpy."""
+    if (reason := compiled.why_not()) is not None:
+        pytest.skip(reason)
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from ps_elastic import compiled\n"
+        "assert compiled.kernels_for(compiled.LEAST) is None\n"
+        "assert compiled.kernels_for(compiled.LEAST) is None\n"
+        "print(compiled.described())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.stdout.startswith("none: numba ") and "cannot be imported: " in done.stdout
+    assert done.stderr.count("RuntimeWarning: numba") == 1
 
 
 def test_numba_is_not_imported_before_it_is_wanted() -> None:

@@ -35,9 +35,9 @@ def ended() -> int:
 
 
 def test_forsaken_are_those_whose_mpirun_runs_no_more(tmp_path, ended):
-    dead = left(tmp_path, ended)
+    dead = {left(tmp_path, ended), left(tmp_path, 10_000_000, host=f"{HOST}.domain")}
     left(tmp_path, os.getpid())
-    assert sessions.forsaken(tmp_path) == {dead}
+    assert sessions.forsaken(tmp_path) == dead
 
 
 def test_a_process_that_began_later_is_not_the_mpirun(tmp_path):
@@ -46,7 +46,8 @@ def test_a_process_that_began_later_is_not_the_mpirun(tmp_path):
 
 
 def test_another_hosts_and_other_folders_are_left_alone(tmp_path, ended):
-    left(tmp_path, ended, host="elsewhere")
+    for number, host in enumerate(("elsewhere", f"{HOST}0", f"x{HOST}")):
+        left(tmp_path, ended + 100_000 * number, host=host)
     (tmp_path / "ompi.mine").mkdir()
     (tmp_path / "ompi.mine" / f"pmix.{HOST}.tool").touch()
     (tmp_path / f"ompi.{ended}0").mkdir()

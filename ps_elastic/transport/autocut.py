@@ -52,7 +52,7 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
             return None
         ready = time_gradients(config, parts, rank, workers, local_rank())
         # A large bucket that is the gradient itself leaves from there, as it does in one piece.
-        leaving, nbytes = time_leaving(config, parts, rank, copies=not parts.in_place)
+        leaving, nbytes = time_leaving(config, parts, rank, copies=not parts.is_gradient(config))
         return Pace(ready, leaving, leaving, Line(0.0, 0.0), nbytes)
 
     pace = agree(comm, warm_up)

@@ -79,7 +79,7 @@ class ServerEnd(End):
             self._control.add(id(control))
         self._early, self._steps = Early(), 0
         self._ahead: dict[int, int] = {}  # worker -> the step whose model has left for it ahead of its reply
-        self._newest = 0  # where that model lies
+        self._newest, self._begun = 0, 0  # where that model lies, and the step that it is of
         for slot in self._slots:
             slot.start()
 
@@ -99,7 +99,8 @@ class ServerEnd(End):
             else:  # a model of an earlier version, or of this worker alone
                 place = Place.APART
         ahead = self._ahead.pop(dest, None)
-        newest = isinstance(message, Reply) and message.model is not None and _address(message.model) == self._newest
+        whole = isinstance(message, Reply) and message.model is not None and _address(message.model) == self._newest
+        newest = whole and self._begun == self._steps  # nothing changed it after the step
         self._early.answered(dest, newest=newest)
         is_there = ahead == self._steps and newest
         packed = pack(message, self._layout, head.memory, place=place, stale=ahead is not None and not is_there)
@@ -116,7 +117,7 @@ class ServerEnd(End):
 
         So they can leave at once; None where nobody waits for messages of whom this is the next model, most probably.
         """
-        self._newest = _address(model)
+        self._newest, self._begun = _address(model), self._steps
         chosen = [
             worker
             for worker in self._early.begin(workers)
