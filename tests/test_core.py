@@ -46,3 +46,10 @@ def test_one_that_is_gone_is_left_to_who_waits_for_it(sleeper):
     seen = []
     wake_elsewhere(gone.pid, lambda: seen.append(True))
     assert seen == [True]
+
+
+def test_where_waking_fails_it_may_be_on_all_cores_again(sleeper):
+    before = os.sched_getaffinity(sleeper)
+    with pytest.raises(ZeroDivisionError):
+        wake_elsewhere(sleeper, lambda: 1 / 0)
+    assert os.sched_getaffinity(sleeper) == before

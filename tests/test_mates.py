@@ -151,15 +151,14 @@ def test_of_several_those_who_sleep_are_woken_first_and_no_more_than_asked_for(h
 def failing_in_a_block(host: Host, fail: Callable[[], object]) -> Callable[[], object]:
     """What a worker does that fails as soon as it has a block."""
     helper: Any = host.mates.helper(1)
+    take = type(host.board).take
 
-    def act() -> None:
-        take = type(host.board).take
+    def and_fail(*args: Any) -> int | None:
+        if (i := take(*args)) is not None:
+            fail()
+        return i
 
-        def and_fail(*args: Any) -> int | None:
-            if (i := take(*args)) is not None:
-                fail()
-            return i
-
+    def act() -> None:  # in the forked process alone, again and again until there is a block
         type(host.board).take = and_fail  # type: ignore[method-assign]
         helper()
 

@@ -31,7 +31,9 @@ def wake_elsewhere(process: int, wake: Callable[[], object]) -> None:
         allowed = os.sched_getaffinity(process)
         if others := allowed - {this_core()}:
             os.sched_setaffinity(process, others)
-    wake()
-    if len(allowed) > 1:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(process, allowed)
+    try:
+        wake()
+    finally:
+        if len(allowed) > 1:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(process, allowed)
