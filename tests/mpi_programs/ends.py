@@ -1,6 +1,8 @@
 """Both ends of the transport, without server or worker: `mpirun -n 2 python ends.py FILE`.
 
-Every check is a function that both ranks run; FILE gets a JSON object of check -> "" or the traceback of a rank.
+Every check is a function that both ranks run; FILE gets a list of those that passed with each way to join the ranks.
+The first that fails ends the job with its traceback: the other rank waits for what does not come, and what it sends
+later would be received where an end was that is gone.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ joined: list[Links] = []
 
 
 def ends(
-    floats: int, frames: list[int] | None = None, in_place: bool = True, vectors: Sequence[int] = ()
+    floats: int,
+    frames: list[int] | None = None,
+    in_place: bool = True,
+    vectors: Sequence[int] = (),
+    patience_s: float = PATIENCE_S,
 ) -> ServerEnd | WorkerEnd:
     """This rank's end, and what joins it to the other, to be freed when the check is over."""
     frames, links = frames or [HEADER_BYTES + 4 * floats], None
@@ -46,7 +52,7 @@ def ends(
         links = join(WORLD, transport, 1, Sharing(frames, 4 * floats, in_place=mode == "in place"))
         joined.append(links)
         links.spins = 3
-    traffic = common.Traffic(LAYOUT, frames, 4 * floats, 3, PATIENCE_S, links, vectors=vectors)
+    traffic = common.Traffic(LAYOUT, frames, 4 * floats, 3, patience_s, links, vectors=vectors)
     if RANK == 0:
         return ServerEnd(WORLD, traffic)
     return WorkerEnd(WORLD, traffic, in_place=in_place)
@@ -196,7 +202,7 @@ def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
     push = PushMessage(1, 1, 0, (np.ones(CUT[1], np.float32),), 1, 3)
     if isinstance(end, ServerEnd):
         started = time.monotonic()
-        assert end.recv(0.3) is None and time.monotonic() - started < 2
+        assert end.recv(0.3) is None and time.monotonic() - started < 5
         WORLD.Barrier()
         assert expect(end, PushMessage).arrays[0].tolist() == push.arrays[0].tolist()
     else:
@@ -328,7 +334,7 @@ def a_wait_ends_in_time() -> None:
     end = ends(64)
     started = time.monotonic()
     assert end.recv(0.1) is None
-    assert 0.1 <= time.monotonic() - started < 2
+    assert 0.1 <= time.monotonic() - started < 5
     end.close()
 
 
@@ -350,7 +356,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
             end.flush()
         except Stalled as error:
             assert str(error) == "rank 1 took nothing in for 1 s", error
-            assert time.monotonic() - started < 2 * PATIENCE_S
+            assert PATIENCE_S <= time.monotonic() - started < PATIENCE_S + 5
         else:
             raise AssertionError("it left")
         finally:
@@ -409,7 +415,7 @@ def a_worker_that_waits_is_asked_for_help_and_gets_its_reply() -> None:
 
         end.help = help
         started = time.monotonic()
-        assert end.recv(0.2) is None and 0.2 <= time.monotonic() - started < 2
+        assert end.recv(0.2) is None and 0.2 <= time.monotonic() - started < 10
         waited, asked = asked, 0
         assert waited >= 2
         end.send(0, Ask(1, 1))
@@ -418,24 +424,31 @@ def a_worker_that_waits_is_asked_for_help_and_gets_its_reply() -> None:
         model = model_of(end, 64, 1)
         expect(end, Ask)
         if end._bells is not None:
-            time.sleep(0.05)  # it sleeps
-            assert end._bells.is_asleep(1)
-            end._bells.wake(1)
+            bells, limit = end._bells, time.monotonic() + 20.0
+            while not bells.is_asleep(1):
+                assert time.monotonic() < limit
+                time.sleep(0.005)
+            bells.wake(1)
         end.send(1, Reply(1, 1, 1, model))
     end.close()
 
 
 def one_who_is_slow_is_looked_after() -> None:
     looks = []
-    end = ends(3_000_000)
+    end = ends(3_000_000, patience_s=20.0)
     if isinstance(end, ServerEnd):
-        end.look = lambda: looks.append(1)
+
+        def look() -> None:
+            looks.append(1)
+            tell("looked")
+
+        end.look = look
         model, started = model_of(end, 3_000_000, 1), time.monotonic()
         end.send(1, Reply(1, 0, 0, model))
         end.flush()
         assert 1 <= len(looks) <= 1 + (time.monotonic() - started) / 0.1, looks  # every 0.1 s
     else:
-        time.sleep(0.2)
+        until_told("looked")
         expect(end, Reply)
     end.close()
 
@@ -478,19 +491,18 @@ CHECKS: list[Callable[[], None]] = [
 def main() -> None:
     assert "torch" not in sys.modules, "the transport must not import torch: threads are set before it is"
     global mode
-    outcomes: dict[str, str] = {}
     for mode in MODES:
         for check in CHECKS:
             try:
                 check()
-                text = ""
             except Exception:
-                text = f"rank {RANK}, {mode}: {traceback.format_exc()}"
-            outcomes[check.__name__] = outcomes.get(check.__name__, "") + "".join(WORLD.allgather(text))
+                print(f"rank {RANK}, {mode}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+                WORLD.Abort(1)
+            WORLD.Barrier()
             while joined:
                 joined.pop().free()
     if RANK == 0:
-        Path(sys.argv[1]).write_text(json.dumps(outcomes))
+        Path(sys.argv[1]).write_text(json.dumps([check.__name__ for check in CHECKS]))
 
 
 if __name__ == "__main__":
