@@ -40,14 +40,12 @@ class Line(NamedTuple):
 class Pace(NamedTuple):
     """What a warm-up measured, in seconds.
 
-    ready: of each tensor, from the start of a push until its gradient was final. leaving, alone: of a bucket and of a
-    push in one piece (which may be sent from where it is), by the number of floats. arriving: by the number of bytes,
-    of a push of every worker at once. nbytes: that a float becomes.
+    ready: of each tensor, from the start of a push until its gradient was final. leaving: of a bucket, by the
+    number of floats. arriving: by the number of bytes, of a push of every worker at once. nbytes: that a float becomes.
     """
 
     ready: tuple[float, ...]
     leaving: Line
-    alone: Line
     arriving: Line
     nbytes: float
 
@@ -92,10 +90,9 @@ def late_s(slots: Sequence[Slot], buckets: Sequence[Bucket], pace: Pace) -> floa
             i += 1
         ready[i] = max(ready[i], time)
     order = sorted(range(1, len(buckets)), key=lambda i: (ready[i], -i))
-    leaving = pace.leaving if order else pace.alone
     late = arrived = 0.0
     for i in (*order, 0):
         numel = buckets[i].numel
-        late += leaving.at(numel)
+        late += pace.leaving.at(numel)
         arrived = max(arrived, (ready[i] if i else end) + late) + pace.arriving.at(pace.nbytes * numel)
     return arrived - end

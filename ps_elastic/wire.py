@@ -57,12 +57,11 @@ class Packed(NamedTuple):
 class Size(NamedTuple):
     """What a receiver must know of a message: its bytes, less the large array where that is elsewhere, and where it is.
 
-    apart_nbytes: of a push's first array, where it is apart. stale: a model came ahead that is not that of this reply.
+    stale: a model came ahead that is not that of this reply.
     """
 
     nbytes: int
     place: Place
-    apart_nbytes: int = 0
     stale: bool = False
 
 
@@ -152,8 +151,7 @@ def size_of(head: np.ndarray, layout: bytes, source: str) -> Size:
     fields = _fields(head, layout, source)
     form, flags = _form_of(fields, source), fields[3]
     if fields[2] == _PUSH and form.apart is not None:
-        dtype, count = form.apart
-        return Size(form.nbytes, Place.APART, count * dtype.itemsize)
+        return Size(form.nbytes, Place.APART)
     place = Place.INLINE
     if fields[2] == _REPLY and flags & (_MODEL_APART | _MODEL_SHARED):
         place = Place.APART if flags & _MODEL_APART else Place.SHARED

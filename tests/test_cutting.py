@@ -19,8 +19,8 @@ def layers(count: int, width: int = 256) -> Layout:
     return Layout(model)
 
 
-def pace(ready: tuple[float, ...], leaving: Line = FREE, arriving: Line = FREE, alone: Line | None = None) -> Pace:
-    return Pace(ready, leaving, alone or leaving, arriving, 4.0)
+def pace(ready: tuple[float, ...], leaving: Line = FREE, arriving: Line = FREE) -> Pace:
+    return Pace(ready, leaving, arriving, 4.0)
 
 
 def test_a_line_goes_through_two_points_and_is_never_negative() -> None:
@@ -78,12 +78,9 @@ def test_in_between_the_choice_is_the_best_there_is() -> None:
     assert choice.count == len(Layout(_model(32), choice.buckets).buckets)
 
 
-def test_a_push_in_one_piece_may_be_cheaper_by_the_copy() -> None:
-    layout, ready = layers(4), (4.0, 3.0, 2.0, 1.0)
+def test_a_push_stays_whole_where_backward_would_wait_for_every_copy() -> None:
     copying = Line(0.0, 1.0 / (1 << 16))
-    assert choose(layout, pace(ready, leaving=copying)).buckets == "whole"  # backward waits for every copy
-    late = choose(layout, pace(ready, leaving=copying, alone=FREE))
-    assert late == Choice("whole", 1, 0.0, 0.0)
+    assert choose(layers(4), pace((4.0, 3.0, 2.0, 1.0), leaving=copying)).buckets == "whole"
 
 
 def test_no_size_below_the_smallest_is_tried() -> None:

@@ -53,7 +53,7 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
         ready = time_gradients(config, parts, rank, workers, local_rank())
         # A large bucket that is the gradient itself leaves from there, as it does in one piece.
         leaving, nbytes = time_leaving(config, parts, rank, copies=not parts.is_gradient(config))
-        return Pace(ready, leaving, leaving, Line(0.0, 0.0), nbytes)
+        return Pace(ready, leaving, Line(0.0, 0.0), nbytes)
 
     pace = agree(comm, warm_up)
     trips = [(nbytes, round_trips_s(comm, nbytes, _ROUNDS, peer=workers)) for nbytes in (_SMALL, _LARGE)]

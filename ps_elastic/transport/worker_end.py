@@ -160,7 +160,7 @@ class WorkerEnd(End):
         if not self._head.has_first():
             return
         head, body, source = self._head.memory, self._body, self._head.name
-        nbytes, place, _, stale = size_of(head, self._layout, source)
+        nbytes, place, stale = size_of(head, self._layout, source)
         if nbytes > head.size or (place == Place.APART and body is None):
             raise WireError(f"{source}: {nbytes} bytes, expected at most {head.size}")
         if place == Place.SHARED and self._windows is None:
