@@ -11,7 +11,7 @@ __all__ = ["__version__", "train"]
 def __getattr__(name: str) -> Any:
     # `from ps_elastic import train` must work, and `ps-elastic --help` must not import torch for it.
     if name == "train":
-        from ps_elastic.training import train
+        from ps_elastic.runtime.train import train
 
         return train
     raise AttributeError(f"module 'ps_elastic' has no attribute '{name}'")

@@ -1,113 +1,120 @@
-"""A plug-in as a configuration states it: a kind, a name and settings; and how that becomes an instance."""
+"""Names of plug-ins, and how a name becomes a class.
+
+A kind of plug-in (policies, compressors, ...) is a package in which every module registers its
+class; looking a name up imports them all, so that adding a plug-in is adding a file. Outside the
+package a plug-in is named `module:Class`, searched from the current folder too.
+"""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import importlib
-import inspect
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.layers import read_yaml
-from ps_elastic.registry import Registry, settings
-from ps_elastic.values import complaint, make, plain
+from ps_elastic.errors import ConfigError, unknown
 
-# kind -> the package of its registry, the registry's name there, and the class that all of the kind derive from
-_KINDS = {
-    "policy": ("ps_elastic.policies", "policies", "Policy"),
-    "compressor": ("ps_elastic.compressors", "compressors", "Compressor"),
-    "task": ("ps_elastic.tasks", "tasks", "Task"),
-    "combiner": ("ps_elastic.combiners", "combiners", "Combiner"),
-    "update": ("ps_elastic.updates", "updates", "Update"),
-}
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """A checked choice of one plug-in. `settings` holds all of its settings, defaults filled in."""
+class Registry(Generic[T]):
+    """The plug-ins of one kind: a name for each class."""
 
-    kind: str  # "policy", "compressor", "task" or "update"
-    name: str  # as registered, or `module:Class`
-    settings: Mapping[str, Any]
-    changed: tuple[str, ...] | None = field(default=None, compare=False, repr=False)  # None: not compared with defaults
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._classes: dict[str, type[T]] = {}
+        self._complete = False
 
-    def build(self) -> Any:
-        """A new instance with these settings; no two share a list."""
-        return _registry(self.kind).load(self.name)(**copy.deepcopy(dict(self.settings)))
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: `@policies.register("first_k")`; a second class of that name is refused."""
 
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults: `top_k:ratio=0.1`."""
-        names = self.settings if self.changed is None else self.changed
-        return one_line(self.name, {name: self.settings[name] for name in names})
+        def add(cls: type[T]) -> type[T]:
+            if name in self._classes:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._classes[name] = cls
+            return cls
 
-    def to_dict(self) -> dict[str, Any]:
-        """The section as a file would state it in full."""
-        return {"name": self.name, **plain(self.settings)}
+        return add
+
+    def load(self, name: str) -> type[T]:
+        """Return the class called `name`, or `module:Class`. Raises ConfigError naming the nearest known name."""
+        if ":" in name:
+            return self._load_outside(name)
+        self._discover()
+        if name not in self._classes:
+            raise ConfigError(unknown(self.kind, name, self._classes), key="name")
+        return self._classes[name]
+
+    def items(self) -> Iterator[tuple[str, type[T]]]:
+        """Every registered name and class, in alphabetical order."""
+        self._discover()
+        yield from sorted(self._classes.items())
+
+    def name_of(self, cls: type) -> str:
+        """The registered name of `cls`, or `module:Class` for one from outside."""
+        for name, known in self._classes.items():
+            if known is cls:
+                return name
+        return f"{cls.__module__}:{cls.__qualname__}"
+
+    def _discover(self) -> None:
+        if self._complete:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        self._complete = True
+
+    def _load_outside(self, name: str) -> type[T]:
+        module_name, _, class_name = name.partition(":")
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if missing != module_name and not module_name.startswith(missing + "."):
+                raise  # the module is there, and what it imports is not: its author's error
+            raise ConfigError(f"no module '{module_name}' for {self.kind} '{name}'", key="name") from error
+        cls: Any = getattr(module, class_name, None)
+        if not isinstance(cls, type):
+            raise ConfigError(f"module '{module_name}' has no class '{class_name}'", key="name")
+        if not dataclasses.is_dataclass(cls):
+            raise ConfigError(f"{self.kind} '{name}' is not a dataclass: its fields are its settings", key="name")
+        return cast("type[T]", cls)
 
 
-def one_line(name: str, stated: Mapping[str, Any]) -> str:
-    """`name:key=value:...`; reads back the same unless a text holds a colon."""
-    return ":".join([name, *(f"{key}={_scalar(plain(value))}" for key, value in stated.items())])
+def settings(cls: type) -> dict[str, Any]:
+    """The settings of a plug-in with their defaults: its init fields; required ones map to dataclasses.MISSING."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.init:
+            make = field.default_factory
+            found[field.name] = field.default if make is dataclasses.MISSING else make()
+    return found
 
 
-def resolve(kind: str, section: Mapping[str, Any], shared: Sequence[str] = ()) -> tuple[Plugin, list[ConfigError]]:
-    """Return the plug-in that `section` states, and every problem found; imports the plug-in's module.
+def summary(cls: type) -> str:
+    """The first sentence of a plug-in's docstring."""
+    return (cls.__doc__ or "").strip().split("\n", 1)[0]
 
-    shared: keys of the section that are not settings of the plug-in. With problems, the plug-in cannot be built.
+
+def parse_one_line(text: str) -> tuple[str, dict[str, str]]:
+    """Split `top_k:ratio=0.01` or `my.rules:Mine:bound=3` into a name and its settings, still as text.
+
+    A segment without `=` after the first is the class of a `module:Class` name. Raises ConfigError.
     """
-    unresolved, problems = state(kind, section, shared)
-    if problems:
-        return unresolved, problems
-    reserved = ("name", *shared)
-    try:
-        cls = _load(kind, unresolved.name)
-        defaults = settings(cls)
-        if taken := [key for key in reserved if key in defaults]:
-            raise ConfigError(
-                f"class {cls.__qualname__} has a setting of that name, which every section has", key=taken[0]
-            )
-        _, values, problems = make(cls, unresolved.settings, reserved, f"key of {kind} {unresolved.name}")
-    except ConfigError as error:
-        return unresolved, [error]
-    changed = tuple(key for key, value in values.items() if value != defaults[key])
-    return Plugin(kind, unresolved.name, values, changed), problems
-
-
-def state(kind: str, section: Mapping[str, Any], shared: Sequence[str] = ()) -> tuple[Plugin, list[ConfigError]]:
-    """Return the plug-in as written, its class not looked up: `settings` holds what was stated, unchecked."""
-    stated = {key: value for key, value in section.items() if key != "name" and key not in shared}
-    name = section.get("name")
-    problems = [] if isinstance(name, str) else [ConfigError(complaint(name, str), key="name")]
-    return Plugin(kind, str(name), stated), problems
-
-
-def _scalar(value: Any) -> str:
-    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
-
-
-def _reads_back(text: str) -> bool:
-    try:
-        return bool(read_yaml(text) == text)
-    except ConfigError:
-        return False
-
-
-def _registry(kind: str) -> Registry[Any]:
-    package, attribute, _ = _KINDS[kind]
-    registry: Registry[Any] = getattr(importlib.import_module(package), attribute)
-    return registry
-
-
-def _load(kind: str, name: str) -> type:
-    cls = _registry(kind).load(name)
-    package, _, base = _KINDS[kind]
-    expected = getattr(importlib.import_module(package), base)
-    if not issubclass(cls, expected):
-        raise ConfigError(f"got class {cls.__qualname__}, expected a subclass of {package}.{base}", key="name")
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(cls.__abstractmethods__))
-        raise ConfigError(f"class {cls.__qualname__} lacks {missing}", key="name")
-    return cls
+    name, *segments = text.split(":")
+    options: dict[str, str] = {}
+    for position, segment in enumerate(segments):
+        key, equals, value = segment.partition("=")
+        if equals:
+            options[key] = value
+        elif position == 0 and segment:
+            name = f"{name}:{segment}"
+        else:
+            raise ConfigError(f"expected key=value, got '{segment}' in '{text}'")
+    return name, options

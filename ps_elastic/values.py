@@ -18,7 +18,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.registry import settings
+from ps_elastic.plugins import settings
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",

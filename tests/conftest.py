@@ -21,9 +21,10 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ps_elastic import compiled, environment, launcher, mpirun
-from ps_elastic.environment import Mpi
+from ps_elastic.cluster import environment, launcher, mpirun
+from ps_elastic.cluster.environment import Mpi
 from ps_elastic.errors import PlatformError
+from ps_elastic.vectors import kernels as compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "mpi_programs"

@@ -13,22 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic import train
-from ps_elastic.calculator import Calculator
+from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.config import Config, Optimizer, load
-from ps_elastic.events import Action, Drop, Measure, Push, Release, Step
-from ps_elastic.lanes import LanesServer
-from ps_elastic.layout import Layout
-from ps_elastic.ledger import Ledger
-from ps_elastic.messages import Message, PushMessage, Reply
-from ps_elastic.optimizer import FlatOptimizer
+from ps_elastic.config.load import Config, load
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies import Policy
-from ps_elastic.replay import replay_decisions
-from ps_elastic.server import Server
-from ps_elastic.slices import Slices
+from ps_elastic.policies.events import Action, Drop, Measure, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.server.layerwise import LanesServer
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.server import Server
+from ps_elastic.server.slices import Slices
+from ps_elastic.server.store import Calculator
 from ps_elastic.tasks import Task, seeded
-from ps_elastic.tracker import Tracker
+from ps_elastic.transport.messages import Message, PushMessage, Reply
+from ps_elastic.vectors.layout import Layout
 
 # ---- tasks, named `helpers:Name` in a configuration
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ps_elastic.errors import Stalled, TaskError
-from ps_elastic.transport.agree import JobFailed, Told, blame, ending_all
+from ps_elastic.transport.collectives import JobFailed, Told, blame, ending_all
 
 
 class Comm:

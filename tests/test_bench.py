@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic.bench import Benchmark, Row, row, run_benchmark
+from ps_elastic.analysis.bench import Benchmark, Row, row, run_benchmark
 from ps_elastic.cli import main
 from ps_elastic.errors import CHECK_FAILED, ConfigError
 from ps_elastic.policies import policies

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ps_elastic.bench import jobs, run_benchmark
-from ps_elastic.environment import Mpi
+from ps_elastic.analysis.bench import jobs, run_benchmark
+from ps_elastic.cluster.environment import Mpi
 from ps_elastic.errors import PlatformError
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.bench import hogwild, lockfree, run_benchmark
-from ps_elastic.config import load
+from ps_elastic.analysis.bench import hogwild, lockfree, run_benchmark
+from ps_elastic.config.load import load
 
 STEPS = 20
 

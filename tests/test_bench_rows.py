@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.bench import (
+from ps_elastic.analysis.bench import (
     Benchmark,
     Row,
     base,
@@ -25,9 +25,9 @@ from ps_elastic.bench import (
     step,
 )
 from ps_elastic.cli import main
-from ps_elastic.config import load
+from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError, Interrupted, PlatformError
-from ps_elastic.registry import Registry
+from ps_elastic.plugins import Registry
 
 Plan = Sequence[tuple[str, dict[str, Any]]]
 
@@ -170,7 +170,7 @@ def test_memory_is_counted_in_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_goes_on_after_a_benchmark_that_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    some: Registry[Benchmark] = Registry("benchmark", "ps_elastic.bench")
+    some: Registry[Benchmark] = Registry("benchmark", "ps_elastic.analysis.bench")
 
     @some.register("a")
     @dataclass
@@ -202,7 +202,7 @@ def test_all_goes_on_after_a_benchmark_that_fails(
 
 
 def test_all_ends_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    some: Registry[Benchmark] = Registry("benchmark", "ps_elastic.bench")
+    some: Registry[Benchmark] = Registry("benchmark", "ps_elastic.analysis.bench")
 
     @some.register("a")
     @dataclass

@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 import torch
 
-from ps_elastic.bench.tasks import Perceptron, Wide
+from ps_elastic.analysis.bench.tasks import Perceptron, Wide
 from ps_elastic.errors import ConfigError
-from ps_elastic.layout import Layout
+from ps_elastic.vectors.layout import Layout
 
 
 @pytest.mark.parametrize(("parameters", "tensors"), [(1000, 1), (1003, 4)])

@@ -16,18 +16,18 @@ import torch
 from helpers import Point
 from torch import Tensor, nn
 
-from ps_elastic.calculator import Calculator
-from ps_elastic.combiners.mean import Mean
 from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.config import Optimizer
-from ps_elastic.events import PushId, Step, Term
-from ps_elastic.layout import Layout
-from ps_elastic.ledger import View
-from ps_elastic.messages import PushMessage
-from ps_elastic.norms import ACCURACY
-from ps_elastic.optimizer import BLOCK, FlatOptimizer
+from ps_elastic.config.sections import Optimizer
+from ps_elastic.policies.events import PushId, Step, Term
+from ps_elastic.policies.ledger import View
+from ps_elastic.server.combiners.mean import Mean
+from ps_elastic.server.optimizer import BLOCK, FlatOptimizer
+from ps_elastic.server.store import Calculator
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.vectors.layout import Layout
+from ps_elastic.vectors.norms import ACCURACY
 
 ONE, TWO, THREE = (PushId(worker, 1) for worker in (1, 2, 3))
 BUCKETS = ("whole", "layer", 1000, 100_000)

@@ -81,13 +81,13 @@ def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_only_the_command_that_is_named_is_imported() -> None:
     modules = modules_after("list", "policies")
-    assert {module for module in modules if module.startswith("ps_elastic.commands.")} == {"ps_elastic.commands.list"}
+    assert {module for module in modules if module.startswith("ps_elastic.cli.")} == {"ps_elastic.cli.list"}
 
 
 def test_help_names_every_command_and_so_does_python_m() -> None:
     done = process("--help")
     assert done.returncode == 0
-    for module in (ROOT / "ps_elastic" / "commands").glob("[a-z]*.py"):
+    for module in (ROOT / "ps_elastic" / "cli").glob("[a-z]*.py"):
         assert f"\n  {module.stem} " in done.stdout
     assert done.stdout.startswith("Usage: ps-elastic ")
 
@@ -222,7 +222,7 @@ def test_a_setting_without_a_default_is_listed_as_required(
 def test_a_kind_of_which_there_is_none_is_an_empty_list(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ps_elastic.commands import list as listing
+    from ps_elastic.cli import list as listing
 
     monkeypatch.setitem(listing._PACKAGES, "benchmarks", "ps_elastic.no_such_package")
     assert main(["list", "benchmarks", "--json"]) == 0
@@ -232,7 +232,7 @@ def test_a_kind_of_which_there_is_none_is_an_empty_list(
 
 
 def test_config_show_prints_what_loads_to_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ps_elastic.config import load
+    from ps_elastic.config.load import load
 
     expected = load(config, ["seed=3"])
     assert main(["config", "show", str(config), "seed=3"]) == 0

@@ -6,14 +6,14 @@ import torch
 from helpers import Desk
 from torch import Tensor, nn
 
-from ps_elastic.combiners import Combiner, Part, combiners, make_combiner
-from ps_elastic.combiners.delay_compensated import DelayCompensated
 from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.config import Optimizer
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import ConfigError, PolicyError
-from ps_elastic.policies.delay_compensated import DelayCompensated as DelayCompensatedRule
+from ps_elastic.policies.rules.delay_compensated import DelayCompensated as DelayCompensatedRule
+from ps_elastic.server.combiners import Combiner, Part, combiners, make_combiner
+from ps_elastic.server.combiners.delay_compensated import DelayCompensated
 
 N = 40
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ps_elastic.analysis.compare.plan import Comparison, folder_names, plan, split
+from ps_elastic.analysis.compare.session import Session, reason
+from ps_elastic.analysis.compare.statistics import recommend, rows, t_975
 from ps_elastic.cli import main
-from ps_elastic.commands.compare import perform, working
-from ps_elastic.compare import Session, reason
-from ps_elastic.compare_plan import Comparison, folder_names, plan, split
-from ps_elastic.compare_rows import recommend, rows, t_975
+from ps_elastic.cli.compare import perform, working
 from ps_elastic.errors import ConfigError, Interrupted, PlatformError
 
 POLICIES = ("synchronous", "stale_synchronous:bound=4")
@@ -380,8 +380,8 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLauncher:
     (tmp_path / "q.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     fake = FakeLauncher()
-    monkeypatch.setattr("ps_elastic.launcher.run_job", fake)
-    monkeypatch.setattr("ps_elastic.launcher.describe", lambda ranks, threads: f"{ranks} ranks")
+    monkeypatch.setattr("ps_elastic.cluster.launcher.run_job", fake)
+    monkeypatch.setattr("ps_elastic.cluster.launcher.describe", lambda ranks, threads: f"{ranks} ranks")
     return fake
 
 

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import pytest
 
-from ps_elastic import compiled
+from ps_elastic.vectors import kernels as compiled
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_large_models_have_them_where_numba_is() -> None:
     if (reason := compiled.why_not()) is not None:
         pytest.skip(reason)
     kernels = compiled.kernels_for(compiled.LEAST)
-    assert kernels is not None and kernels.__name__ == "ps_elastic.kernels"
+    assert kernels is not None and kernels.__name__ == "ps_elastic.vectors.numba_kernels"
 
 
 def test_a_numba_that_cannot_be_imported_is_told_and_gone_without() -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload, compressors
+from ps_elastic.config.plugin import resolve
 from ps_elastic.errors import WireError
-from ps_elastic.memory import aligned
-from ps_elastic.messages import PushMessage
-from ps_elastic.plugins import resolve
-from ps_elastic.registry import parse_one_line
-from ps_elastic.wire import HEADER_BYTES, pack, unpack
+from ps_elastic.plugins import parse_one_line
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.transport.wire import HEADER_BYTES, pack, unpack
+from ps_elastic.vectors.memory import aligned
 
 DIGEST = bytes(32)
 MORE = ("top_k:ratio=0.1", "top_k:ratio=0.5", "top_k:ratio=1.0")  # settings besides the defaults

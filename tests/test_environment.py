@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import environment
+from ps_elastic.cluster import environment
 from ps_elastic.errors import PlatformError
 
 LAUNCHER_VARIABLES = ("OMPI_", "PMI_", "PMIX_", "MPI_LOCAL", "SLURM_")
@@ -223,7 +223,7 @@ def test_the_server_may_have_what_its_workers_leave():
 
 def test_looking_at_the_machine_loads_neither_mpi_nor_torch():
     code = (
-        "import sys, ps_elastic.launcher, ps_elastic.submit, ps_elastic.doctor\n"
+        "import sys, ps_elastic.cluster.launcher, ps_elastic.cluster.slurm, ps_elastic.cluster.doctor\n"
         "from ps_elastic import environment as e; e.installed_runtimes(); e.usable_cores()\n"
         "print({'mpi4py', 'torch', 'numpy'} & set(sys.modules))"
     )

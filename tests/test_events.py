@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ps_elastic.events import (
+from ps_elastic.policies.events import (
     ZERO,
     Action,
     Applied,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.theory import EQUAL_DATA, REPAID
+from ps_elastic.policies.theory import EQUAL_DATA, REPAID
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 ENV = {

@@ -13,9 +13,9 @@ import torch
 from helpers import Blobs, Dropout, Images, Odd, Run, fit
 from torch import Tensor, nn
 
-from ps_elastic.oracle import draw_seed
 from ps_elastic.tasks import Task
 from ps_elastic.tasks.digits import Digits
+from ps_elastic.worker.gradients import draw_seed
 
 Sgd = torch.optim.SGD
 

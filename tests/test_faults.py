@@ -5,10 +5,22 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.config import check, load
+from ps_elastic.config.fault_plan import Plan
+from ps_elastic.config.faults import (
+    Crash,
+    Delay,
+    Duplicate,
+    Faults,
+    Join,
+    Leave,
+    LostPush,
+    LostReply,
+    Pause,
+    Slow,
+    read,
+)
+from ps_elastic.config.load import check, load
 from ps_elastic.errors import ConfigError
-from ps_elastic.fault_plan import Plan
-from ps_elastic.faults import Crash, Delay, Duplicate, Faults, Join, Leave, LostPush, LostReply, Pause, Slow, read
 
 
 def plan(seed: int = 0, **entries: Any) -> Plan:

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from ps_elastic import train
-from ps_elastic.commands.config import command as config_command
-from ps_elastic.config import check, load
+from ps_elastic.cli.config import command as config_command
+from ps_elastic.config.load import check, load
 from ps_elastic.errors import USAGE, ConfigError
 from ps_elastic.policies import policies
-from ps_elastic.updates import updates
+from ps_elastic.worker.updates import updates
 
 BASE = {"task": "quadratic"}
 WRITERS = "views=torn writers=workers"

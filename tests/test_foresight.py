@@ -10,15 +10,15 @@ import torch
 from helpers import Ahead, Desk, fit
 from torch import Tensor
 
-from ps_elastic.combiners import Part, make_combiner
-from ps_elastic.combiners.base import no_drift
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.events import PushId, Step, Term
-from ps_elastic.foresight import Foresight
-from ps_elastic.layout import Bucket
-from ps_elastic.messages import Reply
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.synchronous import Synchronous
+from ps_elastic.policies.events import PushId, Step, Term
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.server.combiners import Part, make_combiner
+from ps_elastic.server.combiners.base import no_drift
+from ps_elastic.server.foresight import Foresight
+from ps_elastic.transport.messages import Reply
+from ps_elastic.vectors.layout import Bucket
 
 BUCKETS = (Bucket(0, 64), Bucket(64, 192), Bucket(192, 256))
 

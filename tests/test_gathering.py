@@ -5,8 +5,8 @@ from itertools import permutations
 import pytest
 
 from ps_elastic.errors import WireError
-from ps_elastic.gathering import Gathering
-from ps_elastic.messages import PushMessage
+from ps_elastic.server.gathering import Gathering
+from ps_elastic.transport.messages import PushMessage
 
 
 def part(bucket: int, worker: int = 1, step: int = 1, buckets: int = 3) -> PushMessage:

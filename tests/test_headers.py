@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.calculator import Calculator
-from ps_elastic.config import Optimizer
-from ps_elastic.costs import Norms
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import ConfigError
-from ps_elastic.events import ZERO, PushId, Step, Term
-from ps_elastic.header_worker import HeaderWorker, RecordedNorms, modelled
-from ps_elastic.headers import HeaderCalculator
-from ps_elastic.ledger import View
-from ps_elastic.messages import PushMessage, Reply
-from ps_elastic.simulation import simulate
+from ps_elastic.policies.events import ZERO, PushId, Step, Term
+from ps_elastic.policies.ledger import View
+from ps_elastic.server.store import Calculator
+from ps_elastic.simulation.costs import Norms
+from ps_elastic.simulation.header_worker import HeaderWorker, RecordedNorms, modelled
+from ps_elastic.simulation.headers import HeaderCalculator
+from ps_elastic.simulation.simulate import simulate
+from ps_elastic.transport.messages import PushMessage, Reply
 
 A, B = PushId(1, 1), PushId(2, 1)
 AT_START = View(0, 0.0, None, 0.0, 0.0)

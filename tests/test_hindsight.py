@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from helpers import Run, fit
 
+from ps_elastic.analysis.replay.decisions import read_line, replay_decisions
+from ps_elastic.analysis.replay.hindsight import Hindsight, Motion
+from ps_elastic.analysis.replay.tally import Tally
 from ps_elastic.errors import Stalled
-from ps_elastic.events import Applied, Asked, Done, Joined, Left, Push, PushId, Step, Term
-from ps_elastic.hindsight import Hindsight, Motion
 from ps_elastic.policies import Policy
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.deadline import Deadline
-from ps_elastic.policies.elastic_bound import ElasticBound
-from ps_elastic.policies.synchronous import Synchronous
-from ps_elastic.replay import read_line, replay_decisions
-from ps_elastic.simulation import simulate
-from ps_elastic.tally import Tally
+from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, Step, Term
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.deadline import Deadline
+from ps_elastic.policies.rules.elastic_bound import ElasticBound
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.simulation.simulate import simulate
 from tests.law.story import Story
 
 

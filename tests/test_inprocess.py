@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from helpers import Desk, Run, fit
 
-from ps_elastic.config import Optimizer
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import Stalled
-from ps_elastic.events import Action, Push, Release, Step, Wake
-from ps_elastic.ledger import Ledger
-from ps_elastic.messages import Reply
 from ps_elastic.policies import Policy
-from ps_elastic.policies.stale_synchronous import StaleSynchronous
-from ps_elastic.transport import inprocess
+from ps_elastic.policies.events import Action, Push, Release, Step, Wake
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
+from ps_elastic.runtime import inprocess
+from ps_elastic.transport.messages import Reply
 
 
 def test_workers_take_turns_in_their_order(tmp_path: Path) -> None:

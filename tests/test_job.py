@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.messages import Farewell, Message
-from ps_elastic.rundir import INTERRUPT, asked_by
-from ps_elastic.transport import loops
+from ps_elastic.records.run_dir import INTERRUPT, asked_by
+from ps_elastic.runtime import loops
+from ps_elastic.transport.messages import Farewell, Message
 
 
 class Deaf:
@@ -56,7 +56,7 @@ def test_the_word_of_the_launcher_says_who_asked_to_stop(tmp_path):
 def test_threads_can_be_set_before_torch_is_imported(mpi):
     code = (
         "import mpi4py; mpi4py.rc.initialize = False\n"
-        "import sys, ps_elastic.transport.job, ps_elastic.transport.server_end\n"
+        "import sys, ps_elastic.runtime.rank, ps_elastic.transport.server_endpoint\n"
         "sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).parent.parent

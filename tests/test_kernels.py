@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ps_elastic import compiled
-from ps_elastic.norms import ACCURACY
+from ps_elastic.vectors import kernels
+from ps_elastic.vectors.norms import ACCURACY
 
 NUMELS = (0, 1, 511, 512, 513, 5000)
 SQUARE = 2 * ACCURACY + 2.0**-23
@@ -18,11 +18,11 @@ SQUARE = 2 * ACCURACY + 2.0**-23
 
 @pytest.fixture(scope="module")
 def k() -> ModuleType:
-    if (reason := compiled.why_not()) is not None:
+    if (reason := kernels.why_not()) is not None:
         pytest.skip(reason)
-    from ps_elastic import kernels
+    from ps_elastic.vectors import numba_kernels
 
-    return kernels
+    return numba_kernels
 
 
 def vectors(count: int, numel: int, size: float = 1.0) -> list[np.ndarray]:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from helpers import LayerDesk, LayersAtOnce, fit
 
+from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.errors import WireError
-from ps_elastic.events import Action, Push, Release, Step
-from ps_elastic.ledger import Ledger
-from ps_elastic.messages import Ask, Farewell, Layer
 from ps_elastic.policies import Policy
-from ps_elastic.policies.salf import Salf
-from ps_elastic.policies.salf_fill import SalfFill
-from ps_elastic.replay import replay_decisions
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.salf import Salf
+from ps_elastic.policies.rules.salf_fill import SalfFill
+from ps_elastic.transport.messages import Ask, Farewell, Layer
 
 
 @pytest.fixture(autouse=True)

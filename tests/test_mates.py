@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from ps_elastic.crew import Leader
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import Stalled, WorkersLost
-from ps_elastic.events import PushId, Step, Term
-from ps_elastic.layout import Layout
-from ps_elastic.optimizer import FlatOptimizer
-from ps_elastic.sections import Optimizer
-from ps_elastic.totals import Totals
-from ps_elastic.transport.mates import Mates, common_bytes
-from ps_elastic.wire import HEADER_BYTES
+from ps_elastic.policies.events import PushId, Step, Term
+from ps_elastic.server.mates import Mates, common_bytes
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.shared_step import Leader
+from ps_elastic.server.totals import Totals
+from ps_elastic.transport.wire import HEADER_BYTES
+from ps_elastic.vectors.layout import Layout
 
 LIMIT_S, PATIENCE_S = 20.0, 1.0
 SETTINGS = Optimizer(momentum=0.9)

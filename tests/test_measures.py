@@ -12,19 +12,18 @@ import pytest
 import torch
 from helpers import Desk, Run, fit
 
-from ps_elastic import theory
-from ps_elastic.config import Optimizer
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import CHECK_FAILED
-from ps_elastic.events import Action, Push, Release, Step
-from ps_elastic.ledger import Ledger
-from ps_elastic.policies import Policy
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.elastic_bound import ElasticBound
-from ps_elastic.policies.norm_bounded import NormBounded
-from ps_elastic.policies.synchronous import Synchronous
-from ps_elastic.policies.variance_bounded import VarianceBounded
-from ps_elastic.theory import Bound, Facts
-from ps_elastic.training import recheck
+from ps_elastic.policies import Policy, theory
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.elastic_bound import ElasticBound
+from ps_elastic.policies.rules.norm_bounded import NormBounded
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.policies.rules.variance_bounded import VarianceBounded
+from ps_elastic.policies.theory import Bound, Facts
+from ps_elastic.runtime.train import recheck
 
 QUADRATIC = {"task": "quadratic", "optimizer": {"lr": 1 / 60}}
 
@@ -226,8 +225,8 @@ def test_owed_pushes_larger_than_the_rest_prove_nothing() -> None:
     assert bound is not None and bound.value is not None
     scaled = totals.scaled.as_dict("rms")["rms"]
     assert scaled is not None and scaled > bound.value
-    from ps_elastic.config import load
-    from ps_elastic.measures import against_theory
+    from ps_elastic.config.load import load
+    from ps_elastic.server.measures import against_theory
 
     told = against_theory(load({"task": "quadratic", "policy": "norm_bounded:beta=0.3"}), desk.server)
     assert told["bound_holds"] is None and "larger than M" in told["B_theory_text"]

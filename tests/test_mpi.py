@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, ranks_command, run_several
 
-from ps_elastic import launcher
-from ps_elastic.commands.replay import command as replay_command
-from ps_elastic.config import load
-from ps_elastic.environment import Mpi
-from ps_elastic.replay import replay_decisions
-from ps_elastic.training import train
+from ps_elastic.analysis.replay.decisions import replay_decisions
+from ps_elastic.cli.replay import command as replay_command
+from ps_elastic.cluster import launcher
+from ps_elastic.cluster.environment import Mpi
+from ps_elastic.config.load import load
+from ps_elastic.runtime.train import train
 
 pytestmark = pytest.mark.mpi
 
@@ -60,7 +60,7 @@ ENDS = {
 
 
 PERCEPTRON_TEXT = """
-task: {name: "ps_elastic.bench.tasks:Perceptron", parameters: 200000, batch_size: 4}
+task: {name: "ps_elastic.analysis.bench.tasks:Perceptron", parameters: 200000, batch_size: 4}
 optimizer: {lr: 0.05, momentum: 0.9, weight_decay: 0.001, decay_norm_and_bias: false}
 train: {samples: 240, evaluate_every_samples: 120}
 """

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from ps_elastic import mpirun
-from ps_elastic.rundir import INTERRUPT
+from ps_elastic.cluster import mpirun
+from ps_elastic.records.run_dir import INTERRUPT
 
 TELL_PARENT = "import os, signal, sys, time\ndef tell(number): os.kill(os.getppid(), number)\n"
 QUIT_BY_USR1 = "signal.signal(signal.SIGUSR1, lambda *_: os._exit(42))\n"

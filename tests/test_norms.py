@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ps_elastic.compiled import kernels_for
-from ps_elastic.norms import ACCURACY, Difference, norm
-from ps_elastic.observer import _WIDER
+from ps_elastic.server.discrepancy import _WIDER
+from ps_elastic.vectors.kernels import kernels_for
+from ps_elastic.vectors.norms import ACCURACY, Difference, norm
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZES = (1, 63, 1023, 1024, 1025, 5000, 70_001)

@@ -14,7 +14,7 @@ import pytest
 from conftest import PROGRAMS, ROOT, TRAIN, Ended, Said, run_several
 
 from ps_elastic.cli import main
-from ps_elastic.environment import Mpi
+from ps_elastic.cluster.environment import Mpi
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 PROMPT_S = 10.0

@@ -17,21 +17,21 @@ import torch
 from helpers import Desk, Point, fit
 from torch import Tensor, nn
 
-from ps_elastic import theory
-from ps_elastic.assemble import make_parts, make_server, make_worker
+from ps_elastic.analysis.verify import play, verify
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.config import Config, Optimizer, load
-from ps_elastic.layout import Layout
-from ps_elastic.optimizer import FlatOptimizer
-from ps_elastic.policies import Policy
-from ps_elastic.policies.deadline import Deadline
-from ps_elastic.policies.norm_bounded import NormBounded
-from ps_elastic.policies.variance_bounded import VarianceBounded
+from ps_elastic.config.load import Config, load
+from ps_elastic.config.sections import Optimizer
+from ps_elastic.policies import Policy, theory
+from ps_elastic.policies.rules.deadline import Deadline
+from ps_elastic.policies.rules.norm_bounded import NormBounded
+from ps_elastic.policies.rules.variance_bounded import VarianceBounded
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.runtime import inprocess
+from ps_elastic.runtime.build import make_parts, make_server, make_worker
+from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.tasks import Task
-from ps_elastic.tracker import Tracker
-from ps_elastic.transport import inprocess
-from ps_elastic.verify import play, verify
+from ps_elastic.vectors.layout import Layout
 
 
 @pytest.fixture(autouse=True)

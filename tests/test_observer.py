@@ -13,13 +13,13 @@ import torch
 from helpers import Desk
 from numpy.typing import NDArray
 
-from ps_elastic.config import Optimizer
-from ps_elastic.events import PushId
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies import Policy
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.deadline import Deadline
-from ps_elastic.policies.norm_bounded import NormBounded
-from ps_elastic.policies.variance_bounded import VarianceBounded
+from ps_elastic.policies.events import PushId
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.deadline import Deadline
+from ps_elastic.policies.rules.norm_bounded import NormBounded
+from ps_elastic.policies.rules.variance_bounded import VarianceBounded
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.config import Optimizer, Schedule
+from ps_elastic.config.sections import Optimizer, Schedule
 from ps_elastic.errors import PolicyError
-from ps_elastic.layout import Layout
-from ps_elastic.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.vectors.layout import Layout
 
 SGD: list[dict[str, Any]] = [
     {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ps_elastic.oracle import draw_seed, to_device
+from ps_elastic.worker.gradients import draw_seed, to_device
 
 
 def test_seeds_differ_wherever_a_part_does() -> None:

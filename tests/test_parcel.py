@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.errors import Stalled, TaskError
-from ps_elastic.messages import PushMessage
 from ps_elastic.tasks import Task
-from ps_elastic.updates.sgd import Sgd
-from ps_elastic.updates.sisa import Sisa
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.worker.updates.sgd import Sgd
+from ps_elastic.worker.updates.sisa import Sisa
 
 
 class Mark(torch.autograd.Function):

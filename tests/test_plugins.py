@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ps_elastic.config.plugin import Plugin, one_line, resolve, state
+from ps_elastic.config.sources import gather
 from ps_elastic.errors import ConfigError
-from ps_elastic.layers import gather
-from ps_elastic.plugins import Plugin, one_line, resolve, state
 from ps_elastic.policies import Policy
 
 

@@ -8,12 +8,12 @@ from heapq import heapify, heappop, heappush
 import pytest
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.events import Asked, Drop, Joined, Left, Push, PushId, Release
 from ps_elastic.policies import Policy
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.first_k import FirstK
-from ps_elastic.policies.stale_synchronous import StaleSynchronous
-from ps_elastic.policies.synchronous import Synchronous
+from ps_elastic.policies.events import Asked, Drop, Joined, Left, Push, PushId, Release
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.first_k import FirstK
+from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
+from ps_elastic.policies.rules.synchronous import Synchronous
 from tests.law.story import Story, plain
 
 

@@ -14,14 +14,14 @@ from conftest import ROOT, run_several
 from helpers import Blobs, Images, fit
 from torch import Tensor, nn
 
-from ps_elastic.config import load
-from ps_elastic.environment import Mpi
+from ps_elastic.analysis.replay.recompute import Recomputed, compute_on, recompute, warnings
+from ps_elastic.cluster.environment import Mpi
+from ps_elastic.cluster.threads import set_threads
+from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError, TaskError
 from ps_elastic.policies import policies
-from ps_elastic.recompute import Recomputed, compute_on, recompute, warnings
-from ps_elastic.recorded import RunRecord, open_run
-from ps_elastic.simulation import simulate
-from ps_elastic.threads import set_threads
+from ps_elastic.records.reader import RunRecord, open_run
+from ps_elastic.simulation.simulate import simulate
 
 WORKERS = 3
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -235,7 +235,7 @@ class Counting(Blobs):
 def test_workers_and_server_compute_on_their_own_numbers_of_threads(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ps_elastic.calculator import Calculator
+    from ps_elastic.server.store import Calculator
 
     counted, apply = set(), Calculator.apply
 

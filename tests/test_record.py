@@ -9,10 +9,10 @@ from helpers import Images, OddModel, Point
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ps_elastic.config import load
+from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError
-from ps_elastic.layout import Layout
-from ps_elastic.record import Record, environment, load_parameters, write_json
+from ps_elastic.records.writer import Record, environment, load_parameters, write_json
+from ps_elastic.vectors.layout import Layout
 
 
 def saved(model: nn.Module, folder: Path) -> str:

@@ -13,7 +13,7 @@ from helpers import fit
 
 from ps_elastic import __version__
 from ps_elastic.errors import ConfigError
-from ps_elastic.recorded import open_run
+from ps_elastic.records.reader import open_run
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Registry, parse_one_line, settings, summary
 from ps_elastic.policies import Policy, policies
 from ps_elastic.policies.base import load_state, save_state
-from ps_elastic.registry import Registry, parse_one_line, settings, summary
 from tests.law.rules import Lottery
 
 

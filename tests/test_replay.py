@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic.decide import decide
+from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.errors import ConfigError, Stalled
-from ps_elastic.events import Action, Asked, Done, Joined, Left, Push, PushId, Step
-from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy
-from ps_elastic.policies.first_k import FirstK
-from ps_elastic.policies.stale_synchronous import StaleSynchronous
-from ps_elastic.policies.synchronous import Synchronous
-from ps_elastic.replay import replay_decisions
+from ps_elastic.policies.decide import decide
+from ps_elastic.policies.events import Action, Asked, Done, Joined, Left, Push, PushId, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.first_k import FirstK
+from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
+from ps_elastic.policies.rules.synchronous import Synchronous
 from tests.law.rules import Deadline, Lottery, TwoJobs, WithinBudget
 from tests.law.story import Story
 

@@ -15,10 +15,10 @@ import pytest
 from helpers import fit
 
 from ps_elastic import cli
-from ps_elastic.events import Action, Push, Release, Step
-from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy
-from ps_elastic.simulation import simulate
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.simulation.simulate import simulate
 
 MOODY = "test_replay_command:Moody"
 

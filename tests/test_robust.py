@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ps_elastic.errors import Stalled, WorkersLost
-from ps_elastic.transport.robust import LOCK_BYTES, RobustLock
+from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
 
 LIMIT_S = 20.0
 

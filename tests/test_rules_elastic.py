@@ -10,18 +10,32 @@ import pytest
 import torch
 from helpers import Desk, fit
 
-from ps_elastic.config import Optimizer
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import ConfigError
-from ps_elastic.events import ZERO, Action, Asked, Drop, Left, Measure, Push, PushId, Release, Step, Term, Wake, Woke
 from ps_elastic.policies import Policy, policies
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.deadline import Deadline
-from ps_elastic.policies.delay_bounded import DelayBounded
-from ps_elastic.policies.elastic_bound import ElasticBound
-from ps_elastic.policies.norm_bounded import NormBounded
-from ps_elastic.policies.synchronous import Synchronous
-from ps_elastic.policies.value_bounded import ValueBounded
-from ps_elastic.policies.variance_bounded import VarianceBounded
+from ps_elastic.policies.events import (
+    ZERO,
+    Action,
+    Asked,
+    Drop,
+    Left,
+    Measure,
+    Push,
+    PushId,
+    Release,
+    Step,
+    Term,
+    Wake,
+    Woke,
+)
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.deadline import Deadline
+from ps_elastic.policies.rules.delay_bounded import DelayBounded
+from ps_elastic.policies.rules.elastic_bound import ElasticBound
+from ps_elastic.policies.rules.norm_bounded import NormBounded
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.policies.rules.value_bounded import ValueBounded
+from ps_elastic.policies.rules.variance_bounded import VarianceBounded
 from tests.law.story import Story, plain
 
 
@@ -224,7 +238,7 @@ def test_norm_bounded_never_steps_with_less_than_half_of_the_workers_taking_part
 
 
 def test_norm_bounded_does_not_count_the_norm_of_who_left_for_one_who_came() -> None:
-    from ps_elastic.events import Joined
+    from ps_elastic.policies.events import Joined
 
     story = Story(NormBounded(beta=0.5), 2)
     story.push(1)

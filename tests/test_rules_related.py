@@ -9,21 +9,21 @@ from random import Random
 import pytest
 from helpers import fit
 
-from ps_elastic.combiners import make_combiner
-from ps_elastic.combiners.delay_compensated import DelayCompensated as Compensator
 from ps_elastic.errors import ConfigError
-from ps_elastic.events import Action, Asked, Drop, Joined, Left, PushId, Release, Step, Term
 from ps_elastic.policies import Policy, policies
-from ps_elastic.policies.asgrad import AsGrad
-from ps_elastic.policies.consensus import Consensus
-from ps_elastic.policies.delay_compensated import DelayCompensated
-from ps_elastic.policies.fedbuff import FedBuff
-from ps_elastic.policies.random_subset import RandomSubset
-from ps_elastic.policies.rennala import Rennala
-from ps_elastic.policies.ringmaster import Ringmaster
-from ps_elastic.policies.softsync import Softsync
-from ps_elastic.policies.staleness_aware import StalenessAware
-from ps_elastic.policies.synchronous import Synchronous
+from ps_elastic.policies.events import Action, Asked, Drop, Joined, Left, PushId, Release, Step, Term
+from ps_elastic.policies.rules.asgrad import AsGrad
+from ps_elastic.policies.rules.consensus import Consensus
+from ps_elastic.policies.rules.delay_compensated import DelayCompensated
+from ps_elastic.policies.rules.fedbuff import FedBuff
+from ps_elastic.policies.rules.random_subset import RandomSubset
+from ps_elastic.policies.rules.rennala import Rennala
+from ps_elastic.policies.rules.ringmaster import Ringmaster
+from ps_elastic.policies.rules.softsync import Softsync
+from ps_elastic.policies.rules.staleness_aware import StalenessAware
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.server.combiners import make_combiner
+from ps_elastic.server.combiners.delay_compensated import DelayCompensated as Compensator
 from tests.law.story import Story, plain
 
 

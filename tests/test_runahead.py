@@ -10,16 +10,16 @@ import pytest
 import torch
 from helpers import Desk, fit
 
-from ps_elastic.calculator import Calculator
 from ps_elastic.compressors import ErrorFeedback
 from ps_elastic.errors import PolicyError, WireError
-from ps_elastic.events import Push, PushId, Release, Step
 from ps_elastic.policies import policies
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.message_passing import MessagePassing
-from ps_elastic.simulation import simulate
-from ps_elastic.taking import take_release
-from ps_elastic.worker import Worker
+from ps_elastic.policies.events import Push, PushId, Release, Step
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.message_passing import MessagePassing
+from ps_elastic.policies.taking import take_release
+from ps_elastic.server.store import Calculator
+from ps_elastic.simulation.simulate import simulate
+from ps_elastic.worker.worker import Worker
 from tests.law.rules import HoldsAhead
 from tests.law.story import Story
 

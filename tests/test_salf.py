@@ -10,11 +10,11 @@ import torch
 from helpers import LayerDesk
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.events import Asked, Drop, Joined, Left, PushId, Release, Wake, Woke
 from ps_elastic.policies import Policy
-from ps_elastic.policies.salf import Salf
-from ps_elastic.policies.salf_fill import SalfFill
-from ps_elastic.theory import p_layer_empty
+from ps_elastic.policies.events import Asked, Drop, Joined, Left, PushId, Release, Wake, Woke
+from ps_elastic.policies.rules.salf import Salf
+from ps_elastic.policies.rules.salf_fill import SalfFill
+from ps_elastic.policies.theory import p_layer_empty
 from tests.law.story import Story, plain
 
 

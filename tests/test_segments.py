@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import segments
+from ps_elastic.cluster import leftovers
 
 HOST = os.uname().nodename.split(".")[0]
 
@@ -25,27 +25,27 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def test_only_what_nobody_maps_of_this_host_and_old_enough_is_forsaken(tmp_path, files, monkeypatch):
     with open(files["used"], "r+b") as file, mmap.mmap(file.fileno(), 0):
-        assert segments.unmapped(tmp_path) == {files["left"], files["foreign"], files["mpich"]}
-        assert segments.forsaken(tmp_path) == set()  # a job may be starting
+        assert leftovers.unmapped(tmp_path) == {files["left"], files["foreign"], files["mpich"]}
+        assert leftovers.forsaken(tmp_path) == set()  # a job may be starting
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 61)
-        assert segments.forsaken(tmp_path) == {files["left"]}
-    assert segments.forsaken(tmp_path) == {files["left"], files["used"]}
+        assert leftovers.forsaken(tmp_path) == {files["left"]}
+    assert leftovers.forsaken(tmp_path) == {files["left"], files["used"]}
 
 
 def test_somebody_elses_are_left_alone(tmp_path, files, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    assert segments.unmapped(tmp_path) == set()
+    assert leftovers.unmapped(tmp_path) == set()
 
 
 def test_what_a_process_maps_is_found_and_removed_once(files):
     with open(files["used"], "r+b") as file, mmap.mmap(file.fileno(), 0):
-        found = segments.mapped_by([os.getpid()])
+        found = leftovers.mapped_by([os.getpid()])
         assert found == {files["used"]}
-        assert segments.remove(found) == [files["used"]]
-        assert segments.remove(found) == []
+        assert leftovers.remove(found) == [files["used"]]
+        assert leftovers.remove(found) == []
     assert files["left"].exists()
 
 
 def test_a_process_that_is_gone_maps_nothing():
-    assert segments.mapped_by([2**22 + 1]) == set()
+    assert leftovers.mapped_by([2**22 + 1]) == set()

@@ -16,17 +16,17 @@ from helpers import Ahead, Dealer, Desk, Point, Surveyor
 from torch import Tensor
 
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.config import Optimizer, Target
+from ps_elastic.config.sections import Optimizer, Target
 from ps_elastic.errors import PolicyError, TaskError, WireError
-from ps_elastic.evaluate import Evaluation
-from ps_elastic.events import Action, Push, Release, Step, Wake
-from ps_elastic.ledger import Ledger
-from ps_elastic.messages import MOST_SETTLED, Ask, Farewell, Reply
 from ps_elastic.policies import Policy
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.first_k import FirstK
-from ps_elastic.policies.stale_synchronous import StaleSynchronous
-from ps_elastic.policies.synchronous import Synchronous
+from ps_elastic.policies.events import Action, Push, Release, Step, Wake
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.first_k import FirstK
+from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.server.evaluator import Evaluation
+from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Reply
 
 
 def ends(replies: dict[int, Reply]) -> dict[int, tuple[Any, ...]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import launcher, mpirun, sessions
-from ps_elastic.environment import Mpi
+from ps_elastic.cluster import launcher, mpirun, sessions
+from ps_elastic.cluster.environment import Mpi
 
 HOST = os.uname().nodename.split(".")[0]
 

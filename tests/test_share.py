@@ -21,12 +21,12 @@ import torch
 from helpers import Desk, Point
 from torch import Tensor
 
-from ps_elastic.config import Optimizer
-from ps_elastic.layout import Layout
-from ps_elastic.optimizer import FlatOptimizer
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.stale_synchronous import StaleSynchronous
-from ps_elastic.policies.synchronous import Synchronous
+from ps_elastic.config.sections import Optimizer
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.vectors.layout import Layout
 
 SIZE, ROUNDS, WARM_UP = 64, 5, 250
 G = torch.linspace(-1, 1, SIZE)  # no entry is zero

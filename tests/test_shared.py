@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import TRAIN, Job, run_several
 
-from ps_elastic import segments
-from ps_elastic.environment import Mpi
+from ps_elastic.cluster import leftovers
+from ps_elastic.cluster.environment import Mpi
 
 pytestmark = pytest.mark.mpi
 
@@ -53,7 +53,7 @@ class Training:
         self.job, self.run_dir = job, run_dir
         events = run_dir / "events.jsonl"
         job.until(lambda: events.exists() and events.stat().st_size > 1000)
-        self.segments = segments.mapped_by(process.pid for process in job.members())
+        self.segments = leftovers.mapped_by(process.pid for process in job.members())
 
     def ranks(self) -> list[int]:
         """The process of each rank, in order."""

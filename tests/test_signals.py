@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ps_elastic.errors import Interrupted, WorkersLost
-from ps_elastic.transport.signals import Signals, ended_by
+from ps_elastic.runtime.signals import Signals, ended_by
 
 NUMBERS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 

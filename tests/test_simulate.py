@@ -12,15 +12,15 @@ import pytest
 from helpers import Run, fit
 from safetensors.numpy import load_file
 
+from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.cli import main
-from ps_elastic.config import load
+from ps_elastic.config.load import load
 from ps_elastic.errors import CHECK_FAILED, ConfigError, Stalled, WorkersLost
-from ps_elastic.events import Action, Drop, Push, Release, Wake
-from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy, policies
-from ps_elastic.replay import replay_decisions
-from ps_elastic.simulation import simulate
-from ps_elastic.simulation_setting import Pages
+from ps_elastic.policies.events import Action, Drop, Push, Release, Wake
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.simulation.participants import Pages
+from ps_elastic.simulation.simulate import simulate
 
 QUIET = "simulation.network.latency_s=0"  # so that times are whole numbers
 FAULTS = {

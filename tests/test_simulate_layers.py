@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from helpers import Run
 
-from ps_elastic.config import load
+from ps_elastic.analysis.replay.decisions import replay_decisions
+from ps_elastic.analysis.replay.recompute import recompute
+from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError
-from ps_elastic.recompute import recompute
-from ps_elastic.recorded import open_run
-from ps_elastic.replay import replay_decisions
-from ps_elastic.simulate_layers import ready_after
-from ps_elastic.simulation import simulate
+from ps_elastic.records.reader import open_run
+from ps_elastic.simulation.simulate import simulate
+from ps_elastic.simulation.simulate_layers import ready_after
 
 SLOW = ("simulation.compute.name=exponential", "simulation.compute.mean_s=0.8", "optimizer.lr=0.05")
 SALF = ("policy=salf_fill:deadline_s=1",)

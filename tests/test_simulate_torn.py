@@ -16,10 +16,10 @@ from helpers import Run
 from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.layout import Layout
-from ps_elastic.simulate_torn import PIECES, pieces_of
-from ps_elastic.simulation import simulate
+from ps_elastic.simulation.simulate import simulate
+from ps_elastic.simulation.simulate_torn import PIECES, pieces_of
 from ps_elastic.tasks import Task
+from ps_elastic.vectors.layout import Layout
 
 SLOPE = (3.0, -4.0, 12.0, 1.0)
 

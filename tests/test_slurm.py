@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import doctor
-from ps_elastic.environment import find_mpi
+from ps_elastic.cluster import doctor
+from ps_elastic.cluster.environment import find_mpi
 from ps_elastic.errors import PlatformError
 
 REPOSITORY = Path(__file__).parent.parent

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ps_elastic.snapshots import Snapshots
+from ps_elastic.server.views import Snapshots
 
 
 def changed(snapshots: Snapshots, value: float) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps_elastic import compiled
-from ps_elastic.config import Optimizer
-from ps_elastic.norms import Difference
-from ps_elastic.stepping import CompiledStepper, TorchStepper, agree, make_stepper
+from ps_elastic.config.sections import Optimizer
+from ps_elastic.server.steppers import CompiledStepper, TorchStepper, agree, make_stepper
+from ps_elastic.vectors import kernels as compiled
+from ps_elastic.vectors.norms import Difference
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -52,8 +52,8 @@ def test_kernels_of_other_bits_are_not_taken(
         return changed
 
     sgd, adam = kernels.sgd, kernels.adam
-    monkeypatch.setattr(kernels, "sgd", lambda *flags: nudged(sgd(*flags)))
-    monkeypatch.setattr(kernels, "adam", lambda *flags: nudged(adam(*flags)))
+    monkeypatch.setattr(compiled, "sgd", lambda *flags: nudged(sgd(*flags)))
+    monkeypatch.setattr(compiled, "adam", lambda *flags: nudged(adam(*flags)))
     assert isinstance(stepper_of(kernels, **settings), TorchStepper)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import submit
-from ps_elastic.environment import Mpi
+from ps_elastic.cluster import slurm
+from ps_elastic.cluster.environment import Mpi
+from ps_elastic.cluster.slurm import SlurmJob, sbatch_text
 from ps_elastic.errors import ConfigError, PlatformError
-from ps_elastic.submit import SlurmJob, sbatch_text
 
 REPOSITORY = Path(__file__).parent.parent
 DIGITS = str(REPOSITORY / "configs" / "digits.yaml")
@@ -35,7 +35,7 @@ JOB = SlurmJob(
     partition="short",
     python="/env/bin/python",
 )
-TEMPLATE = submit.read_template(None)
+TEMPLATE = slurm.read_template(None)
 GOLDEN = """\
 #!/bin/bash
 #SBATCH --job-name=digits
@@ -67,7 +67,7 @@ while kill -0 $job 2>/dev/null; do wait $job; done
 wait $job
 code=$?
 
-exec "$python" -m ps_elastic.rundir "$run_dir" $code
+exec "$python" -m ps_elastic.records.run_dir "$run_dir" $code
 """
 
 
@@ -131,7 +131,7 @@ def test_a_percent_in_the_folder_is_no_pattern_of_slurms():
     ],
 )
 def test_times_are_read_as_slurm_reads_them(time, expected):
-    assert submit.seconds(time) == expected
+    assert slurm.seconds(time) == expected
 
 
 @pytest.mark.parametrize("time", ["", "soon", "10m", "1:2:3:4", "-5", "1-", "0", "00:00:00", "UNLIMITED", "1:000"])
@@ -162,9 +162,9 @@ def test_an_unknown_name_in_a_template_is_refused_with_the_nearest():
 
 
 def test_the_template_in_launch_is_the_one_in_the_package():
-    assert submit.read_template(str(REPOSITORY / "launch" / "sbatch.template")) == TEMPLATE
+    assert slurm.read_template(str(REPOSITORY / "launch" / "sbatch.template")) == TEMPLATE
     with pytest.raises(ConfigError, match="cannot read this template"):
-        submit.read_template("/no/such/template")
+        slurm.read_template("/no/such/template")
 
 
 # The script itself, run by bash with a stand-in for mpirun.
@@ -247,7 +247,7 @@ def run_submit(*arguments: str, env: dict[str, str] | None = None) -> subprocess
 
 
 def has_mpi() -> bool:
-    from ps_elastic.environment import find_mpi
+    from ps_elastic.cluster.environment import find_mpi
 
     try:
         return bool(find_mpi())

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from helpers import fit
 
-from ps_elastic.events import Asked, Done, Joined, Left, Push, PushId
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.synchronous import Synchronous
-from ps_elastic.recorded import open_run
-from ps_elastic.replay import replay_decisions
-from ps_elastic.tally import Tally
+from ps_elastic.analysis.replay.decisions import replay_decisions
+from ps_elastic.analysis.replay.tally import Tally
+from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.records.reader import open_run
 from tests.law.story import Story
 
 RULES = (

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ps_elastic.errors import ConfigError, PlatformError
-from ps_elastic.tasks import Task, digits, fashion_files, seeded, tasks
+from ps_elastic.tasks import Task, digits, downloads, seeded, tasks
 from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches
 from ps_elastic.tasks.digits import Digits, is_held_out
 from ps_elastic.tasks.fashion_mnist import SHIFT, FashionMnist, Standardise, moved
@@ -29,7 +29,7 @@ from ps_elastic.tasks.quadratic import Quadratic
 
 DATA = Path(os.environ.get("PS_ELASTIC_DATA") or Path(__file__).parents[2] / "shared" / "data")
 needs_fashion = pytest.mark.skipif(
-    not all((DATA / "fashion-mnist" / name).exists() for name in fashion_files.FILES),
+    not all((DATA / "fashion-mnist" / name).exists() for name in downloads.FILES),
     reason="no Fashion-MNIST: PS_ELASTIC_DATA names no folder with fashion-mnist/, nor is there ../shared/data",
 )
 
@@ -358,14 +358,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(0)
     known = {}
-    for name, full in fashion_files.FILES.items():
+    for name, full in downloads.FILES.items():
         shape = (40 if full.shape[0] == 60_000 else 20, *full.shape[1:])
         array = generator.integers(0, 256, shape) if len(shape) == 3 else np.arange(shape[0]) % 10
         (folder / name).write_bytes(packed(0x0800 + len(shape), shape, array.astype(np.uint8).tobytes()))
-        known[name] = fashion_files.Known(*summed(folder / name), shape)
-    monkeypatch.setattr(fashion_files, "FILES", known)
-    monkeypatch.setattr(fashion_files, "MIRRORS", ("http://127.0.0.1:9/",))  # nobody answers there
-    monkeypatch.setattr(fashion_files, "_shared", lambda: tmp_path / "shared")
+        known[name] = downloads.Known(*summed(folder / name), shape)
+    monkeypatch.setattr(downloads, "FILES", known)
+    monkeypatch.setattr(downloads, "MIRRORS", ("http://127.0.0.1:9/",))  # nobody answers there
+    monkeypatch.setattr(downloads, "_shared", lambda: tmp_path / "shared")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("PS_ELASTIC_DATA", raising=False)
@@ -438,7 +438,7 @@ def test_files_of_a_named_folder_are_used(small: Path) -> None:
 
 
 def test_a_truncated_file_is_refused_by_name_and_not_replaced(small: Path) -> None:
-    path = small / fashion_files.TEST_LABELS
+    path = small / downloads.TEST_LABELS
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     message = rf"{path}: truncated: found {len(whole) - 7} bytes, expected {len(whole)}; delete it"
@@ -449,7 +449,7 @@ def test_a_truncated_file_is_refused_by_name_and_not_replaced(small: Path) -> No
 
 
 def test_a_file_of_the_right_size_and_other_content_is_refused(small: Path) -> None:
-    path = small / fashion_files.TRAIN_IMAGES
+    path = small / downloads.TRAIN_IMAGES
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
@@ -467,7 +467,7 @@ def test_a_missing_folder_without_download_is_refused_with_what_to_do(small: Pat
         FashionMnist(data_dir=str(tmp_path / "nowhere"), download=False).prepare()
     with pytest.raises(ConfigError, match=rf"no .* in {tmp_path}/shared/fashion-mnist, {tmp_path}/cache/ps_elastic/"):
         FashionMnist(download=False).prepare()
-    (small / fashion_files.TRAIN_LABELS).unlink()
+    (small / downloads.TRAIN_LABELS).unlink()
     with pytest.raises(ConfigError, match=r"no train-labels-idx1-ubyte\.gz in "):
         FashionMnist(data_dir=str(small), download=False).prepare()
 
@@ -478,13 +478,13 @@ def test_the_usual_places_are_searched_in_order(small: Path, tmp_path: Path, mon
     for place in (cache, shared, named):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(small)
-        assert fashion_files.obtain(None, download=False) == place
+        assert downloads.obtain(None, download=False) == place
 
 
 def test_missing_files_are_fetched_once_and_checked(
     small: Path, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fashion_files, "MIRRORS", ("http://127.0.0.1:9/", mirror))  # the first one is down
+    monkeypatch.setattr(downloads, "MIRRORS", ("http://127.0.0.1:9/", mirror))  # the first one is down
     task = FashionMnist(batch_size=4)
     task.prepare()
     folder = tmp_path / "cache" / "ps_elastic" / "fashion-mnist"
@@ -495,15 +495,15 @@ def test_missing_files_are_fetched_once_and_checked(
     assert shown.out == ""
     assert "100%" in shown.err
     assert len(task._train[1]) == 40
-    monkeypatch.setattr(fashion_files, "MIRRORS", ())
+    monkeypatch.setattr(downloads, "MIRRORS", ())
     FashionMnist().prepare()
 
 
 def test_a_download_that_is_not_the_original_is_refused_and_leaves_nothing(
     small: Path, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fashion_files, "MIRRORS", (mirror,))
-    (small / fashion_files.TRAIN_IMAGES).write_bytes(b"an error page")
+    monkeypatch.setattr(downloads, "MIRRORS", (mirror,))
+    (small / downloads.TRAIN_IMAGES).write_bytes(b"an error page")
     with pytest.raises(ConfigError, match=r"train-images.*could not be fetched(.|\n)*SHA256 hash"):
         FashionMnist(data_dir=str(tmp_path / "new")).prepare()
     assert list((tmp_path / "new").iterdir()) == []

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from ps_elastic import theory
-from ps_elastic.policies import Policy, policies
-from ps_elastic.theory import EQUAL_DATA, REPAID, SMALL_STEP, Facts
+from ps_elastic.policies import Policy, policies, theory
+from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, Facts
 
 SOME: dict[str, Any] = {"alpha": 0.01, "L": 10.0, "B": 3.0, "sigma": 2.0}
 FACTS = Facts(p=8, fewest=8, M=2.0, M_push=2.0, M_applied=2.0, sigma=0.5, tau=6, shares=1.5, owed=3, lateness=1)

@@ -15,8 +15,8 @@ import torch
 from helpers import Run
 from torch import Tensor, nn
 
-from ps_elastic import theory
-from ps_elastic.simulation import simulate
+from ps_elastic.policies import theory
+from ps_elastic.simulation.simulate import simulate
 from ps_elastic.tasks import Task
 
 

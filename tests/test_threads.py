@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ps_elastic import threads
+from ps_elastic.cluster import threads
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_worker_gives_way_only_inside_and_only_where_it_must() -> None:
 def test_what_torch_brings_is_never_looked_through_for_garbage(enabled: bool) -> None:
     code = (
         f"import gc; gc.{'enable' if enabled else 'disable'}(); before = gc.get_stats()[2]['collections']\n"
-        "from ps_elastic.threads import set_threads; set_threads(1)\n"
+        "from ps_elastic.cluster.threads import set_threads; set_threads(1)\n"
         "print(gc.get_stats()[2]['collections'] - before, gc.isenabled(), gc.get_freeze_count() > 100_000)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

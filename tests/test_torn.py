@@ -13,18 +13,19 @@ import torch
 from conftest import PROGRAMS, Job, ranks_command
 from torch import nn
 
-from ps_elastic import launcher, train
+from ps_elastic import train
+from ps_elastic.cluster import launcher
+from ps_elastic.cluster.environment import Mpi
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.config import Optimizer
-from ps_elastic.environment import Mpi
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import LOST, ConfigError
-from ps_elastic.events import PushId, Step
-from ps_elastic.layout import Layout
-from ps_elastic.ledger import View
-from ps_elastic.messages import PushMessage
-from ps_elastic.optimizer import FlatOptimizer
-from ps_elastic.simulation import simulate
-from ps_elastic.torn import TornCalculator
+from ps_elastic.policies.events import PushId, Step
+from ps_elastic.policies.ledger import View
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.torn import TornCalculator
+from ps_elastic.simulation.simulate import simulate
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.vectors.layout import Layout
 
 FIRST, NEXT = PushId(1, 1), PushId(1, 2)
 GIVEN = View(0, 0.0, None, 0.0, 0.0)

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from ps_elastic.config import Target
+from ps_elastic.config.sections import Target
 from ps_elastic.errors import ConfigError
-from ps_elastic.evaluate import Evaluation
-from ps_elastic.events import Push, PushId
-from ps_elastic.totals import Mean, Totals
+from ps_elastic.policies.events import Push, PushId
+from ps_elastic.server.evaluator import Evaluation
+from ps_elastic.server.totals import Mean, Totals
 
 
 def push(worker: int, step: int, nbytes: int = 100) -> Push:

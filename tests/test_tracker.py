@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic import tracker
-from ps_elastic.tracker import Lines, Tracker, finite
+from ps_elastic.records import tracker
+from ps_elastic.records.tracker import Lines, Tracker, finite
 
 
 def test_a_line_has_event_time_and_rank_first() -> None:

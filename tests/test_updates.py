@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.errors import ConfigError, TaskError
-from ps_elastic.oracle import draw_seed
 from ps_elastic.tasks import Task
-from ps_elastic.updates import Update, updates
-from ps_elastic.updates.local_sgd import LocalSgd
-from ps_elastic.updates.sgd import Sgd
-from ps_elastic.updates.sisa import Sisa
+from ps_elastic.worker.gradients import draw_seed
+from ps_elastic.worker.updates import Update, updates
+from ps_elastic.worker.updates.local_sgd import LocalSgd
+from ps_elastic.worker.updates.sgd import Sgd
+from ps_elastic.worker.updates.sisa import Sisa
 
 
 def final(run: Run) -> np.ndarray:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from ps_elastic.analysis.verify import OTHER, Verdict, estimate, noise, play, verify
 from ps_elastic.cli import main
-from ps_elastic.config import Config, load
+from ps_elastic.config.load import Config, load
 from ps_elastic.policies import policies
-from ps_elastic.policies.asynchronous import Asynchronous
-from ps_elastic.policies.elastic_bound import ElasticBound
-from ps_elastic.theory import EQUAL_DATA, REPAID, SMALL_STEP, Bound, Facts
-from ps_elastic.verify import OTHER, Verdict, estimate, noise, play, verify
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.policies.rules.elastic_bound import ElasticBound
+from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, Bound, Facts
 
 HERE = __name__
 
@@ -190,7 +190,7 @@ def test_M_and_sigma_come_from_other_seeds() -> None:
 
 def test_sigma_does_not_see_how_much_workers_differ() -> None:
     config = setting("synchronous", task={"name": "quadratic", "heterogeneity": 50.0, "dimension": 4000})
-    from ps_elastic.assemble import make_parts
+    from ps_elastic.runtime.build import make_parts
 
     parts = make_parts(config, 4)
     assert noise(config, parts, 4, parts.layout.empty()) == pytest.approx(1.0, rel=0.03)
@@ -239,7 +239,7 @@ def test_a_kept_verdict_is_taken_and_only_for_what_it_is_about(
     call = ["verify", "stale_synchronous:bound=1", "--seeds", "2", "--keep", str(tmp_path), "--json"]
     assert main(call) == 0
     document = capsys.readouterr().out
-    monkeypatch.setattr("ps_elastic.verify.verify", None)
+    monkeypatch.setattr("ps_elastic.analysis.verify.verify", None)
     assert main(call) == 0
     assert capsys.readouterr().out == document
     call[3] = "3"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from ps_elastic.config import load
-from ps_elastic.verify import Played, play
+from ps_elastic.analysis.verify import Played, play
+from ps_elastic.config.load import load
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "launch" / "experiments"
 MODULES = ("waiting", "_curves", "_exact_step", "_page", "_waiting_plot", "_waiting_runs", "_waiting_text")

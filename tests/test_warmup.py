@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import Images
 
-from ps_elastic.assemble import make_parts
-from ps_elastic.config import Config, load
-from ps_elastic.warmup import PUSHES, time_gradients, time_leaving
+from ps_elastic.config.load import Config, load
+from ps_elastic.runtime.build import make_parts
+from ps_elastic.runtime.warmup import PUSHES, time_gradients, time_leaving
 
 
 class Slowed(torch.autograd.Function):

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from ps_elastic.errors import WireError
-from ps_elastic.memory import aligned
-from ps_elastic.messages import MOST_SETTLED, OUTCOMES, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
-from ps_elastic.wire import HEADER_BYTES, MAX_ARRAYS, Place, pack, size_of, unpack
+from ps_elastic.transport.messages import (
+    MOST_SETTLED,
+    OUTCOMES,
+    Ask,
+    Farewell,
+    Layer,
+    Message,
+    PushMessage,
+    Reply,
+    Settled,
+)
+from ps_elastic.transport.wire import HEADER_BYTES, MAX_ARRAYS, Place, pack, size_of, unpack
+from ps_elastic.vectors.memory import aligned
 
 DIGEST = bytes(range(32))
 TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")

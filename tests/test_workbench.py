@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ps_elastic.errors import TaskError
-from ps_elastic.layout import Layout
 from ps_elastic.tasks import Task
-from ps_elastic.workbench import Workbench
+from ps_elastic.vectors.layout import Layout
+from ps_elastic.worker.flat_module import Workbench
 
 
 class Told:

@@ -11,18 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.assemble import make_parts, make_worker
 from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.config import Optimizer, load
-from ps_elastic.events import PushId, ReplyId, Step
-from ps_elastic.layout import Layout
-from ps_elastic.messages import PushMessage, Reply, Settled
-from ps_elastic.optimizer import FlatOptimizer
-from ps_elastic.tracker import Tracker
-from ps_elastic.writers import Sheet, Writer, WrittenCalculator, runs_of
-from ps_elastic.writing import WritingWorker
+from ps_elastic.config.load import load
+from ps_elastic.config.sections import Optimizer
+from ps_elastic.policies.events import PushId, ReplyId, Step
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.runtime.build import make_parts, make_worker
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.transport.messages import PushMessage, Reply, Settled
+from ps_elastic.vectors.layout import Layout
+from ps_elastic.worker.hogwild import WritingWorker
+from ps_elastic.worker.writers import Sheet, Writer, WrittenCalculator, runs_of
 
 pytestmark = pytest.mark.usefixtures("kernels")
 RATE = 0.25

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ps_elastic.events import Action, PushId, Release, Step
-from ps_elastic.ledger import Ledger
-from ps_elastic.policies.elastic_bound import ElasticBound
+from ps_elastic.policies.events import Action, PushId, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.elastic_bound import ElasticBound
 
 if TYPE_CHECKING:
-    from ps_elastic.server import Server
+    from ps_elastic.server.server import Server
 
 
 @dataclass

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from _page import REPOSITORY
 
-from ps_elastic.config import Config, load
-from ps_elastic.events import Step
-from ps_elastic.server import Server
-from ps_elastic.verify import play
+from ps_elastic.analysis.verify import play
+from ps_elastic.config.load import Config, load
+from ps_elastic.policies.events import Step
+from ps_elastic.server.server import Server
 
 OUT = REPOSITORY / "runs" / "evidence" / "waiting"
 ALPHA = 1 / 60  # 1/(6L) of the quadratic

@@ -10,8 +10,8 @@ from typing import Any
 
 from _page import REPOSITORY, Claim, Evidence, publish, setting
 
-from ps_elastic.launcher import run_job
-from ps_elastic.wire import HEADER_BYTES
+from ps_elastic.cluster.launcher import run_job
+from ps_elastic.transport.wire import HEADER_BYTES
 
 NAME, TITLE = "overheads", "A step beside its own computing: Fashion-MNIST, 1 server and 1 worker"
 CONFIG, OUT = "configs/fashion_mnist.yaml", Path("runs/evidence") / NAME

@@ -24,8 +24,8 @@ from xml.etree import ElementTree
 
 from _page import REPOSITORY, Claim, Evidence, publish
 
-from ps_elastic.environment import find_mpi, usable_cores
-from ps_elastic.record import environment, write_json
+from ps_elastic.cluster.environment import find_mpi, usable_cores
+from ps_elastic.records.writer import environment, write_json
 
 NAME, TITLE = "steady", "The quick tests, again and again on cores that are taken"
 OUT = REPOSITORY / "runs" / "evidence" / NAME

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from _page import REPOSITORY, Claim, Evidence, publish
 
-from ps_elastic.record import environment
+from ps_elastic.records.writer import environment
 
 NAME, TITLE = "verify", "Rules and their constants"
 OUT = f"runs/evidence/{NAME}"

@@ -26,8 +26,8 @@ from _waiting_runs import (
     points,
 )
 
-from ps_elastic.record import environment
-from ps_elastic.threads import set_threads
+from ps_elastic.cluster.threads import set_threads
+from ps_elastic.records.writer import environment
 
 NAME = "waiting"
 TIE = 0.01  # of the time: less is no difference

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ps_elastic.compressors.base import Compressor, Payload, compressors
-from ps_elastic.compressors.feedback import ErrorFeedback
+from ps_elastic.compressors.error_feedback import ErrorFeedback
 
 __all__ = ["Compressor", "ErrorFeedback", "Payload", "compressors"]

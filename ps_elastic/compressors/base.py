@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from ps_elastic.registry import Registry
+from ps_elastic.plugins import Registry
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

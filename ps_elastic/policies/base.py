@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ps_elastic.events import Action, Push, PushId, Release
-from ps_elastic.registry import Registry
+from ps_elastic.plugins import Registry
+from ps_elastic.policies.events import Action, Push, PushId, Release
 
 if TYPE_CHECKING:
-    from ps_elastic.ledger import Ledger
-    from ps_elastic.theory import Bound, Facts
+    from ps_elastic.policies.ledger import Ledger
+    from ps_elastic.policies.theory import Bound, Facts
 
 
 class Policy(ABC):
@@ -78,7 +78,7 @@ class Policy(ABC):
         return ()
 
 
-policies: Registry[Policy] = Registry("policy", "ps_elastic.policies")
+policies: Registry[Policy] = Registry("policy", "ps_elastic.policies.rules")
 
 
 def save_state(policy: Policy) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ps_elastic.registry import Registry
+from ps_elastic.plugins import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

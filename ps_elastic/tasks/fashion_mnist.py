@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.tasks import fashion_files as files
+from ps_elastic.tasks import downloads as files
 from ps_elastic.tasks.base import Task, seeded, tasks
 from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches
 from ps_elastic.tasks.idx import read_idx

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ps_elastic.environment import cgroup_quota
-from ps_elastic.transport.slot import MPI
+from ps_elastic.cluster.environment import cgroup_quota
+from ps_elastic.transport.buffers import MPI
 
 SHM = "/dev/shm"  # where MPI makes windows
 APART = os.environ.get("PS_ELASTIC_APART", "")  # ranks, as in "2,3", to be treated as if on hosts of their own

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ps_elastic.errors import ConfigError, PlatformError
-from ps_elastic.transport.agree import agree
-from ps_elastic.transport.bell import Bells, make_bells
+from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.collectives import agree
+from ps_elastic.transport.doorbells import Bells, make_bells
 from ps_elastic.transport.host import Host, find_host
-from ps_elastic.transport.shared import Sharing, Windows, make_windows
-from ps_elastic.transport.slot import MPI
+from ps_elastic.transport.windows import Sharing, Windows, make_windows
 
 LEAST_BYTES = 1 << 20  # of a model whose steps are shared: to wake somebody takes as long as half a block
 # Probes before a waiting rank sleeps, with a core for each thread and without: of a word in memory, and of MPI.

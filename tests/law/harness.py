@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from ps_elastic.decide import decide
-from ps_elastic.events import (
+from ps_elastic.policies import Policy
+from ps_elastic.policies.base import load_state, save_state
+from ps_elastic.policies.decide import decide
+from ps_elastic.policies.events import (
     Action,
     Applied,
     Asked,
@@ -28,9 +30,7 @@ from ps_elastic.events import (
     Wake,
     Woke,
 )
-from ps_elastic.ledger import Ledger
-from ps_elastic.policies import Policy
-from ps_elastic.policies.base import load_state, save_state
+from ps_elastic.policies.ledger import Ledger
 from tests.law.model import Model
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from math import isclose, isfinite
 from typing import NamedTuple
 
-from ps_elastic.events import ZERO, Drop, Push, PushId, Step
-from ps_elastic.ledger import Ledger
+from ps_elastic.policies.events import ZERO, Drop, Push, PushId, Step
+from ps_elastic.policies.ledger import Ledger
 
 
 class Job(NamedTuple):

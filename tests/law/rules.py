@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar
 
-from ps_elastic.events import ZERO, Action, Drop, Measure, Push, PushId, Release, Step, Term, Wake
-from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy
+from ps_elastic.policies.events import ZERO, Action, Drop, Measure, Push, PushId, Release, Step, Term, Wake
+from ps_elastic.policies.ledger import Ledger
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ps_elastic.decide import decide
-from ps_elastic.events import Action, Applied, Event, Measure, Measured, Push, PushId, Step
-from ps_elastic.ledger import Ledger
 from ps_elastic.policies import Policy
+from ps_elastic.policies.decide import decide
+from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Push, PushId, Step
+from ps_elastic.policies.ledger import Ledger
 
 
 class Story:

@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled, WireError
-from ps_elastic.messages import Ask, Farewell, PushMessage, Reply
-from ps_elastic.transport import end as common
-from ps_elastic.transport import slot
+from ps_elastic.transport import buffers
+from ps_elastic.transport import endpoint as common
 from ps_elastic.transport.host import find_host
 from ps_elastic.transport.links import Links, join
-from ps_elastic.transport.server_end import ServerEnd
-from ps_elastic.transport.shared import Sharing
-from ps_elastic.transport.worker_end import WorkerEnd
-from ps_elastic.wire import HEADER_BYTES, Place, pack
+from ps_elastic.transport.messages import Ask, Farewell, PushMessage, Reply
+from ps_elastic.transport.server_endpoint import ServerEnd
+from ps_elastic.transport.windows import Sharing
+from ps_elastic.transport.wire import HEADER_BYTES, Place, pack
+from ps_elastic.transport.worker_endpoint import WorkerEnd
 
-WORLD = slot.MPI.COMM_WORLD
+WORLD = buffers.MPI.COMM_WORLD
 RANK = WORLD.Get_rank()
 LAYOUT = b"the layout, 32 bytes of a digest"
 PATIENCE_S = 0.6
@@ -105,14 +105,14 @@ def round_trip(end: ServerEnd | WorkerEnd, model: np.ndarray, step: int) -> None
 
 def small_and_large_models_and_chunks_arrive_whole() -> None:
     for floats, chunk_bytes in ((64, 1 << 30), (20_000, 1 << 30), (64, 128), (20_000, 4096), (20_032, 1 << 16)):
-        slot.CHUNK_BYTES = chunk_bytes
+        buffers.CHUNK_BYTES = chunk_bytes
         end = ends(floats)
         model = model_of(end, floats)
         for step in range(5):
             round_trip(end, model, step)
         end.close()
         WORLD.Barrier()
-    slot.CHUNK_BYTES = 1 << 30
+    buffers.CHUNK_BYTES = 1 << 30
 
 
 def a_push_in_place_is_sent_from_where_the_gradient_lies() -> None:
@@ -168,7 +168,7 @@ FRAMES = [HEADER_BYTES + 4 * numel + 64 * (i == 0) for i, numel in enumerate(CUT
 
 def large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header() -> None:
     for chunk_bytes in (1 << 30, 4096):
-        slot.CHUNK_BYTES = chunk_bytes
+        buffers.CHUNK_BYTES = chunk_bytes
         end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
         starts = np.cumsum([0, *CUT]).tolist()
         for step in range(1, 5):
@@ -192,7 +192,7 @@ def large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header() -
                 assert expect(end, Reply).step == step
         end.close()
         WORLD.Barrier()
-    slot.CHUNK_BYTES = 1 << 30
+    buffers.CHUNK_BYTES = 1 << 30
 
 
 def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
@@ -207,9 +207,9 @@ def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
         assert expect(end, PushMessage).arrays[0].tolist() == push.arrays[0].tolist()
     else:
         packed = pack(push, LAYOUT, np.zeros(HEADER_BYTES, np.uint8), place=Place.APART)
-        WORLD.Send([packed.head, slot.MPI.BYTE], 0, common.PUSH + common.TAGS)
+        WORLD.Send([packed.head, buffers.MPI.BYTE], 0, common.PUSH + common.TAGS)
         WORLD.Barrier()
-        WORLD.Send([packed.apart, slot.MPI.BYTE], 0, common.PUSH + common.TAGS + common.VECTOR)
+        WORLD.Send([packed.apart, buffers.MPI.BYTE], 0, common.PUSH + common.TAGS + common.VECTOR)
     end.close()
 
 
@@ -228,8 +228,8 @@ def a_bucket_of_another_size_than_its_header_says_is_refused() -> None:
         packed = pack(
             PushMessage(1, 1, 0, (np.ones(20, np.float32),), 1, 3), LAYOUT, np.zeros(256, np.uint8), place=Place.APART
         )
-        WORLD.Send([packed.head, slot.MPI.BYTE], 0, common.PUSH + common.TAGS)
-        WORLD.Send([np.zeros(VECTORS[1], np.uint8), slot.MPI.BYTE], 0, common.PUSH + common.TAGS + common.VECTOR)
+        WORLD.Send([packed.head, buffers.MPI.BYTE], 0, common.PUSH + common.TAGS)
+        WORLD.Send([np.zeros(VECTORS[1], np.uint8), buffers.MPI.BYTE], 0, common.PUSH + common.TAGS + common.VECTOR)
     end.close()
 
 
@@ -326,7 +326,7 @@ def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
             else:
                 raise AssertionError("nothing was refused")
         else:
-            WORLD.Send([junk, slot.MPI.BYTE], 0, common.PUSH)
+            WORLD.Send([junk, buffers.MPI.BYTE], 0, common.PUSH)
         end.close()
 
 
@@ -454,7 +454,7 @@ def one_who_is_slow_is_looked_after() -> None:
 
 
 def more_chunks_than_tags_are_refused() -> None:
-    slot.CHUNK_BYTES = 128
+    buffers.CHUNK_BYTES = 128
     try:
         ends(100_000)
     except PlatformError as error:
@@ -462,7 +462,7 @@ def more_chunks_than_tags_are_refused() -> None:
     else:
         raise AssertionError("accepted")
     finally:
-        slot.CHUNK_BYTES = 1 << 30
+        buffers.CHUNK_BYTES = 1 << 30
 
 
 CHECKS: list[Callable[[], None]] = [

@@ -7,14 +7,14 @@ import time
 import numpy as np
 
 from ps_elastic.errors import Stalled
-from ps_elastic.messages import Reply
-from ps_elastic.transport.end import Traffic
+from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.endpoint import Traffic
 from ps_elastic.transport.links import join
-from ps_elastic.transport.server_end import ServerEnd
-from ps_elastic.transport.shared import Sharing
-from ps_elastic.transport.slot import MPI
-from ps_elastic.transport.worker_end import WorkerEnd
-from ps_elastic.wire import HEADER_BYTES
+from ps_elastic.transport.messages import Reply
+from ps_elastic.transport.server_endpoint import ServerEnd
+from ps_elastic.transport.windows import Sharing
+from ps_elastic.transport.wire import HEADER_BYTES
+from ps_elastic.transport.worker_endpoint import WorkerEnd
 
 FLOATS = 20_000
 world = MPI.COMM_WORLD

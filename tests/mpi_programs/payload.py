@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ps_elastic.messages import PushMessage, Reply
-from ps_elastic.transport.end import Traffic
-from ps_elastic.transport.server_end import ServerEnd
-from ps_elastic.transport.slot import MPI
-from ps_elastic.transport.worker_end import WorkerEnd
-from ps_elastic.wire import HEADER_BYTES
+from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.endpoint import Traffic
+from ps_elastic.transport.messages import PushMessage, Reply
+from ps_elastic.transport.server_endpoint import ServerEnd
+from ps_elastic.transport.wire import HEADER_BYTES
+from ps_elastic.transport.worker_endpoint import WorkerEnd
 
 FLOATS = 550_000_000
 PIECE = 1 << 22  # floats looked at together, so that the check needs no memory of its own

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ps_elastic.cli import main
-from ps_elastic.transport import end, host, links, shared, slot
+from ps_elastic.transport import buffers, endpoint, host, links, windows
 
 
 class Both(io.StringIO):
@@ -35,15 +35,15 @@ def run(argv: list[str]) -> tuple[int, str, str]:
 
 
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-rank = slot.MPI.COMM_WORLD.Get_rank()
-usual = slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes, links.LEAST_BYTES
+rank = buffers.MPI.COMM_WORLD.Get_rank()
+usual = buffers.CHUNK_BYTES, endpoint.INLINE_BYTES, windows.free_bytes, links.LEAST_BYTES
 done = []
 for entry in plan:
-    slot.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
-    end.INLINE_BYTES = entry.get("inline_bytes", usual[1])
+    buffers.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
+    endpoint.INLINE_BYTES = entry.get("inline_bytes", usual[1])
     links.LEAST_BYTES = entry.get("least", usual[3])
     host.APART = entry.get("apart", "")
-    shared.free_bytes = (lambda room: lambda: room)(entry["room"]) if "room" in entry else usual[2]
+    windows.free_bytes = (lambda room: lambda: room)(entry["room"]) if "room" in entry else usual[2]
     argv = entry["argv"]
     done.append(run(argv if isinstance(argv, list) else argv.get(str(rank), argv["0"])))
 (folder / f"rank-{rank}.json").write_text(json.dumps(done))

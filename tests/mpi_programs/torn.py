@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ps_elastic import train, worker, writers
-from ps_elastic.transport.slot import MPI
+from ps_elastic import train
+from ps_elastic.transport.buffers import MPI
+from ps_elastic.worker import worker, writers
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the tasks are
 seen: dict[str, Any] = {}
@@ -117,12 +118,15 @@ def lines(name: str, *events: str) -> list[dict[str, Any]]:
 
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = MPI.COMM_WORLD.Get_rank()
-from ps_elastic import assemble, torn, training, writing  # noqa: E402
+from ps_elastic.runtime import build  # noqa: E402
+from ps_elastic.runtime import train as training  # noqa: E402
+from ps_elastic.server import torn  # noqa: E402
+from ps_elastic.worker import hogwild  # noqa: E402
 
-assemble.Worker, assemble.WritingWorker = looked_at(worker.Worker), looked_at(writing.WritingWorker)  # type: ignore[misc]
-writing.Writer = Watched  # type: ignore[misc]
+build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
+hogwild.Writer = Watched  # type: ignore[misc]
 watched(torn.TornCalculator)
-made, ended = assemble.make_server, training.finish
+made, ended = build.make_server, training.finish
 
 
 def make_server(*args: Any, **kwargs: Any) -> Any:
@@ -137,11 +141,11 @@ def finish(config: Any, parts: Any, server: Any, *args: Any) -> Any:
     return ended(config, parts, server, *args)
 
 
-assemble.make_server, training.finish = make_server, finish
+build.make_server, training.finish = make_server, finish
 found = []
 for i, config in enumerate(plan):
     if config.pop("dies", False):
-        writing.Writer = Dying if rank == 2 else writers.Writer  # type: ignore[misc]
+        hogwild.Writer = Dying if rank == 2 else writers.Writer  # type: ignore[misc]
     seen.clear()
     seen.update(copies={}, seen={}, distances=[])
     summary = train(config, run_dir=folder / f"run-{i}")

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.environment import launcher_rank
+from ps_elastic.cluster.environment import launcher_rank
 from ps_elastic.errors import ConfigError
 from ps_elastic.tasks import Task
 

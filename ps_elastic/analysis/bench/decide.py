@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from random import Random
+from statistics import median
+from time import process_time
+
+from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.simulate import HALF
+from ps_elastic.policies import policies
+from ps_elastic.policies.decide import decide
+from ps_elastic.policies.events import Applied, Event, Measure, Measured, Push, PushId, Release, Step, Woke
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.values import expect
+
+
+@benchmarks.register("decide")
+@dataclass
+class Decide(Benchmark):
+    """Microseconds a push of ledger and rule, laws checked and no log: headers alone, in an order drawn at random.
+
+    A figure is the median over `repeats` runs of the mean over a run, so that work done once a round counts. It is
+    processor time, and has the two readings of that clock in it, about half a microsecond.
+    """
+
+    few: int = 3  # workers that the growth is measured from
+    many: int = 1024
+    pushes: int = 3000  # of each run, after three of each worker
+    repeats: int = 5
+    rules: tuple[str, ...] = ()  # empty: every rule
+
+    def __post_init__(self) -> None:
+        expect(self.few >= 2, self, "few", "a number of workers >= 2")
+        expect(self.many >= self.few, self, "many", f"a number of workers >= few = {self.few}")
+        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
+        expect(self.repeats >= 1, self, "repeats", "a number of runs >= 1")
+
+    def rows(self) -> Iterator[Row]:
+        for rule in self.rules or [name for name, _ in policies.items()]:
+            both = (self.few, self.many)
+            runs = [[_cost_us(rule, workers, self.pushes) for workers in both] for _ in range(self.repeats)]
+            few, many = (median(costs) for costs in zip(*runs, strict=True))
+            if rule in ("synchronous", "asynchronous"):
+                yield row(f"{rule}, {self.few} workers", few, "us/push", None, "", "<= 8")
+                yield row(f"{rule}, {self.many} workers", many, "us/push", None, "", "<= 8")
+            case = f"{rule}, growth to {self.many} workers"
+            yield row(case, many, "us/push", few, f"{self.few} workers", "ratio <= 1.3")
+
+
+def _cost_us(rule: str, workers: int, pushes: int) -> float:
+    """Microseconds a push of one run."""
+    run = _Run(rule, workers)
+    run.go(3 * workers)
+    run.spent_s = 0.0
+    run.go(pushes)
+    return 1e6 * run.spent_s / pushes
+
+
+class _Run:
+    """Workers that push as soon as they may, each after a time drawn from an exponential distribution."""
+
+    def __init__(self, rule: str, workers: int) -> None:
+        settings = {HALF[rule]: workers // 2} if rule in HALF else {}
+        self.policy = policies.load(rule)(**settings)
+        policy = self.policy
+        self.ledger = Ledger(
+            range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views
+        )
+        self.spent_s, self._now, self._alpha = 0.0, 0.0, 0.1
+        self._units, self._share = policy.units[0], 1.0 / workers
+        self._random = Random(0)
+        self._released: list[int] = []
+        self._steps = dict.fromkeys(range(1, workers + 1), 0)
+        self._busy = set(self._steps)
+        self._feed(Applied(0, alpha=self._alpha))
+        self._ready = [(self._random.expovariate(1.0), worker) for worker in self._steps]
+        heapify(self._ready)
+
+    def go(self, pushes: int) -> None:
+        """Let so many pushes arrive."""
+        ledger = self.ledger
+        while pushes:
+            wake_at = ledger.wake_at
+            if wake_at is not None and (not self._ready or wake_at <= self._ready[0][0]):
+                self._now = max(self._now, wake_at)
+                self._feed(Woke())
+            else:
+                self._now, worker = heappop(self._ready)
+                self._busy.discard(worker)
+                self._steps[worker] += 1
+                push = PushId(worker, self._steps[worker])
+                self._feed(Push(push, ledger.views[push].version, 1.0, 1.0, 0.0, 4, self._units))
+                pushes -= 1
+            for worker in self._released:
+                if worker not in self._busy:  # else a job is queued: decide gives it out when the worker is there again
+                    self._busy.add(worker)
+                    heappush(self._ready, (self._now + self._random.expovariate(1.0), worker))
+
+    def _feed(self, event: Event) -> None:
+        """What a server does with an event, without the numbers."""
+        policy, ledger, now = self.policy, self.ledger, self._now
+        released = self._released = []
+        started = process_time()
+        for action, _ in decide(policy, ledger, event, now):
+            if isinstance(action, Release):
+                released += action.workers
+            elif isinstance(action, Step):
+                answer = Applied(ledger.version + 1, self._share, self._alpha)
+                for _ in decide(policy, ledger, answer, now):
+                    raise AssertionError("an answer has no actions")
+            elif isinstance(action, Measure):
+                for view in action.pushes:
+                    for _ in decide(policy, ledger, Measured(view, 0.0), now):
+                        raise AssertionError("an answer has no actions")
+        self.spent_s += process_time() - started

@@ -1,0 +1,194 @@
+"""What another rule would have decided on the arrivals of a recorded run: headers only, no tensors.
+
+The question, exactly. The k-th recorded push of a worker says when that worker had its k-th gradient ready, and with
+which norms. Under the other rule
+
+- it arrives then if the worker has been released by then, and at once when the worker is released if not (a
+  worker that waits is thought to have computed meanwhile); it never arrives earlier, though a rule that releases
+  earlier might have had it earlier. So arrivals are taken as they are, not made again; `simulate` does that;
+- its base and its view are what this rule gave the worker, its norms those recorded, though a gradient at another
+  model would have had others;
+- a worker that ran on with pushes unanswered (`update.pipeline`) waits for every reply here;
+- workers join, leave and lose pushes at the recorded times; a Wake comes when this rule asked for it;
+- the run ends where the recorded one did, whatever this rule has used by then; what is held is told as held.
+
+What only a server with the model can know is replaced by the most that headers allow. A Step moves the model by
+`Motion.applied`, an upper bound for SGD with momentum; weight decay, Adam's scaling and combiners other than mean and
+sum are left out of it, and a Step that sets the model moves it by 0. A Measure is answered by the length of the path.
+So a rule that keeps views within a budget of motion holds pushes at least as long here as it would have.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ps_elastic.analysis.replay.decisions import Recorded
+from ps_elastic.analysis.replay.tally import Tally
+from ps_elastic.policies.base import Policy
+from ps_elastic.policies.decide import decide
+from ps_elastic.policies.events import (
+    ZERO,
+    Action,
+    Applied,
+    Asked,
+    Done,
+    Event,
+    Joined,
+    Left,
+    Measure,
+    Measured,
+    Push,
+    PushId,
+    Release,
+    Step,
+    Woke,
+)
+from ps_elastic.policies.ledger import Ledger
+
+
+@dataclass
+class Motion:
+    """How far a Step moves the model at most, by its headers; and the SGD that it is of."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    alpha: float = 0.0  # the last that the record tells of
+    _size: float = 0.0  # upper bound on the norm of the momentum buffer
+    _norms: dict[PushId, float] = field(default_factory=dict)
+
+    def arrived(self, push: Push) -> None:
+        self._norms[push.id] = push.payload_norm
+
+    def freed(self, pushes: Iterable[PushId]) -> None:
+        for push in pushes:
+            self._norms.pop(push, None)
+
+    def applied(self, step: Step, version: int) -> Applied:
+        """The answer to a Step that makes `version`.
+
+        moved <= share (G + mu m), with Nesterov share ((1 + mu) G + mu^2 m), for G = SUM |weight| norm / total weight
+        and m the bound on the momentum before; an amend moves the model by at most G / (1 - mu).
+        """
+        mu, made = self.momentum, PushId(0, version)
+        terms = [term for term in step.terms if term.push != made]
+        total = 1.0 if step.combine == "sum" else sum(term.weight for term in terms)
+        size = sum(abs(term.weight) * self._norm(term.push) for term in terms) / total
+        if len(terms) < len(step.terms):
+            self._norms[made] = size
+        coast, gain = self._coast()
+        moved = {"step": step.share * (coast + gain * size), "amend": size / (1 - mu)}.get(step.apply, 0.0)
+        if step.apply != "assign":
+            self._size = size + (self._size if step.apply == "amend" else mu * self._size)
+        return Applied(version, moved, self.alpha, *self._coast())
+
+    def _coast(self) -> tuple[float, float]:
+        mu = self.momentum
+        return (mu * mu * self._size, 1 + mu) if self.nesterov else (mu * self._size, 1.0)
+
+    def _norm(self, push: PushId) -> float:
+        return 0.0 if push == ZERO else self._norms[push]
+
+
+class Hindsight:
+    """One rule on the arrivals of a run with workers 1..`workers`; `figures` after `run`."""
+
+    def __init__(self, policy: Policy, workers: int, motion: Motion) -> None:
+        self.policy, self.tally, self._motion = policy, Tally(), motion
+        self.ledger = Ledger(
+            range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views
+        )
+        self._backlog: dict[int, deque[Push]] = {worker: deque() for worker in self.ledger.workers}
+        self._seen: dict[int, int] = {}  # worker -> its last recorded push that arrived
+        self.unsent = 0  # recorded pushes whose worker was not released in time for them
+
+    def run(self, told: Iterable[Recorded]) -> dict[str, Any]:
+        """The figures of the rule. Raises PolicyError and Stalled as the rule would have."""
+        now = 0.0
+        for recorded in told:
+            now, done = recorded.t_s, isinstance(recorded.event, Done)
+            self._wake(now, at_once=done)
+            if done:
+                break
+            self._motion.alpha = next((a.alpha for a in recorded.answers if isinstance(a, Applied)), self._motion.alpha)
+            if not recorded.ignored:
+                self._take(recorded.event, now)
+        self.tally.end(self.ledger, now)
+        unsent = self.unsent + sum(map(len, self._backlog.values()))
+        return {**self.tally.figures(), "unsent": unsent}
+
+    def _wake(self, now: float, *, at_once: bool) -> None:
+        """Let every Wake due before `now` come, each at its time; at_once: those due at `now` too.
+
+        At equal times pushes come before a Wake; one that asks to be woken in the past is woken after the next event.
+        """
+        last = -1.0
+        while (at := self.ledger.wake_at) is not None and last < at and (at < now or (at_once and at == now)):
+            last = at
+            self._go_on(self._feed(Woke(), at), at)
+
+    def _take(self, event: Event, now: float) -> None:
+        match event:
+            case Push(id):
+                self._seen[id.worker] = id.step
+                self._backlog[id.worker].append(event)
+                self._go_on([id.worker], now)
+            case Asked(worker, step):
+                self._ask(worker, step, now)
+            case Woke():  # of the recorded rule
+                return
+            case Left(worker):
+                self.unsent += len(self._backlog.pop(worker))
+                self._go_on(self._feed(event, now), now)
+            case Joined(worker):
+                self._backlog[worker] = deque()
+                self._go_on(self._feed(event, now), now)
+            case _:
+                self._motion.alpha = event.alpha if isinstance(event, Applied) else self._motion.alpha
+                self._go_on(self._feed(event, now), now)
+
+    def _ask(self, worker: int, step: int, now: float) -> None:
+        """A joiner asks, or one whose push was lost; one whose reply was lost has it again, which changes nothing."""
+        seat = self.ledger.workers[worker]
+        joined = seat.assigned == seat.seen
+        if worker not in self.ledger.waiting and (joined or step > self._seen.get(worker, 0)):
+            self._go_on(self._feed(Asked(worker, seat.assigned), now), now)
+
+    def _go_on(self, released: Iterable[int], now: float) -> None:
+        """Let workers that are released push what they have ready."""
+        ready = deque(released)
+        while ready:
+            worker = ready.popleft()
+            if self._backlog[worker] and worker not in self.ledger.waiting:
+                ready.extend(self._feed(self._next_push(worker), now))
+
+    def _next_push(self, worker: int) -> Push:
+        id = PushId(worker, self.ledger.workers[worker].seen + 1)
+        return self._backlog[worker].popleft()._replace(id=id, base=self.ledger.views[id].version, ahead=0)
+
+    def _feed(self, event: Event, now: float) -> list[int]:
+        """Let the rule decide; return the workers that it released."""
+        released: list[int] = []
+        decisions = decide(self.policy, self.ledger, event, now)
+        if isinstance(event, Push):
+            self._motion.arrived(event)
+        self.tally.note(self.ledger, event, now)
+        for action, freed in decisions:
+            if action is not None:
+                self.tally.note(self.ledger, action, now)
+                for answer in self._answers(action):
+                    list(decide(self.policy, self.ledger, answer, now))
+            if isinstance(action, Release):
+                released += action.workers
+            self._motion.freed(freed)
+        return released
+
+    def _answers(self, action: Action) -> Iterator[Applied | Measured]:
+        ledger = self.ledger
+        if isinstance(action, Step):
+            yield self._motion.applied(action, ledger.version + 1)
+        elif isinstance(action, Measure):
+            for push in action.pushes:
+                yield Measured(push, ledger.travelled - ledger.views[push].travelled)

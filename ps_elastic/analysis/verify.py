@@ -1,0 +1,256 @@
+"""The definition of elastic consistency, estimated: runs over many seeds, held against the constant of a rule.
+
+    E||x_t - v_t||^2 <= alpha^2 B^2 for every t:  B_sup = max over t of sqrt(mean over seeds of (D_t / alpha)^2)
+
+t counts the pushes used. M (the largest over t of the rms over seeds) and sigma come from other seeds. The runs are in
+virtual time, with the arrivals that `simulation` and `faults` of the configuration make.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ps_elastic.policies.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.runtime.build import Parts, make_parts, make_server, make_worker
+from ps_elastic.server.measures import SLACK, Measures
+from ps_elastic.server.totals import Mean
+from ps_elastic.simulation.simulate import make_simulator
+from ps_elastic.simulation.turns import Stopwatch, Turns
+from ps_elastic.worker.flat_module import Workbench
+
+if TYPE_CHECKING:
+    from ps_elastic.config.load import Config
+    from ps_elastic.server.server import Server
+    from ps_elastic.tasks import Task
+
+RESAMPLES = 1000
+OTHER = 1_000_000  # added to a seed, it is one of the others
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one rule.
+
+    verdict: identity (a promise about every push was kept), within (all of the 95 % interval [low, high]), exceeded
+    (none of it, whatever M and sigma in theirs), inconclusive, or not applicable, for the `reason` given. conditions:
+    of the theorem, and whether they hold; null where that is not known.
+    """
+
+    policy: str
+    verdict: str
+    reason: str = ""
+    B_sup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    B_theory: float | None = None
+    B_theory_kind: str | None = None
+    tightness: float | None = None  # B_sup / B_theory
+    formula: str = ""
+    conditions: dict[str, bool | None] | None = None
+    figures: dict[str, Any] | None = None  # the Facts
+    seeds: int = 0
+    pushes: int = 0  # of each run
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Played(NamedTuple):
+    """One run: D/alpha of each push used, in the order of use; norms; and what was counted."""
+
+    scaled: list[float]
+    measures: Measures
+    staleness: int
+    sigma: float  # of a gradient, at the start or at the end of the run, whichever is larger
+    waiting: float  # part of the time that a worker has nothing to do, the mean over workers
+
+
+def verify(config: Config, workers: int, seeds: int) -> Verdict:
+    """Hold the rule of `config` against its own constant. Raises ConfigError where the parts do not fit together."""
+    runs = [play(replace(config, seed=config.seed + k), workers) for k in range(seeds)]
+    others = [play(replace(config, seed=config.seed + OTHER + k), workers) for k in range(max(2, seeds // 2))]
+    facts, at_most = _facts(config, runs, others)
+    bound, loosest = (config.policy.build().declared_bound(known) for known in (facts, at_most))
+    pushes = min(len(run.scaled) for run in runs)
+    squares = np.array([run.scaled[:pushes] for run in runs]) ** 2  # (seeds, pushes)
+    sup, low, high = estimate(squares)
+    text = config.policy.text()
+    said = Verdict(text, "", B_sup=sup, low=low, high=high, figures=facts._asdict(), seeds=seeds, pushes=pushes)
+    if bound is None or bound.value is None:
+        return replace(said, verdict="not applicable", reason=bound.formula if bound else "it declares no constant")
+    conditions = _conditions(config, bound)
+    said = replace(
+        said,
+        B_theory=bound.value,
+        B_theory_kind=bound.kind,
+        tightness=sup / bound.value if bound.value else None,
+        formula=bound.formula,
+        conditions=conditions,
+    )
+    reasons = [f"not so: {name}" for name, holds in conditions.items() if holds is False]
+    if _feeds_back(config):
+        reasons.append("with error feedback D is to the server's model, and the residuals are beside it")
+    if reasons:
+        return replace(said, verdict="not applicable", reason="; ".join(reasons))
+    assert loosest is not None and loosest.value is not None
+    promised = config.policy.build().limit() < math.inf
+    if bound.every_push:
+        beyond = any(run.measures.beyond for run in runs) if promised else sup > bound.value * (1 + SLACK)
+        return replace(said, verdict="exceeded" if beyond else "identity")
+    return replace(said, verdict=_judge(low, high, bound.value, loosest.value))
+
+
+def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
+    """(B_sup, low, high) of `squares` (seeds, pushes) = (D/alpha)^2, with a 95 % interval by the bootstrap over seeds.
+
+    The basic bootstrap, [2 B_sup - q_97.5, 2 B_sup - q_2.5], since a maximum of noisy means lies above the true one,
+    and those resampled lie above it again by as much; stretched to hold B_sup.
+    """
+    n = len(squares)
+    if not squares.shape[1]:
+        return 0.0, 0.0, 0.0
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # (RESAMPLES, seeds)
+    resampled = np.sqrt((counts @ squares / n).max(axis=1))
+    sup = float(np.sqrt(squares.mean(axis=0).max()))
+    low, high = (2 * sup - float(q) for q in np.percentile(resampled, [97.5, 2.5]))
+    return sup, max(0.0, min(low, sup)), max(high, sup)
+
+
+def play(config: Config, workers: int, look: Callable[[Server], object] = id) -> Played:
+    """One run of `config` in virtual time, of which only the figures are kept; `look` sees the server before it."""
+    parts = make_parts(config, workers)
+    uses = Uses()
+    server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
+    server.calculator.keeps_versions = True
+    server.measures.pushes, server.measures.applied = Kept(), Kept()
+    stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
+    view, start, ranks = server.calculator.view, server.calculator.x.clone(), workers + config.faults.check(workers)
+    bench, shared = Workbench(model, parts.layout), parts._replace(model=model)
+
+    def make(rank: int) -> Turns:
+        silent = Tracker(rank, lambda line: None)
+        return Turns(make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view)
+
+    look(server)
+    ended = make_simulator(config, parts, server, workers, make).run()
+    evaluator.close()
+    staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
+    sigma = max(noise(config, parts, workers, x) for x in (start, server.calculator.x))
+    waited = server.totals.waited.values()
+    scaled = [scaled for _, scaled in sorted(uses.seen)]
+    return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)
+
+
+def noise(config: Config, parts: Parts, workers: int, x: torch.Tensor) -> float:
+    """sigma at x (d,): root of half the mean squared difference of two gradients of one worker at the same x."""
+    squares = []
+    model = copy.deepcopy(parts.model)
+    parts.layout.attach(model, x.clone())
+    for worker in range(1, workers + 1):
+        batches = parts.task.batches(worker, workers, config.seed + 2 * OTHER)
+        first, second = (_gradient(parts.task, model, next(batches)) for _ in range(2))
+        squares.append(float((first - second).norm()) ** 2 / 2)
+    return math.sqrt(sum(squares) / len(squares) / config.update.accumulate)
+
+
+def _gradient(task: Task, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(task.loss(model, batch), parameters, allow_unused=True)
+    return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
+
+class Uses:
+    """Keeps (version, worker, step) and B of each push used, of the lines that a tracker writes."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[tuple[int, int, int], float]] = []
+
+    def write(self, line: str) -> None:
+        fields = json.loads(line)
+        if fields["event"] == "used" and fields["B"] is not None:
+            self.seen.append(((fields["version"], fields["worker"], fields["step"]), fields["B"]))
+
+
+class Kept(Mean):
+    """A Mean that remembers all values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def note(self, value: float) -> None:
+        super().note(value)
+        self.values.append(value)
+
+    def note_times(self, value: float, times: int) -> None:
+        super().note_times(value, times)
+        if times != 1:
+            self.values += [value] * times
+
+
+def _facts(config: Config, runs: Sequence[Played], others: Sequence[Played]) -> tuple[Facts, Facts]:
+    """Counts from the runs themselves, norms and sigma from the others; and with the upper ends of their intervals."""
+    units = config.update.plugin.build().units
+    counted = [run.measures.facts(run.staleness, config.optimizer, units) for run in runs]
+    push, applied = (_sup([getattr(o.measures, name).values for o in others]) for name in ("pushes", "applied"))
+    sigma, plain = _sup([[other.sigma] for other in others]), counted[0].plain
+    facts = Facts(
+        p=max(f.p for f in counted),
+        fewest=min(f.fewest for f in counted),
+        M=(push if plain else applied)[0],
+        M_push=push[0],
+        M_applied=applied[0],
+        sigma=sigma[0] if plain else None,
+        tau=max(f.tau for f in counted),
+        shares=max(f.shares for f in counted),
+        owed=max(f.owed for f in counted),
+        lateness=max(f.lateness for f in counted),
+        lost=sum(f.lost for f in counted),
+        momentum=counted[0].momentum,
+        plain=plain,
+    )
+    return facts, facts._replace(
+        M=(push if plain else applied)[1],
+        M_push=push[1],
+        M_applied=applied[1],
+        sigma=sigma[1] if plain else None,
+    )
+
+
+def _sup(series: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """max over t of the rms over runs, and the upper end of its interval."""
+    shortest = min(map(len, series))
+    sup, _, high = estimate(np.array([values[:shortest] for values in series]) ** 2)
+    return sup, high
+
+
+def _conditions(config: Config, bound: Bound) -> dict[str, bool | None]:
+    task = config.task.build()
+    smoothness, heterogeneity = getattr(task, "smoothness", None), getattr(task, "heterogeneity", None)
+    known = {
+        SMALL_STEP: None if smoothness is None else 6 * config.optimizer.lr * smoothness <= 1 + SLACK,
+        EQUAL_DATA: None if heterogeneity is None else heterogeneity == 0,
+    }
+    return {name: name not in bound.broken and known.get(name, True) for name in bound.conditions}
+
+
+def _feeds_back(config: Config) -> bool:
+    feedback = config.compressor.error_feedback
+    return bool(config.compressor.plugin.build().biased if feedback == "auto" else feedback)
+
+
+def _judge(low: float, high: float, value: float, loosest: float) -> str:
+    """loosest: the bound for the largest M and sigma that the other seeds leave possible."""
+    if high <= value * (1 + SLACK):
+        return "within"
+    return "exceeded" if low > loosest * (1 + SLACK) else "inconclusive"

@@ -1,0 +1,46 @@
+"""`ps-elastic config show | validate`: what a configuration comes to, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ps_elastic.errors import OK, USAGE
+
+
+@click.group("config")
+def command() -> None:
+    """Show or validate a configuration file."""
+
+
+@command.command("show")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def show(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print CONFIG in full, every default stated."""
+    from ps_elastic.config.load import load
+
+    resolved = load(config, overrides)
+    click.echo(json.dumps(resolved.to_dict(), indent=2) if as_json else resolved.to_yaml(), nl=as_json)
+
+
+@command.command("validate")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Name every problem of CONFIG; exit 2 if there is one."""
+    from ps_elastic.config.load import check
+
+    errors = check(config, overrides)
+    if as_json:
+        found = [{"key": error.key, "message": error.message, "source": error.source} for error in errors]
+        click.echo(json.dumps({"valid": not errors, "errors": found}, indent=2))
+    else:
+        for error in errors:
+            click.echo(f"ps-elastic: {error}", err=True)
+        if not errors:
+            click.echo(f"{config}: valid")
+    return USAGE if errors else OK

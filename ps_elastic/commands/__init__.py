@@ -1,1 +1,0 @@
-"""One command of `ps-elastic` per file; `ps_elastic.cli` loads them when they are named."""

@@ -1,0 +1,249 @@
+"""What the server remembers about every push, view and debt, and the laws that hold of it.
+
+`decide` is the only writer: it notes an event (noting.py), asks the rule, and lets each action take effect (taking.py)
+as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
+
+1. a push is used or dropped exactly once; only one kept by a debt, by `own` or by `keeps_last` may be used again;
+2. at most one reply per unanswered push or ask;
+3. never stalled: if all live workers wait and no Wake is pending, `Stalled` says who waits and what is held;
+4. for every debt the stand-in and the later terms sum to what was owed, or it is closed by a drop, a
+   departure or an Asked, and logged;
+5. the same events give the same actions, byte for byte (so nothing here depends on a clock, a set or an address).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from ps_elastic.errors import PolicyError
+from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term
+from ps_elastic.policies.runahead import Course, Given
+
+
+class View(NamedTuple):
+    """What a push under way is computed on: the model of `version`, plus c * own * `own_push` if own is not 0.
+
+    Of a worker that runs ahead: the oldest that it may be computing on, until its push says which it was.
+    """
+
+    version: int
+    own: float
+    own_push: PushId | None
+    travelled: float  # of the ledger when it was sent, or as corrected by a Measured
+    sent_at: float  # seconds
+
+
+class Debt(NamedTuple):
+    """A missing push that `stand_in` replaced, with `part` = its share of the weights of that Step."""
+
+    stand_in: PushId
+    part: float
+    version: int  # the Step that owes it made this version
+
+
+class Seat:
+    """A worker: the last step seen of it, the last assigned to it, and how many pushes it completed."""
+
+    __slots__ = ("assigned", "clock", "course", "last", "newest", "seen")
+
+    def __init__(self) -> None:
+        self.seen = self.assigned = self.clock = 0
+        self.last: PushId | None = None  # its last used push, where the rule keeps it
+        self.newest: PushId | None = None  # its push that waits for a reply, where the reply may contain it
+        self.course = Course()  # where it may run ahead
+
+
+class Ledger:
+    """The server's memory of headers. Rules read the public attributes; only `decide` writes.
+
+    workers, waiting: live workers, and those with nothing to do until released, in a fixed order. A worker that may
+    run on with `pipeline` pushes unanswered waits from the first of them on.
+    held: pushes neither used nor dropped, in order of arrival. views: what each push under way is computed on.
+    version: updates so far. travelled: sum of `moved`, so travelled - view.travelled bounds
+    ||x - v|| / (largest alpha since). now: seconds. debts: missing push -> Debt. bucket: (index, count) of the part
+    of the model that this ledger is of, where the rule is layerwise; None: of the whole.
+    """
+
+    def __init__(
+        self,
+        workers: Iterable[int],
+        *,
+        jobs: int = 1,
+        keeps_last: bool = False,
+        own_views: bool = False,
+        pipeline: int = 0,
+        log: Callable[[str], None] | None = None,
+        bucket: tuple[int, int] | None = None,
+    ) -> None:
+        self.workers: dict[int, Seat] = {worker: Seat() for worker in workers}
+        self.waiting: dict[int, None] = {}
+        self.held: dict[PushId, Push] = {}
+        self.views: dict[PushId, View] = {}
+        self.debts: dict[PushId, Debt] = {}
+        self.version, self.now, self.travelled = 0, 0.0, 0.0
+        self.applied = Applied(0)  # the last one
+        self.slowest = 0  # least clock of the live workers
+        self.bucket, self.layerwise = bucket or (0, 1), bucket is not None  # index, count
+        self.jobs, self.keeps_last, self.own_views, self.log = jobs, keeps_last, own_views, log
+        self.pipeline = pipeline
+        self.started = self.done = False
+        self.wake_at: float | None = None
+        self._refs: dict[PushId, int] = {}
+        # What follows is for `decide`, noting.py and taking.py alone.
+        self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
+        self.gone: dict[int, Seat] = {}  # a worker that comes back must not repeat a PushId
+        self.at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
+        # Views in the order sent, which is the order of `travelled`; a plain dict finds its first key in O(p).
+        self.unmeasured: OrderedDict[PushId, float] = OrderedDict()
+        self.measured: list[tuple[float, PushId]] = []  # heap, entries may be stale
+        self.owed: Step | list[PushId] | None = None  # what the server has still to answer
+        self.freed: list[PushId] = []  # since last taken
+        self.closed: list[PushId] = []  # debts closed unpaid, since last taken
+        self.acts: list[Action | Applied | Measured] = []  # and answers, of the current event: for the log
+
+    def clock(self, worker: int) -> int:
+        """Pushes completed by `worker`; a joiner starts at `slowest`."""
+        return self.workers[worker].clock
+
+    @property
+    def computing(self) -> int:
+        """How many live workers are not waiting."""
+        return len(self.workers) - len(self.waiting)
+
+    def is_kept(self, push: PushId) -> bool:
+        """Whether a debt, a view or `keeps_last` still needs the payload of `push`."""
+        return push in self._refs
+
+    def contained(self, push: PushId) -> tuple[PushId, ...]:
+        """The pushes of its own worker that the view of `push`, which is held, contains, in the order pushed."""
+        return self.containing.get(push, ())
+
+    def told(self, worker: int) -> tuple[int, Given]:
+        """The last step of `worker` that a reply answered, and that reply, where workers run ahead."""
+        course = self.workers[worker].course
+        return course.told, course.given[course.told]
+
+    def last(self, worker: int) -> PushId | None:
+        """The last push of `worker` that was used, where the rule keeps it."""
+        return self.workers[worker].last
+
+    @property
+    def oldest_view(self) -> PushId | None:
+        """The push under way whose view is the farthest behind; None if nothing is under way. O(1) amortised."""
+        heap = self.measured
+        while heap and ((view := self.views.get(heap[0][1])) is None or view.travelled != heap[0][0]):
+            heappop(heap)
+        first = next(iter(self.unmeasured), None)
+        if heap and (first is None or heap[0][0] < self.unmeasured[first]):
+            return heap[0][1]
+        return first
+
+    def reach(self, norm: float, share: float) -> float:
+        """Upper bound on the next Step's `moved`, for G = sum of weight x payload_norm over total weight = `norm`.
+
+        share (coast + gain G) + rounding, with coast, gain and rounding of the last Applied.
+        """
+        return share * (self.applied.coast + self.applied.gain * norm) + self.applied.rounding
+
+    def amend(self, push: PushId) -> Step:
+        """The Step that repays the debt on `push`: + part x push - part x its stand-in."""
+        debt = self.debts[push]
+        return Step((Term(push, debt.part), Term(debt.stand_in, -debt.part)), combine="sum", apply="amend")
+
+    # What follows is for noting.py and taking.py alone: views first, then payloads that must live on, then clocks.
+
+    def assign(self, worker: int, own: float) -> None:
+        """Let the next push of `worker` be under way, on the model as it is, plus c * own * its last push."""
+        seat = self.workers[worker]
+        if self.pipeline:
+            self._answer_ahead(worker, seat, own)
+            return
+        own_push = PushId(worker, seat.seen) if own else None
+        if own_push is not None:
+            if own_push not in self.held and own_push not in self._refs:
+                raise PolicyError(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
+            self.ref(own_push)
+        seat.assigned += 1
+        push = PushId(worker, seat.assigned)
+        self.views[push] = View(self.version, own, own_push, self.travelled, self.now)
+        self.unmeasured[push] = self.travelled
+
+    def _answer_ahead(self, worker: int, seat: Seat, own: float) -> None:
+        """A reply: the worker may be computing already, on an older one; else this is what it goes on with."""
+        if own:
+            raise PolicyError(f"worker {worker} is released with own = {own}, but it re-applies its own pushes itself")
+        course = seat.course
+        course.told = seat.seen
+        given = Given(self.version, tuple([p for p in course.flying if p in self.held]), self.travelled, self.now)
+        course.given[seat.seen] = given
+        if seat.assigned == seat.seen:
+            for unneeded in course.leave_behind(seat.seen):
+                self.unref(unneeded)
+            self.send_on(worker, seat, given)
+
+    def send_on(self, worker: int, seat: Seat, oldest: Given) -> None:
+        """Let the next push be under way; no reply older than `oldest` is its view."""
+        seat.assigned = seat.seen + 1
+        push = PushId(worker, seat.assigned)
+        self.views[push] = View(oldest.version, 0.0, None, oldest.travelled, oldest.sent_at)
+        heappush(self.measured, (oldest.travelled, push))  # views come in no order here
+
+    def take_view(self, push: PushId) -> View:
+        """The view of a push that is under way no more."""
+        self.unmeasured.pop(push, None)
+        return self.views.pop(push)
+
+    def forget(self, push: PushId) -> None:
+        """Nothing will come of this push: its view goes, and what it owed is closed."""
+        own_push = self.take_view(push).own_push
+        if own_push is not None:
+            self.unref(own_push)
+        if push in self.debts:
+            self.close_debt(push)
+
+    def close_debt(self, push: PushId) -> None:
+        """The debt on `push` will not be repaid."""
+        self.unref(self.debts.pop(push).stand_in)
+        self.closed.append(push)
+
+    def let_go(self, push: PushId) -> None:
+        """The push is used or dropped; its payload goes as soon as nothing else needs it."""
+        del self.held[push]
+        for own_push in self.containing.pop(push, ()):
+            self.unref(own_push)
+        if push not in self._refs:
+            self.freed.append(push)
+
+    def ref(self, push: PushId) -> None:
+        """One more needs the payload of `push`."""
+        if push != ZERO:
+            self._refs[push] = self._refs.get(push, 0) + 1
+
+    def unref(self, push: PushId) -> None:
+        """One fewer needs it."""
+        if push == ZERO:
+            return
+        self._refs[push] -= 1
+        if not self._refs[push]:
+            del self._refs[push]
+            if push not in self.held:
+                self.freed.append(push)
+
+    def advance(self, seat: Seat) -> None:
+        """A worker completed a push."""
+        at, clock = self.at_clock, seat.clock
+        at[clock] -= 1
+        seat.clock = clock + 1
+        at[clock + 1] = at.get(clock + 1, 0) + 1
+        if not at[clock]:
+            self.settle_slowest()
+
+    def settle_slowest(self) -> None:
+        """Bring `slowest` up to the least clock there is."""
+        at = self.at_clock
+        while self.workers and not at.get(self.slowest):
+            at.pop(self.slowest, None)
+            self.slowest += 1

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+
+
+@policies.register("delay_bounded")
+@dataclass
+class DelayBounded(Policy):
+    """Use gradients at once as long as no view in use would fall more than `bound` versions behind; else wait.
+
+    Before a step makes version t + 1, every view still out must be at least as new as t + 1 - bound; a push that
+    would break this is held with its worker, and all held ones are used in one step when it no longer does.
+    So tau <= bound and B <= tau M, each step counting for at most a round.
+    Source: the bounded-delay assumption of shared-memory SGD, Nadiradze et al., "Elastic Consistency", AAAI 2021,
+    table 1, enforced by holding instead of assumed; Langford, Smola, Zinkevich, "Slow learners are fast", NIPS 2009.
+    Share: n/p for a step of n pushes.
+    """
+
+    adds = True
+    bound: int = 4  # versions; 0 is synchronous, larger: staler, waits less
+
+    def __post_init__(self) -> None:
+        if self.bound < 0:
+            raise ConfigError(f"got {self.bound}, expected a number of versions >= 0", key="bound")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return Bound(b_shared_memory(self.bound, facts.M), "bound M", every_push=self.bound == 0)
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        yield from self._use_held(ledger)
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        if ledger.held:
+            yield from self._use_held(ledger)
+
+    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+        oldest = next(iter(ledger.views.values()), None)  # views are in the order sent, which is that of versions
+        if oldest is not None and ledger.version + 1 - oldest.version > self.bound:
+            return
+        yield Step.mean(ledger.held, share=min(1.0, len(ledger.held) / max(1, len(ledger.workers))))
+        if ledger.waiting:
+            yield Release(tuple(ledger.waiting))

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Drop, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, exact
+
+
+@policies.register("first_k")
+@dataclass
+class FirstK(Policy):
+    """Use the mean of the first `k` gradients of each version; drop the late ones, and tell their workers.
+
+    x_{t+1} = x_t - alpha (1/k) SUM of the first k pushes computed on x_t: D = 0; the price is the work dropped,
+    and a sample that leans to the fast workers where speed and data are linked.
+    Source: Chen et al., "Revisiting distributed synchronous SGD", 2016 (arXiv 1604.00981), section 3.2: N + b
+    workers, of which b are backups; here k = N. With fewer live workers than k, all of them.
+    Share: 1 (the source averages what it uses).
+    """
+
+    k: int = 2  # gradients per step; larger: fewer drops, longer waits for stragglers
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"got {self.k}, expected a number of workers >= 1", key="k")
+
+    def workers_needed(self) -> int:
+        return self.k
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return exact()
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        if push.base < ledger.version:
+            yield Drop(push.id, "late")
+            yield Release((push.id.worker,))
+        else:
+            yield from self._step(ledger)
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        yield from self._step(ledger)
+
+    def _step(self, ledger: Ledger) -> Iterator[Action]:
+        if ledger.held and len(ledger.held) >= min(self.k, len(ledger.workers)):
+            yield Step.mean(ledger.held)
+            if ledger.waiting:
+                yield Release(tuple(ledger.waiting))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import policies
+from ps_elastic.policies.events import Push
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.scheduling import ElasticScheduler
+from ps_elastic.policies.theory import REPAID, Bound, Facts, b_norm_bounded, b_norm_bounded_announced, owed_norm
+
+
+@policies.register("norm_bounded")
+@dataclass
+class NormBounded(ElasticScheduler):
+    """End a round when the norms received reach a `beta` part of all norms; zero stands in for what is missing.
+
+    Proceed when SUM_{j in R} n_j >= beta SUM_j n_j, n_j the last known norm of worker j; a late gradient is applied
+    in full when it comes. B <= m M/p for m missing; with announced norms (1 - beta) M. Choosing who is missing by
+    norm ties the choice to the noise: only these M-type bounds hold.
+    Source: Nadiradze et al., "Elastic Consistency", AAAI 2021, norm-bounded elastic scheduling; the reference norm is
+    ours, the text leaves it open.
+    Share: (received + missing)/p.
+    """
+
+    beta: float = 0.8  # part of the norms, in (0, 1]; 1 is synchronous, smaller: fewer waits, larger discrepancy
+    norms: dict[int, float] = field(default_factory=dict, init=False)  # last known, by worker
+    total: float = field(default=0.0, init=False)  # of `norms`
+    here: float = field(default=0.0, init=False)  # of the pushes held
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta <= 1:
+            raise ConfigError(f"got {self.beta}, expected 0 < beta <= 1", key="beta")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        M = owed_norm(facts)
+        announced = f"(1 - beta) M = {b_norm_bounded_announced(self.beta, M):.4g} with announced norms"
+        return Bound(
+            b_norm_bounded(facts.owed, facts.fewest, M),
+            f"m M/p, M = {M:.4g} the rms of the pushes, over 1 - momentum; {announced}",
+            conditions=(REPAID,),
+            broken=(REPAID,) if facts.lost else (),
+            kind="observed",
+            every_push=self.beta == 1,
+        )
+
+    def arrived(self, push: Push, ledger: Ledger) -> None:
+        worker = push.id.worker
+        self.total += push.norm - self.norms.get(worker, 0.0)
+        self.norms[worker] = push.norm
+        if push.base >= self.opened:
+            self.here += push.norm
+
+    def began(self, ledger: Ledger) -> None:
+        self.here = 0.0
+        self.norms = {worker: norm for worker, norm in self.norms.items() if worker in ledger.workers}
+        self.total = sum(self.norms.values())  # anew each round: running sums drift
+
+    def enough(self, ledger: Ledger) -> bool:
+        if self.beta == 1 or self.here < self.beta * self.total or len(self.norms) < len(ledger.workers):
+            return False
+        return all(worker in self.norms for worker in ledger.workers)

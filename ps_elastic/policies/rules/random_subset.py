@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Drop, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, exact
+
+
+@policies.register("random_subset")
+@dataclass
+class RandomSubset(Policy):
+    """Wait for all, use the mean of `q` pushes drawn at random, drop the others, let all go on.
+
+    x_{t+1} = x_t - alpha (1/q) SUM over a uniform subset of size q: a random mixing step through the server. With
+    `update: local_sgd` the mean of q local models after H local steps.
+    Source: Koloskova et al., "A unified theory of decentralized SGD with changing topology and local updates", ICML
+    2020 (arXiv 2003.10422), whose random mixing matrix it is at a server.
+    Share: 1.
+    """
+
+    lockstep = True
+    q: int = 2  # pushes per step; p: all of them
+    seed: int = 0
+    rounds: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.q < 1:
+            raise ConfigError(f"got {self.q}, expected a number of pushes >= 1", key="q")
+
+    def workers_needed(self) -> int:
+        return self.q
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return exact()
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.computing:
+            yield from self._end_round(ledger)
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        if ledger.held and not ledger.computing:
+            yield from self._end_round(ledger)
+
+    def _end_round(self, ledger: Ledger) -> Iterator[Action]:
+        self.rounds += 1
+        here = sorted(ledger.held)
+        chosen = set(Random(f"{self.seed}:{self.rounds}").sample(here, min(self.q, len(here))))
+        for push in here:
+            if push not in chosen:
+                yield Drop(push, "not drawn")
+        yield Step.mean(chosen)
+        if ledger.waiting:
+            yield Release(tuple(ledger.waiting))

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Drop, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, exact
+
+
+@policies.register("rennala")
+@dataclass
+class Rennala(Policy):
+    """Collect `batch` gradients of the current model, from whoever gives them, then step; older ones are dropped.
+
+    x_{t+1} = x_t - alpha (1/S) SUM of S gradients at x_t: D = 0, and fast workers give several.
+    Source: Tyurin and Richtarik, "Optimal time complexities of parallel stochastic optimization methods under a fixed
+    computation model", NeurIPS 2023 (arXiv 2305.12387), method 4; S = max(1, ceil(sigma^2 / epsilon)) there.
+    Share: 1.
+    """
+
+    batch: int = 4  # S, gradients per step; larger: less noise, fewer steps
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"got {self.batch}, expected a number of gradients >= 1", key="batch")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return exact()
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        if push.base < ledger.version:
+            yield Drop(push.id, "stale")
+        elif len(ledger.held) >= self.batch:
+            yield Step.mean(ledger.held)
+        yield Release((push.id.worker,))

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Drop, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+
+
+@policies.register("ringmaster")
+@dataclass
+class Ringmaster(Policy):
+    """Use a gradient at once if fewer than `delay` versions were made since its view; drop it otherwise.
+
+    x_{t+1} = x_t - alpha G(v), tau = t - version(v) < R: B <= (R - 1) M.
+    Source: Maranjyan, Tyurin, Richtarik, "Ringmaster ASGD: the first asynchronous SGD with optimal time complexity",
+    2025 (arXiv 2501.16168), algorithm 1; R = max(1, ceil(sigma^2 / epsilon)) there.
+    Share: 1.
+    """
+
+    delay: int = 4  # R, versions; 1: only fresh gradients, larger: fewer drops, staler
+
+    def __post_init__(self) -> None:
+        if self.delay < 1:
+            raise ConfigError(f"got {self.delay}, expected a number of versions >= 1", key="delay")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return Bound(b_shared_memory(self.delay - 1, facts.M), "(delay - 1) M", every_push=self.delay == 1)
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        if ledger.version - push.base < self.delay:
+            yield Step.mean([push.id])
+        else:
+            yield Drop(push.id, "stale")
+        yield Release((push.id.worker,))

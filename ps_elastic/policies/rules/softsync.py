@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
+
+
+@policies.register("softsync")
+@dataclass
+class Softsync(Policy):
+    """Make a step of every floor(p / n) gradients, whosever they are; nobody waits.
+
+    x_{t+1} = x_t - (alpha / n) mean of the collected: staleness is about n versions, B about n M (alpha / n) = M.
+    Source: Zhang et al., "Staleness-aware async-SGD for distributed deep learning", IJCAI 2016 (arXiv 1511.05950),
+    n-softsync with the learning rate divided by n.
+    Share: 1/n, the source's.
+    """
+
+    n: int = 1  # steps a round; 1: p gradients a step, p: one gradient a step
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ConfigError(f"got {self.n}, expected a number of steps >= 1", key="n")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return Bound(b_missed_steps(facts.tau, 1 / self.n, facts.M), "tau M/n", kind="observed")
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        if len(ledger.held) >= max(1, len(ledger.workers) // self.n):
+            yield Step.mean(ledger.held, share=1 / self.n)
+        yield Release((push.id.worker,))

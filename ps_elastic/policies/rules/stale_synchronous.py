@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, b_stale_synchronous
+
+
+@policies.register("stale_synchronous")
+@dataclass
+class StaleSynchronous(Policy):
+    """Use every gradient at once; let a worker go on while it leads the slowest by at most `bound` steps.
+
+    Release i when clock_i - min_j clock_j <= bound, clock = pushes completed. So completed clocks never differ by
+    more than bound + 1, a view misses at most (2 bound + 1)(p - 1) pushes, and B <= (2 bound + 1)(p - 1) M / p.
+    Source: Ho et al., "More effective distributed ML via a stale synchronous parallel parameter server", NIPS 2013,
+    section 3, where the reads of a clock wait instead of its end.
+    Share: 1/p.
+    """
+
+    adds = True
+    bound: int = 4  # steps; 0 is synchronous in pace, larger is staler and waits less
+
+    def __post_init__(self) -> None:
+        if self.bound < 0:
+            raise ConfigError(f"got {self.bound}, expected a number of steps >= 0", key="bound")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        scale = facts.p / facts.fewest  # the share is that of the workers left
+        return Bound(b_stale_synchronous(facts.p, self.bound, scale * facts.M), "(2 bound + 1)(p - 1) M/p")
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        worker = push.id.worker
+        yield Step.mean([push.id], share=1 / len(ledger.workers))
+        if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
+            yield from self._release(ledger)
+        elif ledger.clock(worker) - ledger.slowest <= self.bound:
+            yield Release((worker,))
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        yield from self._release(ledger)
+
+    def _release(self, ledger: Ledger) -> Iterator[Action]:
+        ready = tuple(w for w in ledger.waiting if ledger.clock(w) - ledger.slowest <= self.bound)
+        if ready:
+            yield Release(ready)

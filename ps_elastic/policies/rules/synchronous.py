@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, exact
+
+
+@policies.register("synchronous")
+@dataclass
+class Synchronous(Policy):
+    """Wait for a gradient of every live worker, use their mean in one step, and let all go on together.
+
+    x_{t+1} = x_t - alpha (1/p) SUM_i G(x_t; i): perfect consistency, B = 0.
+    Source: Valiant, "A bridging model for parallel computation", Communications of the ACM 33(8), 1990, whose
+    superstep this is; the parallel step of Nadiradze et al., "Elastic Consistency", AAAI 2021, with I_t = everybody.
+    Share: 1; what a worker pushed before it left still counts.
+    """
+
+    lockstep = True
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        return exact()
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        if ledger.computing:
+            return
+        yield from self._step(ledger)
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        if ledger.held and not ledger.computing:
+            yield from self._step(ledger)
+
+    def _step(self, ledger: Ledger) -> Iterator[Action]:
+        yield Step.mean(ledger.held)
+        if ledger.waiting:
+            yield Release(tuple(ledger.waiting))

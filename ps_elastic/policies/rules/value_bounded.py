@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import Policy, policies
+from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.theory import Bound, Facts, no_bound
+
+
+@policies.register("value_bounded")
+@dataclass
+class ValueBounded(Policy):
+    """Use gradients at once while what a view in use has not seen stays below a falling threshold; else hold.
+
+    Hold while SUM of motions since the oldest view + (n/p) mean norm of the held > v_0 / sqrt(t + 1).
+    Source: Wei et al., "Consistent bounded-asynchronous parameter servers for distributed ML", 2013
+    (arXiv 1312.7869), value-bounded asynchronous parallel: its rule at a server, in the 2-norm. The norm of a push
+    stands for the motion it makes, so with momentum or weight decay this is no guarantee; see elastic_bound.
+    Share: n/p for a step of n pushes.
+    """
+
+    units = ("gradient",)
+    optimizers = ("sgd",)
+    bounds_views = True
+    threshold: float = 10.0  # v_0 in gradient units; larger: staler, waits less
+    falling: bool = True  # false: v_0 at every version
+    norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ConfigError(f"got {self.threshold}, expected a number >= 0", key="threshold")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        if not facts.plain:
+            return no_bound("none: with momentum or weight decay a step is not bounded by the norms of its pushes")
+        return Bound(self.threshold, "threshold", every_push=self.threshold == 0)
+
+    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+        self.norms += push.payload_norm
+        yield from self._use_held(ledger)
+
+    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+        if ledger.held:
+            yield from self._use_held(ledger)
+
+    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+        p = max(1, len(ledger.workers))
+        oldest = ledger.oldest_view
+        if oldest is not None:
+            unseen = ledger.travelled - ledger.views[oldest].travelled + self.norms / p
+            if unseen > self.threshold / ((ledger.version + 1) ** 0.5 if self.falling else 1.0):
+                return
+        yield Step.mean(ledger.held, share=min(1.0, len(ledger.held) / p))
+        self.norms = 0.0
+        if ledger.waiting:
+            yield Release(tuple(ledger.waiting))

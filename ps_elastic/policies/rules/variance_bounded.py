@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ps_elastic.errors import ConfigError
+from ps_elastic.policies.base import policies
+from ps_elastic.policies.events import PushId
+from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.rules.scheduling import ElasticScheduler
+from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, Bound, Facts, b_variance_bounded, no_bound
+
+
+@policies.register("variance_bounded")
+@dataclass
+class VarianceBounded(ElasticScheduler):
+    """End a round when a `quorum` of the workers has pushed; an unbiased stand-in replaces what is missing.
+
+    stand_in = "own": the view of worker i is x + c (m/p) g_i, its own gradient in place of m missing ones, so that
+    x_ideal - v_i = -(alpha/p) SUM_{j missing} (g_j - g_i); "mean": the mean of the received, for all alike. Corrected
+    exactly when the late ones come. B <= 3 sigma m/p for alpha <= 1/(6L), equal data and lateness of one round. An own
+    gradient stands for all that is owed when its worker is released, of earlier rounds too: what is late longer adds to
+    B, and a late worker that is released needs a stand-in for the others as well.
+    Source: Nadiradze et al., "Elastic Consistency", AAAI 2021, variance-bounded elastic scheduling; the mean of the
+    received as stand-in is ours.
+    Share: (received + missing)/p.
+    """
+
+    quorum: float = 0.5  # part of the workers, in (0, 1]; 1 is synchronous, smaller: fewer waits, larger discrepancy
+    substitute: str = "own"  # or "mean"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quorum <= 1:
+            raise ConfigError(f"got {self.quorum}, expected 0 < quorum <= 1", key="quorum")
+        if self.substitute not in ("own", "mean"):
+            raise ConfigError(f"got {self.substitute!r}, expected own or mean", key="substitute")
+
+    def declared_bound(self, facts: Facts) -> Bound:
+        if facts.momentum:
+            return no_bound("none: with momentum a debt weighs more than the stand-in, the longer it is owed the more")
+        if facts.sigma is None:
+            return no_bound("none: sigma is not known, no step used two gradients")
+        missing = max(facts.owed, facts.p - self._needed(facts.p))
+        late = facts.lateness if self.substitute == "own" else 1  # the mean is of the round that it stands in for
+        return Bound(
+            b_variance_bounded(missing, facts.fewest, facts.sigma, late, facts.M_push),
+            "3 sigma m/p" if late <= 1 else f"3 sigma m/p + (l - 1) m M/(4p), late by l = {late} rounds",
+            conditions=(SMALL_STEP, EQUAL_DATA, REPAID),
+            broken=(REPAID,) if facts.lost else (),
+            kind="declared" if late <= 1 else "observed",
+            every_push=missing == 0,
+        )
+
+    @property
+    def own_views(self) -> bool:  # type: ignore[override]
+        return self.substitute == "own"
+
+    def enough(self, ledger: Ledger) -> bool:
+        return len(ledger.held) >= self._needed(len(ledger.workers))
+
+    def stand_in(self, ledger: Ledger) -> PushId:
+        return PushId(0, ledger.version + 1) if self.substitute == "mean" else super().stand_in(ledger)
+
+    def own(self, ledger: Ledger) -> float:
+        return len(ledger.debts) / len(ledger.workers) if self.substitute == "own" else 0.0
+
+    def _needed(self, workers: int) -> int:
+        return ceil(self.quorum * workers - 1e-9)

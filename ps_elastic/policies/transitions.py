@@ -1,0 +1,169 @@
+"""How each event changes what the ledger remembers, before the rule is asked; for `decide` alone.
+
+Each `note_` function takes the event in, or says why it is ignored.
+"""
+
+from __future__ import annotations
+
+from heapq import heappush
+
+from ps_elastic.errors import PolicyError, WireError
+from ps_elastic.policies.events import Applied, Measured, Push, PushId, Step
+from ps_elastic.policies.ledger import Ledger, Seat
+from ps_elastic.policies.runahead import Course
+
+
+def note_push(ledger: Ledger, push: Push) -> str | None:
+    """Take the push in; or say why it is ignored."""
+    worker, step = push.id
+    seat = ledger.workers.get(worker)
+    if seat is None:
+        return "departed"
+    if step <= seat.seen:
+        return "duplicate"
+    if push.id not in ledger.views:
+        raise WireError(f"push {tuple(push.id)} of worker {worker} was never assigned; expected step {seat.seen + 1}")
+    if ledger.pipeline:
+        _note_ahead(ledger, push, seat)
+        return None
+    if push.base != (version := ledger.views[push.id].version):
+        raise WireError(f"push {tuple(push.id)} says base {push.base}, but its view was version {version}")
+    for lost in range(seat.seen + 1, step):
+        ledger.forget(PushId(worker, lost))
+    seat.seen = step
+    view = ledger.take_view(push.id)
+    if view.own_push is not None:
+        ledger.containing[push.id] = (view.own_push,)
+    ledger.held[push.id] = push
+    ledger.waiting[worker] = None
+    if ledger.own_views:
+        seat.newest = push.id
+        ledger.ref(push.id)
+    ledger.advance(seat)
+    return None
+
+
+def note_asked(ledger: Ledger, worker: int, step: int) -> str | None:
+    """Return "" if the rule must be asked, "again" if the last reply must be sent again, else why it is ignored."""
+    seat = ledger.workers.get(worker)
+    if seat is None:
+        return "departed"
+    if worker in ledger.waiting:
+        return "waiting"
+    if step > (seat.seen if seat.course.given else seat.assigned):  # nothing of one that runs ahead gets lost
+        raise WireError(f"worker {worker} asks after step {step}; it was assigned {seat.assigned}")
+    if seat.assigned > seat.seen:  # else it has just joined
+        if step <= seat.seen:  # less than `seen` from one that came back, and does not know its earlier steps
+            return "again"
+        for lost in range(seat.seen + 1, seat.assigned + 1):
+            ledger.forget(PushId(worker, lost))
+        seat.seen = seat.assigned = step
+    ledger.waiting[worker] = None
+    return ""
+
+
+def note_joined(ledger: Ledger, worker: int, step: int) -> str | None:
+    if worker in ledger.workers:
+        return "member"
+    seat = ledger.gone.pop(worker, None) or Seat()
+    seat.clock = ledger.slowest
+    seat.seen = seat.assigned = max(seat.assigned, step)
+    seat.course = Course(seat.seen)
+    ledger.workers[worker] = seat
+    ledger.at_clock[seat.clock] = ledger.at_clock.get(seat.clock, 0) + 1
+    return None
+
+
+def note_left(ledger: Ledger, worker: int) -> str | None:
+    seat = ledger.workers.pop(worker, None)
+    if seat is None:
+        return "departed"
+    ledger.gone[worker] = seat
+    ledger.waiting.pop(worker, None)
+    for lost in range(seat.seen + 1, seat.assigned + 1):
+        ledger.forget(PushId(worker, lost))
+    seat.seen = seat.assigned
+    if ledger.pipeline:
+        _end_course(ledger, seat)
+    for kept in (seat.last, seat.newest):
+        if kept is not None:
+            ledger.unref(kept)
+    seat.last = seat.newest = None
+    ledger.at_clock[seat.clock] -= 1
+    ledger.settle_slowest()
+    return None
+
+
+def note_applied(ledger: Ledger, answer: Applied) -> None:
+    if not ledger.started:
+        ledger.started, ledger.applied = True, answer
+        for worker in ledger.workers:
+            ledger.assign(worker, 0.0)
+        return
+    if not isinstance(ledger.owed, Step):
+        raise PolicyError(f"version {answer.version} was applied, but no Step awaits it")
+    if answer.version != ledger.version + 1:
+        raise PolicyError(f"version {answer.version} was applied after version {ledger.version}")
+    ledger.owed = None
+    ledger.version, ledger.applied = answer.version, answer
+    ledger.travelled += answer.moved
+
+
+def note_measured(ledger: Ledger, answer: Measured) -> None:
+    if not isinstance(ledger.owed, list) or answer.push not in ledger.owed:
+        raise PolicyError(f"view {tuple(answer.push)} was measured, but no Measure asked for it")
+    ledger.owed.remove(answer.push)
+    view = ledger.views[answer.push]._replace(travelled=ledger.travelled - answer.distance)
+    ledger.views[answer.push] = view
+    ledger.unmeasured.pop(answer.push, None)
+    heappush(ledger.measured, (view.travelled, answer.push))
+
+
+def start_job(ledger: Ledger, worker: int) -> bool:
+    """Let a worker that waits begin the job queued for it, if there is one."""
+    seat = ledger.workers[worker]
+    if seat.assigned == seat.seen:
+        return False
+    del ledger.waiting[worker]
+    job = PushId(worker, seat.seen + 1)
+    ledger.views[job] = ledger.views[job]._replace(sent_at=ledger.now)
+    return True
+
+
+def finish(ledger: Ledger) -> tuple[PushId, ...]:
+    """Enter the end of the run; return the pushes to be dropped."""
+    ledger.done, ledger.wake_at = True, None
+    for push in tuple(ledger.debts):
+        ledger.close_debt(push)
+    return tuple(ledger.held)
+
+
+def _note_ahead(ledger: Ledger, push: Push, seat: Seat) -> None:
+    """A push of a worker that runs ahead: its header says which reply it was computed on."""
+    course, (worker, step) = seat.course, push.id
+    reply = course.named(push, ledger.pipeline)
+    ledger.take_view(push.id)
+    for unneeded in course.leave_behind(reply):
+        ledger.unref(unneeded)
+    if course.flying:
+        ledger.containing[push.id] = tuple(course.flying)
+        for contained in course.flying:
+            ledger.ref(contained)
+    course.flying[push.id] = None
+    ledger.ref(push.id)
+    seat.seen = step
+    ledger.held[push.id] = push
+    ledger.waiting[worker] = None
+    if step - course.told <= ledger.pipeline:
+        ledger.send_on(worker, seat, course.given[reply])
+    ledger.advance(seat)
+
+
+def _end_course(ledger: Ledger, seat: Seat) -> None:
+    """The worker is gone; what it has sent may still come, and is not taken in."""
+    course = seat.course
+    if course.given:
+        seat.seen = seat.assigned = course.told + ledger.pipeline + 1
+    for unneeded in course.flying:
+        ledger.unref(unneeded)
+    seat.course = Course()

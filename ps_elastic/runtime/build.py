@@ -1,0 +1,260 @@
+"""From a configuration to a Server and Workers: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ps_elastic.compressors import Compressor, ErrorFeedback
+from ps_elastic.compressors.identity import Identity
+from ps_elastic.config.torn_fits import refuse_alone
+from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.records.writer import load_parameters
+from ps_elastic.server.evaluator import Evaluator, statistics_of
+from ps_elastic.server.layerwise import LanesServer
+from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.server.server import Server
+from ps_elastic.server.shared_step import Leader
+from ps_elastic.server.slices import Slices
+from ps_elastic.server.store import Calculator
+from ps_elastic.server.torn import TornCalculator
+from ps_elastic.tasks import Task
+from ps_elastic.transport.wire import HEADER_BYTES, padded
+from ps_elastic.vectors.layout import Bucket, Layout
+from ps_elastic.worker.flat_module import Memory, Workbench
+from ps_elastic.worker.gradients import draw_seed
+from ps_elastic.worker.hogwild import WritingWorker
+from ps_elastic.worker.worker import Worker
+from ps_elastic.worker.writers import Sheet, WrittenCalculator
+
+if TYPE_CHECKING:
+    from ps_elastic.config.load import Config
+
+
+class Parts(NamedTuple):
+    """What every rank makes for itself: the same on all of them."""
+
+    task: Task
+    model: nn.Module
+    layout: Layout
+    compressor: Compressor
+
+    @property
+    def frame_bytes(self) -> list[int]:
+        """Most bytes that the frame of each bucket can take, payload included."""
+        return self._frames(padded(self.compressor.max_nbytes(bucket.numel)) for bucket in self.layout.buckets)
+
+    def frames(self, config: Config) -> list[int]:
+        """The same where it is sent: workers that write the model themselves send none."""
+        return self.frame_bytes if config.writers == "server" else self._frames(0 for _ in self.layout.buckets)
+
+    def _frames(self, payloads: Iterable[int]) -> list[int]:
+        statistics = sum(4 * buffer.numel() for buffer in statistics_of(self.model))
+        sizes = [HEADER_BYTES + nbytes for nbytes in payloads]
+        sizes[0] += padded(statistics) + 8 * 4
+        return sizes
+
+    def vectors(self, config: Config) -> list[int]:
+        """Bytes of each bucket where what is sent is the gradient itself, in several; none where it is not."""
+        several = self.is_gradient(config) and len(self.layout.buckets) > 1
+        return [4 * bucket.numel for bucket in self.layout.buckets] if several else []
+
+    def is_gradient(self, config: Config) -> bool:
+        """Whether a push, in however many pieces, is sent from where the gradient lies."""
+        return isinstance(self.compressor, Identity) and not config.update.pipeline and config.writers == "server"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a push is the gradient itself, in one piece."""
+        return isinstance(self.compressor, Identity) and len(self.layout.buckets) == 1
+
+
+def make_parts(config: Config, workers: int) -> Parts:
+    """Build task, model and layout; auto buckets are whole here. Raises ConfigError where they do not fit together."""
+    policy = config.policy.build()
+    needed = policy.workers_needed()
+    if needed > workers:
+        raise ConfigError(f"{config.policy.text()} needs {needed} workers, got {workers}", key="policy")
+    task = config.task.build()
+    try:
+        task.prepare()
+    except ConfigError as error:
+        raise error.within("task") from None
+    model = task.model(config.seed)
+    if config.train.init is not None:
+        load_parameters(model, config.train.init)
+    buckets = "whole" if config.buckets == "auto" else config.buckets
+    if policy.layerwise and buckets == "whole":  # which would leave it nothing to choose
+        buckets = "layer"
+    layout = Layout(model, buckets)
+    return Parts(task, model, layout, config.compressor.plugin.build())
+
+
+def make_server(
+    config: Config,
+    parts: Parts,
+    workers: int,
+    tracker: Tracker,
+    log: Callable[[str], None],
+    *,
+    background: bool,
+    x: Tensor | None = None,
+    copies: Mapping[int, Tensor] | None = None,
+    distances: Mapping[int, np.ndarray] | None = None,
+    moments: Sequence[Tensor] = (),
+    gather: Callable[[FlatOptimizer], Leader] | None = None,
+) -> tuple[Server, Evaluator]:
+    """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
+
+    x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
+    of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
+    workers`. Raises ConfigError for torn views without either. moments: of the optimizer, in memory that a crew shares;
+    gather: makes the one who leads it.
+    """
+    if copies is None and distances is None:
+        refuse_alone(config)
+    layout = parts.layout
+    train = config.train
+    evaluator = Evaluator(parts.task, parts.model, layout, train.evaluate_every_samples, background=background)
+    x = layout.empty() if x is None else x
+    layout.attach(parts.model, x)
+    policy = config.policy.build()
+    compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
+
+    def calculator(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> Calculator:
+        if distances is not None:
+            return WrittenCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
+        if copies is not None:
+            return TornCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
+        optimizer = FlatOptimizer(config.optimizer, part, x, moments)
+        keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
+        made = Calculator(part, x, optimizer, compressors, keeps_versions=keeps)
+        if gather is not None:
+            made.crew = gather(optimizer)
+        return made
+
+    make: Callable[..., Server]
+    if policy.layerwise:
+        pieces = zip(layout.parts(), layout.buckets, compressors, strict=True)
+        slices = Slices(layout, x, [calculator(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
+        make = partial(LanesServer, [config.policy.build() for _ in layout.buckets], workers, slices)
+    else:
+        make = partial(Server, policy, workers, calculator(layout, x, compressors), pipeline=config.update.pipeline)
+    server = make(
+        partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
+        train.samples,
+        tracker,
+        log,
+        evaluator,
+        config.tracker.discrepancy,
+        train.target,
+        config.update.plugin.build().units,
+    )
+    return server, evaluator
+
+
+def make_worker(
+    config: Config,
+    parts: Parts,
+    rank: int,
+    workers: int,
+    tracker: Tracker,
+    memory: Memory | None = None,
+    local: int = 0,
+    bench: Workbench | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    sheet: Sheet | None = None,
+) -> Worker:
+    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). sheet: where it writes itself."""
+    device = choose_device(config.device, local)
+    parts.model.to(device)
+    coders = working_copies(config, parts.compressor, parts.layout.buckets, rank)
+    try:
+        batches = parts.task.batches(rank, workers, config.seed)
+    except ConfigError as error:
+        raise error.within("task") from None
+    kind = Worker if sheet is None else partial(WritingWorker, sheet)
+    return kind(
+        rank,
+        parts.task,
+        parts.model,
+        parts.layout,
+        batches,
+        config.update.plugin.build(),
+        coders,
+        tracker,
+        seed=config.seed,
+        accumulate=config.update.accumulate,
+        clip_norm=config.optimizer.clip_norm,
+        on_nonfinite=config.train.on_nonfinite,
+        autocast=config.train.autocast,
+        discrepancy=config.tracker.discrepancy,
+        memory=memory if device.type == "cpu" else None,
+        bench=bench,
+        layerwise=config.policy.build().layerwise,
+        pipeline=config.update.pipeline,
+        clock=clock,
+    )
+
+
+def reads_in_place(config: Config) -> bool:
+    """Whether workers that share memory with the server can compute on its model itself.
+
+    So they can where no step comes before the last push, and nothing that they do changes the model.
+    """
+    update = config.update
+    lockstep = config.policy.build().lockstep and config.views == "exact"
+    return lockstep and not update.plugin.build().moves and not update.pipeline and computes_on_cpu(config)
+
+
+def compares(config: Config) -> bool:
+    """Whether a worker with memory of its own compares the model of each reply with that which it computed on."""
+    return config.tracker.discrepancy == "exact" and not config.update.pipeline and config.writers == "server"
+
+
+def shares_steps(config: Config, parts: Parts) -> bool:
+    """Whether workers that share memory with the server, and wait for it, can make a part of its step.
+
+    So they can where the model is changed by the server alone, from payloads as they are.
+    """
+    usual = config.views == "exact" and not config.update.pipeline and not config.policy.build().layerwise
+    return usual and parts.in_place
+
+
+def computes_on_cpu(config: Config) -> bool:
+    """Whether workers of this host compute on its CPU."""
+    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+
+
+def choose_device(name: str, local: int) -> torch.device:
+    """The device of the `local`-th rank of a host: GPUs are dealt out in turn. Raises PlatformError without one."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise PlatformError("device: cuda, but torch finds no GPU here")
+    return torch.device("cuda", local % torch.cuda.device_count())
+
+
+def working_copies(
+    config: Config, compressor: Compressor, buckets: Sequence[Bucket], rank: int
+) -> list[Compressor | ErrorFeedback]:
+    """What worker `rank` encodes each bucket with."""
+    copies = _fresh(compressor, buckets, config.seed, rank)
+    feedback = config.compressor.error_feedback
+    if not (compressor.biased if feedback == "auto" else feedback):
+        return list(copies)
+    return [ErrorFeedback(copy, bucket.numel) for copy, bucket in zip(copies, buckets, strict=True)]
+
+
+def _fresh(compressor: Compressor, buckets: Sequence[Bucket], seed: int, rank: int) -> list[Compressor]:
+    return [
+        compressor.fresh(bucket.numel, torch.Generator().manual_seed(draw_seed(seed, rank, i)))
+        for i, bucket in enumerate(buckets)
+    ]

@@ -1,0 +1,145 @@
+"""Rank 0's part of a job: makes the server and its end of the transport, and runs it to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from psutil import pid_exists
+
+from ps_elastic.errors import INTERRUPTED, OK, WorkersLost
+from ps_elastic.records.run_dir import asked_by
+from ps_elastic.records.writer import Record
+from ps_elastic.runtime.build import make_server
+from ps_elastic.runtime.live import Live
+from ps_elastic.runtime.loops import serve
+from ps_elastic.runtime.signals import Signals, ended_by
+from ps_elastic.runtime.train import failed, finish
+from ps_elastic.server.mates import Mates, find_mates
+from ps_elastic.server.store import Calculator
+from ps_elastic.transport import server_endpoint
+from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.collectives import agree, blame, processes_here
+
+if TYPE_CHECKING:
+    from ps_elastic.runtime.rank import Setting
+    from ps_elastic.server.evaluator import Evaluator
+    from ps_elastic.server.server import Server
+    from ps_elastic.transport.links import Links
+
+
+class Made(NamedTuple):
+    """What rank 0 has when its workers may begin."""
+
+    record: Record
+    server: Server
+    evaluator: Evaluator
+    end: server_endpoint.ServerEnd
+    mates: Mates | None
+
+
+def be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
+    """Run the server to its end; return the summary, which is written. Raises what ended the run otherwise."""
+    config, survive = setting.config, setting.config.survive
+    made = agree(comm, lambda: _make(comm, setting, links))
+    record, server, evaluator, end, mates = made
+    processes = processes_here(comm)
+    if mates is not None:
+        mates.processes = processes
+    live = Live(server, config, quiet=quiet)
+    live.say(
+        f"{config.name}: 1 server, {comm.Get_size() - 1} workers; {setting.threads}; {links.text()}; "
+        f"{setting.directory}"
+    )
+    if setting.buckets:
+        live.say(setting.buckets)
+    started = time.perf_counter()
+
+    def clock() -> float:
+        return time.perf_counter() - started
+
+    watch = Watch(made, signals, processes, live, setting.directory)
+    end.look = watch.look
+    try:
+        with live:
+            serve(
+                server, end, clock, warn=live.say, warning_s=survive.stall_warning_s,
+                deadline_s=survive.stall_deadline_s, on_turn=watch.on_turn,
+            )  # fmt: skip
+            wall_s = clock()
+            end.close()
+            if mates is not None:
+                mates.count(server.totals)
+            summary = finish(config, setting.parts, server, evaluator, record, wall_s, wall_s, watch.code)
+    except BaseException as error:
+        record.write_summary({**failed(config, server, error, clock()), "error": blame(error, 0)})
+        record.close()
+        raise  # and the job is ended at once: closing the evaluator would wait for an evaluation under way
+    evaluator.close()
+    record.close()
+    return summary
+
+
+class Watch:
+    """What rank 0 does between messages: signals, workers that died, what the user sees, and the files."""
+
+    def __init__(self, made: Made, signals: Signals, processes: Mapping[int, int], live: Live, directory: Path) -> None:
+        self.code = OK  # that the run is to end with
+        self._made, self._signals, self._processes, self._live = made, signals, processes, live
+        self._directory = directory
+
+    def look(self) -> None:
+        """Raise what ends the run at once, if there is anything: a signal, or workers of this host that died."""
+        lost = [rank for rank, pid in self._processes.items() if not pid_exists(pid)]
+        self._made.server.lost_workers += lost
+        if self._signals.end:
+            raise ended_by(self._signals.end, lost)
+        if lost:
+            raise WorkersLost(f"ranks {lost} died")
+
+    def on_turn(self, now: float) -> None:
+        """Called after each message, and now and then without one."""
+        signals, (record, server, _, end, _) = self._signals, self._made
+        if signals.end:
+            self.look()
+        if signals.stop and self.code == OK:
+            self.code = INTERRUPTED
+            self._live.say(f"asked to stop ({asked_by(self._directory)}): the workers finish their steps")
+            for worker, reply in server.stop(now):
+                end.send(worker, reply)
+        self._live.update(now)
+        record.rest()
+
+
+def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:
+    config, parts, survive = setting.config, setting.parts, setting.config.survive
+    workers, layout, patience_s = comm.Get_size() - 1, parts.layout, survive.stall_deadline_s
+    record = Record(setting.directory, 0)
+    record.write_setting(
+        config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport=links.transports,
+        waiting=links.waiting,
+    )  # fmt: skip
+    end = server_endpoint.ServerEnd(comm, setting.traffic(links, patience_s))
+    x = None if end.model is None else torch.from_numpy(end.model)
+    copies = distances = None
+    if (windows := links.windows) is not None and windows.written:
+        if config.writing == "lock":
+            windows.lock(patience_s).make()  # before any worker begins
+        distances = {worker: windows.distances(worker) for worker in windows.workers}
+    elif windows is not None and windows.torn:
+        copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
+    mates = find_mates(links, config, layout, comm.Get_size(), patience_s)
+    if mates is not None:
+        mates.make()  # before any worker begins
+    server, evaluator = make_server(
+        config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
+        distances=distances, moments=mates.moments if mates else (),
+        gather=partial(mates.leader, end=end) if mates else None,
+    )  # fmt: skip
+    if isinstance(server.calculator, Calculator) and not config.update.pipeline:
+        server.calculator.begin_step = end.begin_step
+    return Made(record, server, evaluator, end, mates)

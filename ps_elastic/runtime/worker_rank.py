@@ -1,0 +1,64 @@
+"""A worker's part of a job: makes the worker and its end of the transport, and runs it to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from ps_elastic.cluster.environment import local_rank
+from ps_elastic.cluster.threads import giving_way
+from ps_elastic.records.writer import Record
+from ps_elastic.runtime.build import compares, make_worker
+from ps_elastic.runtime.loops import tell_server, work
+from ps_elastic.server.mates import find_mates
+from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.collectives import agree, processes_here
+from ps_elastic.transport.worker_endpoint import WorkerEnd
+from ps_elastic.worker.flat_module import Memory
+from ps_elastic.worker.worker import Worker
+from ps_elastic.worker.writers import Sheet
+
+if TYPE_CHECKING:
+    from ps_elastic.runtime.rank import Setting
+    from ps_elastic.transport.links import Links
+
+
+def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
+    """Run this rank's worker to its end. Raises what ended it otherwise, once rank 0 was told."""
+    survive, rank = setting.config.survive, comm.Get_rank()
+    patience_s = 2 * survive.stall_deadline_s  # so that the server, which knows more, is the first to give up
+    record, worker, end = agree(comm, lambda: _make(comm, setting, links, patience_s))
+    processes_here(comm)
+    started = time.perf_counter()
+    try:
+        with giving_way(links.crowded):
+            work(
+                worker, end, lambda: time.perf_counter() - started,
+                ask_again_s=survive.ask_again_s, deadline_s=patience_s,
+            )  # fmt: skip
+        end.close()
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be what failed; the error itself is told below
+            record.close()
+        tell_server(end, rank, error)
+        raise
+    record.close()
+
+
+def _make(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> tuple[Record, Worker, WorkerEnd]:
+    config, parts, layout, rank = setting.config, setting.parts, setting.parts.layout, comm.Get_rank()
+    record = Record(setting.directory, rank)
+    end = WorkerEnd(comm, setting.traffic(links, patience_s), in_place=parts.in_place, compares=compares(config))
+    x, g = map(torch.from_numpy, end.memory)
+    memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn", apart=end.apart)
+    sheet = None
+    if (windows := links.windows) is not None and windows.written:
+        lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
+        sheet = Sheet(torch.from_numpy(windows.model()), lock, windows.distances(rank))
+    worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), sheet=sheet)
+    if (mates := find_mates(links, config, layout, comm.Get_size(), patience_s)) is not None:
+        end.help = mates.helper(rank)
+    return record, worker, end

@@ -1,0 +1,6 @@
+"""From a push to the next model: messages in, replies out; no I/O, no clock, no MPI.
+
+Imports compressors, policies, tasks, vectors, config.sections, records.tracker and of transport its messages; never
+worker. Begin with `server`; `shard` asks the rule and carries its actions out, `store` holds the model, `discrepancy`
+measures.
+"""

@@ -1,0 +1,239 @@
+"""The server as a machine without I/O: a message in, messages out. No MPI, no clock, no tensor.
+
+It gathers the buckets of a push, hands the push to the lane, which asks the rule and carries its actions out, and
+answers the workers that are let go. It counts what the run uses, and ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
+from ps_elastic.policies.base import Policy
+from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.server.gathering import Gathering
+from ps_elastic.server.measures import Measures
+from ps_elastic.server.shard import Fate, Lane, Outgoing
+from ps_elastic.server.totals import Totals
+from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply, Settled
+
+if TYPE_CHECKING:
+    from ps_elastic.config.sections import Target
+    from ps_elastic.server.evaluator import Evaluator
+    from ps_elastic.server.store import Calculator
+
+
+class Answer(NamedTuple):
+    """What a worker was last told, in case it asks again."""
+
+    step: int
+    fate: Fate
+    settled: tuple[Settled, ...]
+    alpha: float
+
+
+class Server:
+    """One run's server. `start`, `receive` and `tick` yield (worker, reply) as soon as each is ready.
+
+    alpha: step size after so many samples were used. budget: samples of used pushes that end the run.
+    discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
+    pipeline: pushes that a worker may leave unanswered while it goes on.
+    """
+
+    _totals = Totals
+
+    def __init__(
+        self,
+        policy: Policy,
+        workers: int,
+        calculator: Calculator,
+        alpha: Callable[[int], float],
+        budget: int,
+        tracker: Tracker,
+        log: Callable[[str], None] | None = None,
+        evaluator: Evaluator | None = None,
+        discrepancy: str = "exact",
+        target: Target | None = None,
+        units: str = "gradient",
+        bucket: tuple[int, int] | None = None,
+        pipeline: int = 0,
+    ) -> None:
+        self.policy, self.calculator = policy, calculator
+        self.totals, self.measures = self._totals(workers, target), Measures(workers)
+        self.tracker, self.units, self._needs_views = tracker, units, discrepancy == "exact"
+        self.lost_workers: list[int] = []
+        self.owed: dict[int, int] = {}  # worker -> the step that its next reply answers
+        self._alpha, self._budget, self._evaluator = alpha, budget, evaluator
+        self._alpha_last = -1, 0.0
+        self._lane = Lane(self, policy, workers, calculator, log, discrepancy, bucket, pipeline)
+        self.ledger = self._lane.ledger
+        self._gathering = Gathering()
+        self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
+        self._answers: dict[int, Answer] = {}
+        self._gone: set[int] = set()  # workers that said farewell
+
+    @property
+    def finished(self) -> bool:
+        """Whether every worker has said farewell: nothing more will come."""
+        return self.ledger.done and self._gone.issuperset(self.ledger.workers)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has all it wants: every reply from now on says stop."""
+        return self.ledger.done or self.totals.samples >= self._budget
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `tick` must be called next for the rule's sake, in seconds."""
+        return self.ledger.wake_at
+
+    def start(self, now: float) -> Outgoing:
+        """Give version 0 to every worker."""
+        yield from self._lane.start(now)
+        for worker in self.ledger.workers:
+            yield worker, self._reply(worker, 0)
+
+    def receive(self, message: Message, now: float) -> Outgoing:
+        """Take one message in. Raises TaskError for a worker that failed, WireError for what cannot be."""
+        return chain(self._take(message, now), self.tick(now))
+
+    def take(self, message: Message, now: float) -> Outgoing:
+        """As `receive`, but leave a Wake that is due to `tick`: more messages may be here at the same time."""
+        outgoing = self._take(message, now)
+        return chain(outgoing, self._report(now)) if self._evaluator else outgoing
+
+    def _take(self, message: Message, now: float) -> Outgoing:
+        """Note the message at once; the replies are to be taken from what this returns."""
+        if isinstance(message, PushMessage):
+            parts = self._gathering.add(message)
+            if message.buckets > 1:
+                self.calculator.foresee(message)
+            return self._lane.push(header(parts, self.units), parts, now) if parts else iter(())
+        match message:
+            case Ask():
+                return self._take_ask(message, now)
+            case Farewell(worker, _, text, code):
+                if code:
+                    raise (WorkersLost if code == LOST else TaskError)(f"rank {worker}: {text}")
+                self._gone.add(worker)
+                return iter(())
+        raise WireError(f"the server got a {type(message).__name__}")
+
+    def _take_ask(self, ask: Ask, now: float) -> Outgoing:
+        worker = ask.worker
+        new = worker not in self.owed
+        self.owed.setdefault(worker, ask.step)
+        yield from self._lane.ending(worker, Asked(worker, ask.step), now)
+        if new and worker not in self.ledger.waiting:
+            self.owed.pop(worker, None)  # the ask was stale: no reply is due for it
+
+    def tick(self, now: float) -> Outgoing:
+        """Do what is due by the clock: the rule's Wake, and results of evaluations."""
+        wake_at = self.ledger.wake_at
+        if wake_at is not None and now >= wake_at:
+            yield from self._lane.event(Woke(), now)
+        yield from self._report(now)
+
+    def _report(self, now: float) -> Outgoing:
+        for result in self._evaluator.finished() if self._evaluator else ():
+            self.tracker.note("evaluated", now, samples=result.samples, version=result.version, **result.metrics)
+            if self.totals.note_evaluation(result) and not self.ledger.done:
+                yield from self.stop(now)
+
+    def join(self, worker: int, now: float) -> Outgoing:
+        """`worker` becomes a member; its Ask follows."""
+        self._gone.discard(worker)
+        self._gathering.forget(worker)
+        self._answers.pop(worker, None)  # of its earlier life
+        outgoing = self._lane.event(Joined(worker), now)
+        self.measures.note_workers(len(self.ledger.workers))
+        yield from outgoing
+
+    def leave(self, worker: int, now: float) -> Outgoing:
+        """`worker` is gone for good."""
+        self.lost_workers.append(worker)
+        self.owed.pop(worker, None)
+        self._gathering.forget(worker)
+        self._lane.forget(worker)
+        outgoing = self._lane.ending(worker, Left(worker), now)
+        if not self.ledger.done:
+            self.measures.note_workers(len(self.ledger.workers))
+        yield from outgoing
+
+    def stop(self, now: float) -> Outgoing:
+        """End the run: held pushes are dropped, and every worker's next reply tells it to stop."""
+        return self._lane.event(Done(), now)
+
+    # What the lane asks for.
+
+    def alpha(self) -> float:
+        """The step size after the samples used so far, worked out once for each number of them."""
+        samples, alpha = self._alpha_last
+        if samples != self.totals.samples:
+            alpha = self._alpha(self.totals.samples)
+            self._alpha_last = self.totals.samples, alpha
+        return alpha
+
+    def arrived(self, push: Push, head: PushMessage) -> None:
+        """A push is held: it lies in the transport's memory until its worker is answered."""
+        worker = head.worker
+        self._borrowed[worker], self.owed[worker] = push.id, head.step
+        self.totals.note_push(push, head.samples, head.loss, len(self.ledger.held), head.waited_s)
+        if self._evaluator and head.statistics is not None:
+            self._evaluator.statistics[worker] = head.statistics.copy()
+
+    def stepped(self, version: int, now: float) -> None:
+        """The model is `version` now: it may be time to evaluate it."""
+        if self._evaluator:
+            self._evaluator.submit(self.calculator.x, self.totals.samples, version, now)
+
+    def use(self, push: PushId, samples: int, lane: Lane) -> None:
+        """A push is used, for the first time."""
+        self.totals.samples += samples
+
+    def drop(self, push: PushId) -> None:
+        """A push is dropped."""
+        self.totals.dropped += 1
+
+    def release(self, worker: int, lane: Lane) -> Reply | None:
+        """The rule lets a worker go: its reply, if one is due; else what it is given is kept until it is."""
+        if (step := self.owed.pop(worker, None)) is not None:
+            return self._reply(worker, self.ledger.told(worker)[0] if self.ledger.pipeline else step)
+        if not self.over:
+            lane.queue(worker)
+        return None
+
+    def _reply(self, worker: int, step: int) -> Reply:
+        """The answer to `step` of `worker`, whose push may be overwritten once this has been sent."""
+        if (borrowed := self._borrowed.pop(worker, None)) is not None and self._is_needed(borrowed):
+            self.calculator.keep(borrowed)
+        last = self._answers.get(worker)
+        if last is None or last.step != step:
+            fate, settled = self._lane.told(worker)
+            last = self._answers[worker] = Answer(step, fate, settled, self.alpha())
+        _, (outcome, discrepancy, weight), settled, alpha = last
+        version, model, rate = self.ledger.version, None, 0.0
+        if not self.over:
+            version, model = self._lane.give(worker)
+            rate = self._lane.rate(worker)
+            self.totals.bytes_down += model.nbytes
+        return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled, rate=rate)
+
+    def _is_needed(self, push: PushId) -> bool:
+        """Whether the payload of `push` will be read again: one kept for views alone only where these are measured."""
+        return self._needs_views or not self.ledger.pipeline or push in self.ledger.held
+
+
+def header(parts: list[PushMessage], units: str) -> Push:
+    """What the rule sees of a push."""
+    head, nbytes = parts[0], 0
+    for part in parts:
+        for array in part.arrays:
+            nbytes += array.nbytes
+    return Push(
+        PushId(head.worker, head.step), head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, units,
+        head.ahead,
+    )  # fmt: skip

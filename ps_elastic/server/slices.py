@@ -1,0 +1,72 @@
+"""The calculators of a layerwise rule, one for each bucket, as the calculator of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ps_elastic.policies.events import PushId
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ps_elastic.server.store import Calculator
+    from ps_elastic.vectors.layout import Layout
+
+
+class Copies:
+    """The snapshots of all slices."""
+
+    def __init__(self, parts: Sequence[Calculator]) -> None:
+        self._parts = parts
+
+    @property
+    def peak(self) -> int | None:
+        """Most copies of a slice alive at once; None where there are no numbers."""
+        peaks = [part.snapshots.peak for part in self._parts]
+        return None if None in peaks else max(peaks)
+
+
+class Slices:
+    """x: the whole model (d,), of which each of `parts` moves its slice; None where headers alone move.
+
+    join: makes the model of a reply from those of its slices. A slice may be older than the others: a worker goes on
+    when the last bucket releases it, with every slice as it was when its own bucket did. So views are always kept.
+    """
+
+    keeps_versions = True
+
+    def __init__(
+        self,
+        layout: Layout,
+        x: Tensor | None,
+        parts: Sequence[Calculator],
+        join: Callable[[Sequence[Any]], Any] | None = None,
+    ) -> None:
+        self.layout, self.x, self.parts, self.snapshots = layout, x, tuple(parts), Copies(parts)
+        self.join = join or self._concatenated
+
+    @property
+    def before_change(self) -> Callable[[], None]:
+        """Called before any part of x changes."""
+        return self.parts[0].before_change
+
+    @before_change.setter
+    def before_change(self, act: Callable[[], None]) -> None:
+        for part in self.parts:
+            part.before_change = act
+
+    def view(self, view: PushId) -> Any:
+        """The model given for the push `view`, whatever x has become since."""
+        return self.join([part.view(view) for part in self.parts])
+
+    def _concatenated(self, slices: Sequence[np.ndarray]) -> np.ndarray:
+        """One array (d,): the live model itself where every slice is of it."""
+        assert self.x is not None
+        live = self.x.numpy()
+        places = (live[bucket.start :].ctypes.data for bucket in self.layout.buckets)
+        if all(array.ctypes.data == place for array, place in zip(slices, places, strict=True)):
+            return live
+        return np.concatenate(slices)

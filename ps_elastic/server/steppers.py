@@ -1,0 +1,210 @@
+"""How the optimizer makes a step on one block of the model and measures it: with kernels of torch, or with our own.
+
+Both have the same bits. Ours read and write model, moments and gradient once and add up the move on the way, where
+torch needs the block of before and another pass over both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ps_elastic.vectors.norms import Difference, quiet
+
+if TYPE_CHECKING:
+    from ps_elastic.config.sections import Optimizer
+
+
+class Block(NamedTuple):
+    """A part [start, stop) of the flat vectors, and its views of them."""
+
+    start: int
+    stop: int
+    decayed: bool
+    x: Tensor
+    array: np.ndarray  # the same
+    old: np.ndarray  # room for x of before, shared by all blocks
+    xs: list[Tensor]  # x, as torch's kernels want it
+    moments: list[list[Tensor]]  # the momentum, or Adam's two, likewise; [[]] without any
+    state: list[np.ndarray]  # the same
+
+    @classmethod
+    def of(cls, run: tuple[int, int, bool], x: Tensor, moments: Sequence[Tensor], room: np.ndarray) -> Block:
+        """run: (start, stop, decayed)."""
+        start, stop, decayed = run
+        part, parts = x[start:stop], [[moment[start:stop]] for moment in moments] or [[]]
+        state = [moment[start:stop].numpy() for moment in moments]
+        return cls(start, stop, decayed, part, part.numpy(), room[: stop - start], [part], parts, state)
+
+    def of_vector(self, vector: Tensor) -> Tensor:
+        """The same part of `vector` (d,)."""
+        whole = self.stop - self.start == vector.numel()
+        return vector if whole else vector[self.start : self.stop]  # a slice takes as long as a small copy
+
+    def keep(self, kept: np.ndarray | None) -> np.ndarray:
+        """x as it is, copied to `kept`, or to the common room if that is None."""
+        old = self.old if kept is None else kept
+        np.copyto(old, self.array)
+        return old
+
+
+Change = Callable[[Block, Tensor, float, np.ndarray | None], float]
+
+
+class Stepper(Protocol):
+    """Makes steps, block by block."""
+
+    def begin(self, count: int) -> None:
+        """What follows is step `count`, from 1."""
+
+    def at(self, rate: float) -> Change:
+        """What makes the step on a block, with gradient g / divisor (n,), and gives back the square of the move.
+
+        It takes block, g, divisor, and where x of before is copied to, if that is wanted. Be `quiet`.
+        """
+        ...
+
+
+class TorchStepper:
+    """torch's fused kernels, called directly: the classes of torch.optim take 40 us a call and import the compiler."""
+
+    def __init__(self, settings: Optimizer, difference: Difference, measures: bool) -> None:
+        self._settings, self._difference, self._measures = settings, difference, measures
+        self._adam = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
+        self._count, self._steps = 0, torch.zeros(())  # the same number, as the two kernels want it
+        self._divisor = torch.ones(())  # of the gradient: the kernels divide by it
+
+    def begin(self, count: int) -> None:
+        self._count = count
+        if self._settings.name != "sgd":
+            self._steps.fill_(count)
+
+    def at(self, rate: float) -> Change:
+        square = self._difference.square
+
+        def step(block: Block, g: Tensor, divisor: float, kept: np.ndarray | None) -> float:
+            if not self._measures and kept is None:
+                self._change(block, g, divisor, rate)
+                return math.nan
+            old = block.keep(kept)
+            self._change(block, g, divisor, rate)
+            return square(block.array, old)
+
+        return step
+
+    def _change(self, block: Block, g: Tensor, divisor: float, rate: float) -> None:
+        s = self._settings
+        decay = s.weight_decay if block.decayed else 0.0
+        scale = None if divisor == 1 else self._divisor.fill_(divisor)
+        if s.name == "sgd":
+            torch._fused_sgd_(
+                block.xs, [g], block.moments[0], weight_decay=decay, momentum=s.momentum, lr=rate, dampening=0.0,
+                nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
+            )  # fmt: skip
+        else:
+            first, second = block.moments
+            self._adam(
+                block.xs, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
+                weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
+            )  # fmt: skip
+
+
+class CompiledStepper:
+    """Our kernels: one pass. The first step with a momentum is torch's, which copies the gradient as it is, -0 too."""
+
+    def __init__(self, settings: Optimizer, plain: TorchStepper, kernels: ModuleType, measures: bool) -> None:
+        self._settings, self._plain, self._kernels, self._measures = settings, plain, kernels, measures
+        self._count, self._kernel = 0, cache(self._make)
+
+    def begin(self, count: int) -> None:
+        self._count = count
+        self._plain.begin(count)
+
+    def at(self, rate: float) -> Change:
+        s, t = self._settings, self._count
+        if s.name != "sgd":
+            return self._adam_at(rate, t)
+        if t == 1 and s.momentum:
+            return self._plain.at(rate)
+        momentum, lam = s.momentum, s.weight_decay
+
+        def step(block: Block, g: Tensor, divisor: float, kept: np.ndarray | None) -> float:
+            if kept is not None:
+                np.copyto(kept, block.array)
+            decay = lam if block.decayed else 0.0
+            m = block.state[0] if momentum else block.array  # which is not looked at
+            return self._kernel(decay != 0, divisor != 1)(block.array, m, g.numpy(), rate, momentum, decay, divisor)
+
+        return step
+
+    def _adam_at(self, rate: float, t: int) -> Change:
+        s, (beta1, beta2) = self._settings, self._settings.betas
+        length, root = rate / (1 - beta1**t), math.sqrt(1 - beta2**t)
+        lam = 1 - rate * s.weight_decay if s.name == "adamw" else s.weight_decay
+
+        def step(block: Block, g: Tensor, divisor: float, kept: np.ndarray | None) -> float:
+            if kept is not None:
+                np.copyto(kept, block.array)
+            kernel, (m, v) = self._kernel(block.decayed and s.weight_decay != 0, divisor != 1), block.state
+            return kernel(block.array, m, v, g.numpy(), length, root, beta1, beta2, s.eps, lam, divisor)
+
+        return step
+
+    def _make(self, decays: bool, divides: bool) -> Callable[..., float]:
+        s, kernels, measures = self._settings, self._kernels, self._measures
+        made: Callable[..., float]
+        if s.name == "sgd":
+            made = kernels.sgd(decays, s.momentum != 0, s.nesterov, divides, measures)
+        else:
+            made = kernels.adam(decays, s.name == "adamw", divides, measures)
+        return made
+
+
+def make_stepper(
+    settings: Optimizer, difference: Difference, kernels: ModuleType | None, measures: bool = True
+) -> Stepper:
+    """Ours where there are `kernels` and they have torch's bits on this machine, else torch's.
+
+    measures: else a step need not tell how far it moved the model.
+    """
+    plain = TorchStepper(settings, difference, measures)
+    if kernels is not None:
+        compiled = CompiledStepper(settings, plain, kernels, measures)
+        if agree(settings, plain, compiled):
+            return compiled
+    return plain
+
+
+@quiet
+def agree(settings: Optimizer, plain: TorchStepper, compiled: CompiledStepper) -> bool:
+    """Whether both leave the same bits in model and moments, in steps with and without decay, divided and not.
+
+    Which multiplications torch joins with additions depends on the processor and on how it was built.
+    """
+    size, generator = 1 << 10, torch.Generator().manual_seed(0)
+    start, runs = torch.randn(size, generator=generator), ((0, size // 2, True), (size // 2, size, False))
+    sides: list[tuple[Stepper, list[Tensor], list[Block]]] = []
+    for stepper in (plain, compiled):
+        vectors = [start.clone(), *(torch.zeros(size) for _ in range(moment_count(settings)))]
+        blocks = [Block.of(run, vectors[0], vectors[1:], np.empty(size, np.float32)) for run in runs]
+        sides.append((stepper, vectors, blocks))
+    for count, divisor in enumerate((1.0, 3.0, 1.0, 2.0), 1):
+        g = torch.randn(size, generator=generator)
+        for stepper, _, blocks in sides:
+            stepper.begin(count)
+            for block in blocks:
+                stepper.at(0.1 / count)(block, block.of_vector(g).clone(), divisor, None)
+    (_, ours, _), (_, theirs, _) = sides
+    return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(ours, theirs, strict=True))
+
+
+def moment_count(settings: Optimizer) -> int:
+    """How many vectors of the model's size a step goes on from."""
+    return 2 if settings.name != "sgd" else 1 if settings.momentum else 0

@@ -1,0 +1,124 @@
+"""Running sums of a run, from which the live line and summary.json are made."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from operator import add, mul
+from typing import TYPE_CHECKING, Any
+
+from ps_elastic.policies.events import Push
+from ps_elastic.records.tracker import finite
+from ps_elastic.server.evaluator import Evaluation
+
+if TYPE_CHECKING:
+    from ps_elastic.config.sections import Target
+
+_BATCH = 1024  # values that are added up together: a third of the time of adding each
+
+
+class Mean:
+    """Mean, root mean square and maximum of the finite values noted, added up in the order noted, many at a time."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares, self._max = 0, 0.0, 0.0, -math.inf
+        self._new: list[float] = []
+
+    def note(self, value: float) -> None:
+        new = self._new
+        new.append(value)
+        if len(new) == _BATCH:
+            self._add()
+
+    def note_times(self, value: float, times: int) -> None:
+        """As `times` notes of `value`."""
+        if times == 1:
+            self.note(value)
+            return
+        self._add()
+        if times and math.isfinite(value):
+            self._count += times
+            self._sum += times * value
+            self._squares += times * value * value
+            self._max = max(self._max, value)
+
+    def as_dict(self, *names: str) -> dict[str, float | None]:
+        """The statistics called `names` ("mean", "rms", "max"); null where nothing was noted."""
+        self._add()
+        n = self._count
+        values = {"mean": self._sum / n, "rms": math.sqrt(self._squares / n), "max": self._max} if n else {}
+        return {name: values.get(name) for name in names}
+
+    def _add(self) -> None:
+        values = [value for value in self._new if value - value == 0]  # finite, sooner than by a call
+        self._new.clear()
+        if values:
+            self._count += len(values)
+            self._sum = reduce(add, values, self._sum)  # `sum` compensates roundings from Python 3.12 on
+            self._squares = reduce(add, map(mul, values, values), self._squares)
+            self._max = max(self._max, *values)
+
+
+class Totals:
+    """What happened so far. `samples`: of the pushes used."""
+
+    def __init__(self, workers: int, target: Target | None = None) -> None:
+        self.workers = workers
+        self.samples = self.samples_computed = self.pushes = self.used = self.dropped = 0
+        self.held_max = self.bytes_up = self.bytes_down = 0
+        self.staleness, self.discrepancy, self.scaled = Mean(), Mean(), Mean()
+        self.loss = math.nan  # of the last push
+        self.metrics: dict[str, float] = {}
+        self.target = target
+        self.time_to_target_s: float | None = None
+        self.shared_steps = 0  # those that workers could take part in
+        self.helped: float | None = None  # the share of them that workers made
+        self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
+
+    def note_push(self, push: Push, samples: int, loss: float, held: int, waited_s: float) -> None:
+        self.pushes += 1
+        self.samples_computed += samples
+        self.bytes_up += push.nbytes
+        if held > self.held_max:
+            self.held_max = held
+        self.loss = loss
+        self.waited[push.id.worker] = waited_s
+
+    def note_used(self, staleness: int, distance: float, scaled: float) -> None:
+        """scaled: the distance over the largest step size between view and use; nan where that is 0."""
+        self.used += 1
+        self.staleness.note(staleness)
+        self.discrepancy.note(distance)
+        self.scaled.note(scaled)
+
+    def note_evaluation(self, evaluation: Evaluation) -> bool:
+        """Take the metrics in; whether the target is reached by them."""
+        self.metrics = evaluation.metrics
+        if self.target is None or not self.target.reached(evaluation.metrics):
+            return False
+        if self.time_to_target_s is None:
+            self.time_to_target_s = evaluation.t_s
+        return True
+
+    def summary(self, now: float) -> dict[str, Any]:
+        """The part of summary.json that comes from counting; `now`: seconds since the start."""
+        scaled = self.scaled.as_dict("rms", "max")
+        return {
+            "samples": self.samples,
+            "samples_computed": self.samples_computed,
+            "pushes": self.pushes,
+            "used": self.used,
+            "dropped": self.dropped,
+            "held_max": self.held_max,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "staleness": self.staleness.as_dict("mean", "max"),
+            "discrepancy": self.discrepancy.as_dict("rms", "max"),
+            "B_rms": scaled["rms"],
+            "B_max": scaled["max"],
+            "shared_steps": self.shared_steps,
+            "shared_by_workers": self.helped,
+            "wait_share": {str(w): waited / now if now > 0 else None for w, waited in self.waited.items()},
+            "metrics": {"loss": None, "accuracy": None} | {k: finite(v) for k, v in self.metrics.items()},
+            "time_to_target_s": self.time_to_target_s,
+        }

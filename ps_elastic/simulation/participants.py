@@ -1,0 +1,161 @@
+"""Who takes part in a simulated run: a server and workers that compute, or of which headers alone are there."""
+
+from __future__ import annotations
+
+import copy
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ps_elastic.errors import OK
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ps_elastic.config.load import Config
+    from ps_elastic.records.writer import Record
+    from ps_elastic.runtime.build import Parts
+    from ps_elastic.server.evaluator import Evaluator
+    from ps_elastic.server.server import Server
+    from ps_elastic.server.store import Calculator
+    from ps_elastic.simulation.nodes import Machine
+    from ps_elastic.vectors.layout import Layout
+
+
+class Setting:
+    """Server and workers that compute. All workers share one module and its memory, since they take turns."""
+
+    def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
+        from ps_elastic.runtime.build import choose_device
+        from ps_elastic.simulation.turns import Stopwatch
+        from ps_elastic.worker.flat_module import Workbench
+
+        self._stopwatch = Stopwatch()
+        self._config, self._parts, self._ranks = config, parts, ranks
+        model = copy.deepcopy(parts.model).to(choose_device(config.device, 0))
+        self._shared = parts._replace(model=model)
+        self._bench = Workbench(model, parts.layout)
+        self._evaluator: Evaluator | None = None
+        self._pages: list[Pages] = []
+        self._directory = Path()
+        self.copies: dict[int, Tensor] | None = None  # with torn views, what each worker read last (d,)
+        if config.views == "torn":
+            self.copies = {rank: parts.layout.empty() for rank in range(1, ranks + 1)}
+
+    def server(self, workers: int, record: Record) -> Server:
+        from ps_elastic.runtime.build import make_server
+
+        self._directory = record.directory
+        log = record.events().write
+        made, self._evaluator = make_server(
+            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies
+        )
+        made.calculator.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
+        return made
+
+    def worker(self, rank: int, server: Server) -> Machine:
+        from ps_elastic.records.tracker import Tracker
+        from ps_elastic.runtime.build import make_worker
+        from ps_elastic.simulation.turns import Turns
+
+        pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
+        self._pages.append(pages)
+        worker = make_worker(
+            self._config, self._shared, rank, self._ranks, Tracker(rank, pages.write), bench=self._bench,
+            clock=self._stopwatch,
+        )  # fmt: skip
+        return Turns(worker, self._stopwatch, server.calculator.view)
+
+    def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
+        from ps_elastic.runtime.train import finish
+
+        assert self._evaluator is not None
+        return finish(self._config, self._parts, server, self._evaluator, record, now, wall_s)
+
+    def close(self) -> None:
+        if self._evaluator is not None:
+            self._evaluator.close()
+        for pages in self._pages:
+            pages.flush()
+
+
+class HeaderSetting:
+    """Server and workers of which headers alone are there."""
+
+    copies: None = None
+
+    def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
+        from ps_elastic.simulation.header_worker import RecordedNorms
+
+        self._config, self._layout = config, parts.layout
+        self._bucket_bytes = [parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets]
+        steps = getattr(config.update.plugin.build(), "local_steps", 1)
+        self._samples = parts.task.batch_size * config.update.accumulate * steps  # of a push
+        self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
+
+    def server(self, workers: int, record: Record) -> Server:
+        from ps_elastic.server.layerwise import LanesServer
+        from ps_elastic.server.optimizer import learning_rate
+        from ps_elastic.server.server import Server
+        from ps_elastic.server.slices import Slices
+        from ps_elastic.simulation.headers import HeaderCalculator, joined
+
+        config, train = self._config, self._config.train
+        coherence = config.simulation.norms.coherence
+
+        def calculator(part: Layout) -> Calculator:
+            made = HeaderCalculator(config.optimizer, 4 * part.size, part.numel, coherence)
+            return cast("Calculator", made)  # what the server asks of one
+
+        alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
+        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, calculator(self._layout))
+        if policy.layerwise:
+            parts = self._layout.parts()
+            slices = Slices(self._layout, None, [calculator(part) for part in parts], joined)
+            make = partial(LanesServer, [config.policy.build() for _ in parts], workers, slices)
+        return make(
+            alpha, train.samples, record.tracker, record.events().write,
+            discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
+            pipeline=config.update.pipeline,
+        )  # fmt: skip
+
+    def worker(self, rank: int, server: Server) -> Machine:
+        from ps_elastic.simulation.header_worker import HeaderWorker, LayerHeaderWorker, modelled
+
+        config, totals = self._config, server.totals
+        model = config.simulation.norms
+        headers = self._norms.of(rank) if self._norms else modelled(model, rank, config.seed, lambda: totals.samples)
+        if config.policy.build().layerwise:
+            return LayerHeaderWorker(rank, headers, self._layout, self._bucket_bytes, self._samples)
+        return HeaderWorker(rank, headers, sum(self._bucket_bytes), self._samples)
+
+    def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
+        from ps_elastic.runtime.train import summarise
+
+        summary = summarise(self._config, server, now, wall_s, OK)
+        return {**summary, "run_dir": str(record.directory)}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Pages:
+    """A file of lines that is open only while it is written: there may be more of them than may be open at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines, self._size = path, list[str](), 0
+        path.write_bytes(b"") if not path.exists() else None
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > 1 << 14:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(self._lines) + "\n")
+            self._lines.clear()
+            self._size = 0

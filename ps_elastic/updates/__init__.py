@@ -1,7 +1,0 @@
-"""What a worker does between pull and push; one way per file."""
-
-from __future__ import annotations
-
-from ps_elastic.updates.base import Update, updates
-
-__all__ = ["Update", "updates"]

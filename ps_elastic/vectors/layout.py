@@ -1,0 +1,119 @@
+"""One flat float32 vector for all parameters of a model, one for their gradients, and the buckets they travel in.
+
+Each tensor starts at a multiple of 64 floats and the gaps hold zeros, so that torch's fused kernels, which
+treat the last few entries of a tensor apart, give the bits of the plain ones whatever the blocks are.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ps_elastic.errors import ConfigError, ShapeError
+from ps_elastic.vectors.memory import aligned
+
+ALIGN = 64  # floats
+
+
+class Slot(NamedTuple):
+    """Where a tensor lives in the flat vector; offset and numel in floats."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+
+
+class Bucket(NamedTuple):
+    """A contiguous part of the flat vector that travels as one frame; in floats."""
+
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+
+class Layout:
+    """The places of a model's trainable parameters, in the order of the module; tied tensors once, frozen ones not.
+
+    slots, buckets; size: floats with padding; numel: floats without; digest: 32 bytes, equal where two ranks
+    may exchange vectors (names, shapes, buckets, and the numbers of the frozen parameters).
+    """
+
+    def __init__(self, model: nn.Module, buckets: str | int = "whole") -> None:
+        slots, offset, digest = [], 0, hashlib.sha256()
+        for name, parameter in model.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise ShapeError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32")
+            if not parameter.requires_grad:
+                digest.update(name.encode() + parameter.detach().contiguous().cpu().numpy().tobytes())
+                continue
+            slots.append(Slot(name, tuple(parameter.shape), offset, parameter.numel()))
+            offset += -(-parameter.numel() // ALIGN) * ALIGN
+        if not slots:
+            raise ConfigError("the model has no parameter that requires a gradient", key="task")
+        self.slots, self.size = tuple(slots), offset
+        self.numel = sum(slot.numel for slot in slots)
+        self.buckets = tuple(cut(self.slots, self.size, buckets))
+        digest.update(repr((self.slots, self.buckets)).encode())
+        self.digest = digest.digest()
+
+    def parts(self) -> tuple[Layout, ...]:
+        """A layout of each bucket, in one bucket."""
+        return tuple(map(self._part, self.buckets))
+
+    def _part(self, bucket: Bucket) -> Layout:
+        part = copy.copy(self)
+        inside = [slot for slot in self.slots if bucket.start <= slot.offset < bucket.stop]
+        part.slots = tuple(slot._replace(offset=slot.offset - bucket.start) for slot in inside)
+        part.size, part.numel = bucket.numel, sum(slot.numel for slot in inside)
+        part.buckets = (Bucket(0, part.size),)
+        return part
+
+    def empty(self) -> Tensor:
+        """A new (size,) float32 vector of zeros, its memory starting at a 64-byte boundary."""
+        return torch.from_numpy(aligned(4 * self.size).view(np.float32))
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Name -> view of `flat` (size,) in the tensor's shape."""
+        return {s.name: flat[s.offset : s.offset + s.numel].view(s.shape) for s in self.slots}
+
+    def attach(self, model: nn.Module, flat: Tensor, *, fill: bool = True) -> None:
+        """Let the model's trainable parameters live in `flat` from now on; `fill` copies them there first."""
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, view in self.views(flat).items():
+                if fill:
+                    view.copy_(parameters[name])
+                parameters[name].data = view
+
+    def sha256(self, model: nn.Module) -> str:
+        """SHA-256 of all parameters, frozen ones too, as little-endian float32 in the order of the module."""
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            array = parameter.detach().contiguous().cpu().numpy().astype("<f4", copy=False)
+            digest.update(array.reshape(-1).data)
+        return digest.hexdigest()
+
+
+def cut(slots: Sequence[Slot], size: int, buckets: str | int) -> Iterator[Bucket]:
+    """Cut between tensors: everything at once, a tensor each, or as soon as `buckets` bytes are together."""
+    if buckets == "whole":
+        yield Bucket(0, size)
+        return
+    if not (buckets == "layer" or (isinstance(buckets, int) and buckets > 0)):
+        raise ConfigError(f"got {buckets!r}, expected whole, layer or a number of bytes > 0", key="buckets")
+    limit = 0 if isinstance(buckets, str) else buckets
+    start = 0
+    for stop in [slot.offset for slot in slots[1:]] + [size]:
+        if 4 * (stop - start) >= limit or stop == size:
+            yield Bucket(start, stop)
+            start = stop

@@ -1,0 +1,231 @@
+"""A worker as a machine without I/O: a reply in, a push out. No MPI, no clock of its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
+from ps_elastic.compressors.reapply import reapply
+from ps_elastic.errors import TaskError
+from ps_elastic.records.tracker import Tracker
+from ps_elastic.server.evaluator import statistics_of
+from ps_elastic.tasks import Task
+from ps_elastic.transport.messages import PushMessage, Reply
+from ps_elastic.vectors.layout import Layout
+from ps_elastic.worker.drift import LateLookout, Lookout
+from ps_elastic.worker.flat_module import Memory, Workbench
+from ps_elastic.worker.gradients import Oracle
+from ps_elastic.worker.logbook import Logbook
+from ps_elastic.worker.push import Courier, Parcel, plain
+from ps_elastic.worker.residuals import Residuals
+from ps_elastic.worker.updates import Update
+
+MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
+
+
+class Worker:
+    """Worker `rank` of 1..p: `load` takes a reply, `push` computes the next push, `note` logs the reply.
+
+    x, g: the model and the gradient, flat (d,), of its bench: its own, with the transport's `memory`, or a shared one.
+    clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop". overlap: buckets may leave during
+    backward, where nothing of the gradient is decided after it. pipeline: pushes that may be unanswered while it
+    goes on; to the model of each reply it re-applies those of its pushes that this model lacks.
+    """
+
+    workbench: type[Workbench] = Workbench
+
+    def __init__(
+        self,
+        rank: int,
+        task: Task,
+        model: nn.Module,
+        layout: Layout,
+        batches: Iterator[Any],
+        update: Update,
+        compressors: list[Compressor | ErrorFeedback],
+        tracker: Tracker,
+        *,
+        seed: int = 0,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        on_nonfinite: str = "stop",
+        autocast: str | None = None,
+        discrepancy: str = "exact",
+        memory: Memory | None = None,
+        bench: Workbench | None = None,
+        layerwise: bool = False,
+        pipeline: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+        overlap: bool = True,
+    ) -> None:
+        self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
+        self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
+        self._task, self._update, self._compressors = task, update, compressors
+        self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
+        self._bench = made = bench or self.workbench(model, layout, memory)
+        self.x, self.g = made.x, made.g
+        self._oracle = Oracle(
+            rank, task, model, batches, update, made, layout.buckets,
+            seed=seed, accumulate=accumulate, clip_norm=clip_norm, autocast=autocast, clock=clock,
+        )  # fmt: skip
+        may_leave = self._oracle.final and on_nonfinite == "stop"
+        self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
+        lends = bench is not None or pipeline > 0
+        self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
+        self._residuals = Residuals(compressors, scales=update.units == "gradient", layerwise=layerwise)
+        self.logbook = Logbook(tracker, layerwise=layerwise)
+        self._statistics = statistics_of(model)
+        self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
+        self._plains = [plain(compressor) for compressor in compressors]
+        # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
+        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
+        alone = keeps_view and bench is None and not made.watched  # nobody but this worker looks at x
+        self._compares = alone and made.apart  # x itself is the view, until the next model
+        self._lookout: Lookout | None = None
+        if alone and not made.apart and not update.moves:
+            self._lookout = LateLookout(self.x, layout.buckets, self._plains)
+        elif keeps_view:
+            view = self.x if self._compares else torch.empty_like(self.x)
+            self._lookout = Lookout(view, layout.buckets, self._plains)
+        self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
+        self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
+        self._told_alpha = self._rate = self._waited_s = 0.0
+
+    @property
+    def unanswered(self) -> int:
+        """How many of its pushes no reply has answered."""
+        return self.step - self.told
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it can compute its next push before another reply comes."""
+        return self.told >= 0 and self.unanswered <= self.pipeline
+
+    def load(self, reply: Reply) -> bool:
+        """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
+
+        The model may stand in `x` already, received in place, unless the worker compares the two.
+        """
+        if self._courier.feeds_back:
+            self._residuals.learn(reply)
+        self.told, self.step = reply.step, max(self.step, reply.step)
+        self._told_alpha = reply.alpha
+        if reply.model is None:
+            return False
+        if self.pipeline:
+            told = [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
+            held = {step for step, outcome in told if outcome == "held"}
+            self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
+        self.base, self._rate = reply.version, reply.rate
+        if not self._compares:
+            self.resume(reply.model)
+        if self._lookout is not None:
+            model = torch.from_numpy(reply.model) if self._compares else self.x
+            self._lookout.came(model, self._weights(reply))
+        self._bases = tuple([layer.version for layer in reply.layers])
+        return True
+
+    def resume(self, model: Any) -> None:
+        """Stand where the next push is to be computed, given the model of the last reply."""
+        received = torch.from_numpy(model)
+        if received.data_ptr() != self.x.data_ptr():
+            self.x.copy_(received)
+        for payloads in self._flying.values():
+            self._reapply(payloads)
+
+    def _reapply(self, payloads: list[Payload]) -> None:
+        reapply(self.x, payloads, self.layout.buckets, self._plains, self._rate)
+
+    def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
+        """Compute the next push at the model loaded and `emit` it, a message a bucket, bucket 0 last.
+
+        Where the gradient is final as backward makes it, a bucket leaves as soon as backward has finished it (nothing
+        can be yielded from there, so that it is a callback). Raises TaskError by step and loss, and what `emit` raises.
+        The arrays stay valid until the next `push`; of one that may run ahead, as long as anybody holds them.
+        cut: buckets that the computation does not come to before it is cut off, where an update says that it may be;
+        None: the clock tells.
+        """
+        self.step += 1
+        started = self._clock()
+        self._oracle.begin(self.step, started, cut)
+        if self._own_statistics:
+            _copy(self._own_statistics, self._statistics)
+        parcel = self._parcel(emit)
+        try:
+            self._send(parcel, started)
+        finally:
+            self.logbook.tell()
+
+    def _send(self, parcel: Parcel, started: float) -> None:
+        """Compute and send; what can be done while the answer is awaited comes after."""
+        loss, norm = self._finite_gradient(parcel)
+        if self._own_statistics:
+            _copy(self._statistics, self._own_statistics)
+        compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
+        statistics = None
+        if self._statistics:
+            statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
+        self.samples = self._task.batch_size * self._oracle.drawn
+        missing = self._oracle.missing()
+        if self._layerwise:
+            parcel.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
+        else:
+            parcel.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
+        if self._courier.feeds_back:
+            kept = {i: self._courier.keep(p) for i, p in enumerate(parcel.payloads) if i not in missing}
+            self._residuals.sent(self.step, kept)
+        if self.pipeline:
+            self._flying[self.step] = parcel.payloads
+            self._reapply(parcel.payloads)
+        self.logbook.made(self.step, parcel.residual_norm, compute_s, parcel.encode_s)
+        if self._lookout is not None:
+            self._lookout.left(parcel.payloads, self._update.view)
+
+    def _parcel(self, emit: Callable[[PushMessage], None]) -> Parcel:
+        return Parcel(self._courier, self.step, self.base, emit)
+
+    def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
+        """Log what the reply told: a line for the push answered, one for each earlier push settled since.
+
+        The lines are written when the next push has left, or at once where there is none to come.
+        """
+        self._waited_s += wait_s
+        seen = None if reply.model is None else self._lookout
+        self.logbook.note(reply, t_s, lambda: math.nan if seen is None else seen.moved, send_s, wait_s)
+
+    def _weights(self, reply: Reply) -> tuple[float, ...]:
+        """What the server applied each bucket of the last push times; 0 of what is no gradient.
+
+        So after local steps, and of a model, `moved` is ||new model - view of the last gradient||: the distance of a
+        local model from the mean of all where all are averaged.
+        """
+        if self._update.units != "gradient":
+            return (0.0,) * len(self.layout.buckets)
+        if self._layerwise:
+            return tuple([layer.weight for layer in reply.layers])
+        return (reply.weight,) * len(self.layout.buckets)
+
+    def _finite_gradient(self, parcel: Parcel) -> tuple[float, float]:
+        oracle = self._oracle
+        if self._overlaps:
+            oracle.leave = parcel.leave
+        for _ in range(MOST_NONFINITE):
+            oracle.drawn = 0
+            loss = self._update.run(oracle.gradient, self.x, self._bench.made, self._told_alpha, self.base)
+            norm = parcel.norm()
+            if math.isfinite(norm):
+                return loss, norm
+            if self._on_nonfinite == "stop":
+                raise TaskError(f"step {self.step}: the gradient is not finite (norm {norm}, loss {loss})")
+        raise TaskError(f"step {self.step}: {MOST_NONFINITE} gradients in a row were not finite (loss {loss})")
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

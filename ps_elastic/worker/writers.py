@@ -1,0 +1,267 @@
+"""Workers that add their updates to the shared model themselves: `writers: workers`.
+
+A worker subtracts (alpha / p) x what its push decodes to from the model as soon as that is encoded, measures on the way
+how far the model is from the copy that it computed on, leaves that distance in shared memory, and sends the header.
+Rank 0 counts versions, logs, and lets the rule decide when the worker goes on; nothing that is as long as the model is
+left for it to do. A push that is dropped, as the last ones are when the run ends, is added back by its worker.
+Source: Nadiradze et al., "Elastic Consistency", AAAI 2021, shared memory; without a lock: Recht, Re, Wright, Niu,
+"Hogwild!", NIPS 2011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ps_elastic.compressors import Compressor, Payload
+from ps_elastic.compressors.identity import Identity
+from ps_elastic.policies.events import PushId, ReplyId, Step
+from ps_elastic.policies.ledger import View
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.store import Calculator
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.vectors.kernels import kernels_for
+from ps_elastic.vectors.layout import Layout
+
+_BLOCK = 1 << 16  # floats: model, view, gradient and room for a difference stay in 1 MB of cache
+_SMALL = 1 << 14  # floats: a smaller gradient is copied beside its neighbours
+_LEAST, _MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
+
+
+class Sheet(NamedTuple):
+    """What a writer works on. x: the shared model (d,). lock: held while a block of it is written; a null context
+    writes plainly. distances: (n,) float64, where that of push s is left at s modulo n."""
+
+    x: Tensor
+    lock: AbstractContextManager[object]
+    distances: np.ndarray
+
+
+class _Piece(NamedTuple):
+    """A part of the model and of the view, and where it starts in its tensor."""
+
+    x: Tensor
+    view: Tensor
+    start: int
+
+
+class Run(NamedTuple):
+    """A large tensor of the flat vector, or neighbours that are small: floats [start, stop), and their names."""
+
+    start: int
+    stop: int
+    names: tuple[str, ...]
+
+
+def runs_of(layout: Layout) -> list[Run]:
+    """The tensors of a layout in their order: an operation on a small one takes as long as it takes to call."""
+    runs: list[Run] = []
+    large = True  # the last one
+    for slot in layout.slots:
+        stop = slot.offset + slot.numel
+        before, large = large, slot.numel > _SMALL
+        if before or large:
+            runs.append(Run(slot.offset, stop, (slot.name,)))
+        else:
+            runs[-1] = Run(runs[-1].start, stop, (*runs[-1].names, slot.name))
+    return runs
+
+
+class Writer:
+    """A worker's pen. view: its copy of the model (d,). measures: whether distances are wanted, else they are nan.
+
+    A gradient that is written as backward made it comes in parts (n,), one for each of `runs_of` the layout.
+    """
+
+    def __init__(self, sheet: Sheet, view: Tensor, layout: Layout, *, measures: bool) -> None:
+        self._x, self._lock, self._distances = sheet
+        self._view, self._buckets, self._measures = view, layout.buckets, measures
+        self._room = torch.empty(min(_BLOCK, layout.size))
+        kernels = kernels_for(layout.size)
+        self._kernels = kernels if kernels is not None and _adds_like_torch(kernels) else None
+        self._in_buckets = [self._cut(bucket.start, bucket.stop) for bucket in layout.buckets]
+        self.runs = runs_of(layout)
+        self._in_runs = [self._cut(run.start, run.stop) for run in self.runs]
+
+    def read(self) -> None:
+        """Copy the model, as it is at the moment, into the view."""
+        self._view.copy_(self._x)
+
+    def write(self, i: int, compressor: Compressor, payload: Payload, rate: float, *, reads: bool) -> float:
+        """x -= rate * decoded payload, in bucket i; return ||x - view||^2 there, of x without that.
+
+        reads: the view is read again on the way, with this write in it.
+        """
+        if isinstance(compressor, Identity):
+            return self._write(self._in_buckets[i], payload[0], rate, reads)[0]
+        square, bucket = 0.0, slice(self._buckets[i].start, self._buckets[i].stop)
+        for x, view, _ in self._in_buckets[i] if self._measures or reads else ():
+            square += self._away(x, view)
+            if reads:
+                view.copy_(x)
+        with self._lock:
+            compressor.accumulate(payload, self._x[bucket], -rate)
+        if reads:
+            compressor.accumulate(payload, self._view[bucket], -rate)
+        return square
+
+    def write_parts(self, parts: Sequence[Tensor], rate: float, *, reads: bool) -> tuple[float, float]:
+        """x -= rate * gradient; return ||x - view||^2 as `write` does, and ||gradient||.
+
+        Where that norm is not finite nothing is written.
+        """
+        square = norm = 0.0
+        for done, (pieces, part) in enumerate(zip(self._in_runs, parts, strict=True)):
+            distance, size = self._write(pieces, part, rate, reads)
+            square, norm = square + distance, norm + size
+            if not math.isfinite(norm):
+                self.take_parts_back(parts[:done], rate)
+                break
+        return square, math.sqrt(norm)
+
+    def take_back(self, i: int, compressor: Compressor, payload: Payload, rate: float) -> None:
+        """x += rate * decoded payload, in bucket i."""
+        with self._lock:
+            compressor.accumulate(payload, self._x[self._buckets[i].start : self._buckets[i].stop], rate)
+
+    def take_parts_back(self, parts: Sequence[Tensor], rate: float) -> None:
+        """x += rate * gradient, or what of it is in the first parts."""
+        for pieces, part in zip(self._in_runs, parts, strict=False):
+            self._add(pieces, part, rate)
+
+    def leave(self, step: int, square: float) -> None:
+        """Tell rank 0 the distance of push `step`, before its header leaves."""
+        self._distances[step % self._distances.size] = math.sqrt(square) if self._measures else math.nan
+
+    def _write(self, pieces: Sequence[_Piece], vector: Tensor, rate: float, reads: bool) -> tuple[float, float]:
+        """(||x - view||^2, ||vector||^2), all that is to be done with a block at once; up to one that is not finite."""
+        square = norm = 0.0
+        for done, (x, view, start) in enumerate(pieces):
+            part = vector[start : start + x.numel()]
+            norm += _square(part) if self._kernels is None else self._kernels.square(part.numpy())
+            if not math.isfinite(norm):
+                self._add(pieces[:done], vector, rate)
+                break
+            square += self._write_piece(x, view, part, rate, reads)
+        return square, norm
+
+    def _write_piece(self, x: Tensor, view: Tensor, part: Tensor, rate: float, reads: bool) -> float:
+        if self._kernels is not None:  # one pass, all of it locked: there is nothing to be gained by two
+            kernel = self._kernels.write(self._measures, reads)
+            with self._lock:
+                return float(kernel(x.numpy(), view.numpy(), part.numpy(), rate))
+        square = self._away(x, view)
+        with self._lock:
+            x.add_(part, alpha=-rate)
+        if reads:
+            view.copy_(x)
+        return square
+
+    def _add(self, pieces: Sequence[_Piece], vector: Tensor, rate: float) -> None:
+        for x, _, start in pieces:
+            with self._lock:
+                x.add_(vector[start : start + x.numel()], alpha=rate)
+
+    def _away(self, x: Tensor, view: Tensor) -> float:
+        if not self._measures:
+            return 0.0
+        room = self._room[: x.numel()]
+        return _square(torch.sub(x, view, out=room))
+
+    def _cut(self, start: int, stop: int) -> list[_Piece]:
+        ends = [(i, min(i + _BLOCK, stop)) for i in range(start, stop, _BLOCK)]
+        return [_Piece(self._x[i:j], self._view[i:j], i - start) for i, j in ends]
+
+
+@cache
+def _adds_like_torch(kernels: ModuleType) -> bool:
+    """Whether the kernel that writes leaves the bits that torch leaves, on this machine."""
+    x, g = torch.randn(2, 1 << 10, generator=torch.Generator().manual_seed(0))
+    wanted = x.add(g, alpha=-0.3)
+    kernels.write(False, False)(x.numpy(), x.numpy(), g.numpy(), 0.3)
+    return torch.equal(x, wanted)
+
+
+def _square(vector: Tensor) -> float:
+    """||vector||^2 of a vector (n,), n <= _BLOCK: summed in float32, by 32 lanes or more."""
+    total = float(torch.dot(vector, vector))
+    if _LEAST < total < _MOST:
+        return total
+    return float(vector.double().square().sum()) if vector.any() else 0.0
+
+
+class Left(NamedTuple):
+    """What a push that is here, or was, said of itself."""
+
+    distance: float
+    norm: float  # of what it carried
+
+
+class WrittenCalculator(Calculator):
+    """The calculator of a server whose workers write: the steps that it is told of have been made.
+
+    distances: of each worker what its `Sheet` has. What pushes carried is in the model and nowhere else, so that of a
+    step which uses several the move is known as the most that it can be.
+    """
+
+    workers_write = True
+
+    def __init__(
+        self,
+        layout: Layout,
+        x: Tensor,
+        optimizer: FlatOptimizer,
+        compressors: Sequence[Compressor],
+        distances: Mapping[int, np.ndarray],
+    ) -> None:
+        super().__init__(layout, x, optimizer, compressors, keeps_versions=False)
+        self._places, self._left = distances, dict[PushId, Left]()
+        self._moved = 0.0  # by the step under way, over its rate
+
+    def foresee(self, part: PushMessage) -> None:
+        """There is nothing to be added up."""
+
+    def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
+        places = self._places[push.worker]
+        self._left[push] = Left(float(places[push.step % places.size]), parts[0].payload_norm)
+
+    def keep(self, push: PushId) -> None:
+        """Nothing of it is in the transport's memory."""
+
+    def free(self, push: PushId) -> None:
+        self._left.pop(push, None)
+
+    def give(self, view: PushId, given: View, alpha: float) -> Any:
+        """The live model: the worker copies it when it likes, whatever is written meanwhile."""
+        return self.x.numpy()
+
+    def hand(self, reply: ReplyId, version: int) -> Any:
+        return self.x.numpy()
+
+    def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
+        """Its own pushes are in the model that the worker read."""
+
+    def end(self, view: PushId | ReplyId) -> None:
+        """Views are the workers'."""
+
+    def combine(self, step: Step) -> None:
+        total = sum(term.weight for term in step.terms) if step.combine == "mean" else 1.0
+        self._moved = sum(abs(term.weight) * self._left[term.push].norm for term in step.terms) / total
+
+    def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        self.snapshots.advance()
+        return rate * self._moved
+
+    def direction_norm(self) -> float:
+        return self._moved
+
+    def distance_when_used(self, view: PushId) -> float:
+        return self._left[view].distance
