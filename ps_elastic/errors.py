@@ -17,6 +17,7 @@ Anything else that escapes is a bug of ours and should look like one.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -97,3 +98,17 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> str:
     near = get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f"; nearest '{near[0]}'" if near else ""
     return f"unknown {kind} '{got}'{hint}; known: {', '.join(names)}"
+
+
+def exit_code(error: BaseException) -> int:
+    """The documented exit code for `error`."""
+    if isinstance(error, PsElasticError):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else USER_CODE
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error of ours, the traceback for any other."""
+    if isinstance(error, PsElasticError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()

@@ -16,16 +16,17 @@ from ps_elastic import train
 from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.config.load import Config, load
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
 from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Action, Drop, Measure, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.layerwise import LanesServer
+from ps_elastic.server.layerwise_store import Slices
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.server import Server
-from ps_elastic.server.slices import Slices
 from ps_elastic.server.store import Calculator
 from ps_elastic.tasks import Task, seeded
 from ps_elastic.transport.messages import Message, PushMessage, Reply

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from ps_elastic.server.alphas import Alphas
+from ps_elastic.server.discrepancy import Alphas
 
 
 def test_the_largest_step_size_since_a_version_is_that_of_a_plain_search() -> None:

@@ -49,7 +49,7 @@ def test_a_numba_that_cannot_be_imported_is_told_and_gone_without() -> None:
         pytest.skip(reason)
     code = (
         "import sys; sys.modules['numba'] = None\n"
-        "from ps_elastic import compiled\n"
+        "from ps_elastic.vectors import kernels as compiled\n"
         "assert compiled.kernels_for(compiled.LEAST) is None\n"
         "assert compiled.kernels_for(compiled.LEAST) is None\n"
         "print(compiled.described())"
@@ -61,7 +61,8 @@ def test_a_numba_that_cannot_be_imported_is_told_and_gone_without() -> None:
 
 def test_numba_is_not_imported_before_it_is_wanted() -> None:
     code = (
-        "import sys; from ps_elastic import compiled, optimizer, places, writers\n"
+        "import sys; from ps_elastic.server import optimizer; from ps_elastic.worker import model_writer, staging\n"
+        "from ps_elastic.vectors import kernels as compiled\n"
         "compiled.why_not(); compiled.kernels_for(10); sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

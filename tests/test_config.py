@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ps_elastic.compressors import Compressor
-from ps_elastic.config.load import Config, check, load
+from ps_elastic.config.load import check, load
 from ps_elastic.config.plugin import Plugin
+from ps_elastic.config.schema import Config
 from ps_elastic.config.sections import Target, Train
 from ps_elastic.errors import ConfigError
 from ps_elastic.tasks import Task

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ps_elastic.transport.core import this_core, wake_elsewhere
+from ps_elastic.transport.waking import this_core, wake_elsewhere
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
 

@@ -8,8 +8,9 @@ from statistics import fmean
 import pytest
 
 from ps_elastic.config.load import check, load
+from ps_elastic.config.sections import Compute, Network, Norms
 from ps_elastic.errors import ConfigError
-from ps_elastic.simulation.costs import Compute, Cores, Durations, Network, Norms, Wires, generator, typical_s
+from ps_elastic.simulation.costs import Cores, Durations, Wires, generator, typical_s
 
 
 def times(settings: Compute, worker: int, count: int, *, workers: int = 8, seed: int = 0) -> list[float]:

@@ -266,7 +266,7 @@ def written(value: Any) -> str:
 
 
 def test_the_stops_of_a_gradient_are_functions_of_those_files() -> None:
-    stops = re.findall(r"\(\.\./(ps_elastic/\w+\.py)\), `(\w+)`", text_of(REPOSITORY / "docs" / "index.md"))
+    stops = re.findall(r"\(\.\./(ps_elastic/[\w/]+\.py)\), `(\w+)`", text_of(REPOSITORY / "docs" / "index.md"))
     assert len(stops) >= 5
     for file, name in stops:
         assert re.search(rf"def {name}\(", text_of(REPOSITORY / file)), f"{file} has no {name}"

@@ -224,7 +224,7 @@ def test_the_server_may_have_what_its_workers_leave():
 def test_looking_at_the_machine_loads_neither_mpi_nor_torch():
     code = (
         "import sys, ps_elastic.cluster.launcher, ps_elastic.cluster.slurm, ps_elastic.cluster.doctor\n"
-        "from ps_elastic import environment as e; e.installed_runtimes(); e.usable_cores()\n"
+        "from ps_elastic.cluster import environment as e; e.installed_runtimes(); e.usable_cores()\n"
         "print({'mpi4py', 'torch', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

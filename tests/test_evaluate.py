@@ -11,8 +11,8 @@ import torch
 from helpers import Images, Point, Slope
 from torch import Tensor, nn
 
-from ps_elastic.server.evaluator import Evaluator, load_statistics, statistics_of
-from ps_elastic.vectors.layout import Layout
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.vectors.layout import Layout, load_statistics, statistics_of
 
 
 @dataclass

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.config.fault_plan import Plan
 from ps_elastic.config.faults import (
     Crash,
     Delay,
@@ -16,6 +15,7 @@ from ps_elastic.config.faults import (
     LostPush,
     LostReply,
     Pause,
+    Plan,
     Slow,
     read,
 )

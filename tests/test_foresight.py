@@ -14,9 +14,9 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.server.combine import Foresight
 from ps_elastic.server.combiners import Part, make_combiner
 from ps_elastic.server.combiners.base import no_drift
-from ps_elastic.server.foresight import Foresight
 from ps_elastic.transport.messages import Reply
 from ps_elastic.vectors.layout import Bucket
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from ps_elastic.transport import futex as kernel
-from ps_elastic.transport.futex import WAIT, WAKE, Time, find_futex
+from ps_elastic.transport import doorbells as kernel
+from ps_elastic.transport import waking
+from ps_elastic.transport.waking import WAIT, WAKE, Time, find_futex
 
 
 @pytest.mark.parametrize("machine", ["sparc", "", "alpha"])
@@ -25,7 +26,7 @@ def test_there_is_no_futex_elsewhere_than_on_linux(monkeypatch):
 
 
 def test_there_is_no_futex_where_the_kernel_refuses_it(monkeypatch):
-    monkeypatch.setitem(kernel._NUMBERS, platform.machine().lower(), 100_000)  # no such call
+    monkeypatch.setitem(waking._NUMBERS, platform.machine().lower(), 100_000)  # no such call
     assert find_futex() is None
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from ps_elastic.config.sections import Optimizer
+from ps_elastic.config.sections import Norms, Optimizer
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import ZERO, PushId, Step, Term
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.store import Calculator
-from ps_elastic.simulation.costs import Norms
-from ps_elastic.simulation.header_worker import HeaderWorker, RecordedNorms, modelled
+from ps_elastic.simulation.header_workers import HeaderWorker, RecordedNorms, modelled
 from ps_elastic.simulation.headers import HeaderCalculator
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.transport.messages import PushMessage, Reply

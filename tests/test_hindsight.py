@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from helpers import Run, fit
 
-from ps_elastic.analysis.replay.decisions import read_line, replay_decisions
-from ps_elastic.analysis.replay.hindsight import Hindsight, Motion
-from ps_elastic.analysis.replay.tally import Tally
+from ps_elastic.analysis.replay.decisions import replay_decisions
+from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, Tally
 from ps_elastic.errors import Stalled
 from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, Step, Term
@@ -20,6 +19,7 @@ from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.deadline import Deadline
 from ps_elastic.policies.rules.elastic_bound import ElasticBound
 from ps_elastic.policies.rules.synchronous import Synchronous
+from ps_elastic.records.reader import read_line
 from ps_elastic.simulation.simulate import simulate
 from tests.law.story import Story
 

@@ -28,9 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker": {"errors", "plugins", "compressors", "tasks", "transport.messages", "vectors", "records.tracker"},
     "server": {
         "errors", "plugins", "compressors", "policies", "tasks", "vectors", "config.sections", "config.plugin",
-        "records.tracker", "transport.messages", "transport.wire", "transport.doorbells", "transport.lock",
+        "records.tracker", "transport.messages", "transport.wire", "transport.waking", "transport.lock",
+        "transport.doorbells", "transport.windows",
     },
-    "cluster": {"errors", "plugins", "config", "records", "transport.doorbells", "vectors.kernels"},
+    "cluster": {"errors", "plugins", "config", "records", "transport.waking", "vectors.kernels"},
 }  # fmt: skip
 MAY_IMPORT["runtime"] = set(MAY_IMPORT)
 MAY_IMPORT["simulation"] = set(MAY_IMPORT)
@@ -112,6 +113,18 @@ def circles() -> Iterator[list[str]]:
 def test_the_walk_sees_the_package() -> None:
     assert {"", "policies.events", "policies.decide", "policies.rules.synchronous", "cli"} <= set(modules())
     assert "policies.events" in ours("policies.ledger")
+    assert {room(name) for name in modules()} - {"", "__main__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name not in ("", "__main__")])
+def test_a_room_imports_what_the_table_allows(name: str) -> None:
+    allowed = MAY_IMPORT[room(name)] | {room(name)}
+    others = sorted(other for other in ours(name) if not is_within(other, allowed))
+    assert not others, f"{name} imports {others}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert list(circles()) == []
 
 
 def test_no_rooms_import_each_other_in_a_circle() -> None:
@@ -130,7 +143,7 @@ def test_the_law_imports_the_standard_library_and_itself(name: str) -> None:
 @pytest.mark.parametrize("name", modules(), ids=lambda name: name or "__init__")
 def test_mpi4py_is_imported_in_one_place_and_in_the_program_that_pings(name: str) -> None:
     uses_mpi = any(imported.split(".")[0] == "mpi4py" for imported in imports(modules()[name]))
-    assert not uses_mpi or room(name) in ("transport", "runtime")
+    assert not uses_mpi or name in ("transport.mpi", "transport.ping")
 
 
 def test_the_law_is_loaded_without_numpy_torch_or_mpi() -> None:

@@ -19,7 +19,7 @@ from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Action, Push, Release, Step, Wake
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
-from ps_elastic.runtime import inprocess
+from ps_elastic.runtime import loops
 from ps_elastic.transport.messages import Reply
 
 
@@ -73,7 +73,7 @@ def test_a_server_that_waits_for_nobody_cannot_hang() -> None:
     desk = Desk(StaleSynchronous(), 2)
     desk.server.start = lambda now: iter(())  # type: ignore[method-assign]
     with pytest.raises(Stalled, match="no worker has anything to do at version 0"):
-        inprocess.run(desk.server, {})
+        loops.take_turns(desk.server, {})
 
 
 # ---- what theory says

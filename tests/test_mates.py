@@ -18,9 +18,9 @@ from torch import nn
 from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import Stalled, WorkersLost
 from ps_elastic.policies.events import PushId, Step, Term
-from ps_elastic.server.mates import Mates, common_bytes
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.shared_step import Leader
+from ps_elastic.server.shared_step_memory import Mates, common_bytes
 from ps_elastic.server.totals import Totals
 from ps_elastic.transport.wire import HEADER_BYTES
 from ps_elastic.vectors.layout import Layout
@@ -63,14 +63,12 @@ class Host:
             workers=(1, 2), model=lambda: model, common=lambda: common, frames=lambda w: [frames[w]]
         )
         self.bells, self.end = Bells(), SimpleNamespace(look=lambda: None)
-        links: Any = SimpleNamespace(windows=windows, bells=self.bells, host=SimpleNamespace(cores=4.0))
-        config: Any = SimpleNamespace(optimizer=SETTINGS, threads=1)
-        self.mates = Mates(links, config, self.layout, 3, patience_s)
+        self.mates = Mates(windows, self.bells, 4, SETTINGS, self.layout, 3, patience_s)  # type: ignore[arg-type]
         self.mates.make()
         self.mates.processes = dict.fromkeys((1, 2), os.getpid())
         self.x = torch.from_numpy(model).normal_()
         optimizer = FlatOptimizer(SETTINGS, self.layout, self.x, self.mates.moments)
-        self.leader: Leader = self.mates.leader(optimizer, self.end)  # type: ignore[arg-type]
+        self.leader: Leader = self.mates.leader(optimizer, lambda: self.end.look())
         self.board, self.payloads = self.leader._board, {}
         for worker, memory in frames.items():
             payload = torch.from_numpy(memory[HEADER_BYTES:].view(np.float32)).normal_()

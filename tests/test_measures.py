@@ -23,7 +23,7 @@ from ps_elastic.policies.rules.norm_bounded import NormBounded
 from ps_elastic.policies.rules.synchronous import Synchronous
 from ps_elastic.policies.rules.variance_bounded import VarianceBounded
 from ps_elastic.policies.theory import Bound, Facts
-from ps_elastic.runtime.train import recheck
+from ps_elastic.runtime.summary import recheck
 
 QUADRATIC = {"task": "quadratic", "optimizer": {"lr": 1 / 60}}
 
@@ -226,7 +226,7 @@ def test_owed_pushes_larger_than_the_rest_prove_nothing() -> None:
     scaled = totals.scaled.as_dict("rms")["rms"]
     assert scaled is not None and scaled > bound.value
     from ps_elastic.config.load import load
-    from ps_elastic.server.measures import against_theory
+    from ps_elastic.runtime.summary import against_theory
 
     told = against_theory(load({"task": "quadratic", "policy": "norm_bounded:beta=0.3"}), desk.server)
     assert told["bound_holds"] is None and "larger than M" in told["B_theory_text"]

@@ -107,7 +107,7 @@ def test_the_job_reads_no_terminal_and_is_a_session_of_its_own(tmp_path):
 def test_the_job_ends_when_its_launcher_is_killed(tmp_path):
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code = (
-        "import os, sys; from pathlib import Path; from ps_elastic import mpirun\n"
+        "import os, sys; from pathlib import Path; from ps_elastic.cluster import mpirun\n"
         f"mpirun.run([sys.executable, '-c', {child!r}], os.environ, Path('.'))"
     )
     variables = {**os.environ, "TMPDIR": str(tmp_path)}

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from ps_elastic.analysis.verify import play, verify
 from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
 from ps_elastic.compressors.top_k import TopK
-from ps_elastic.config.load import Config, load
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
 from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies import Policy, theory
 from ps_elastic.policies.rules.deadline import Deadline
 from ps_elastic.policies.rules.norm_bounded import NormBounded
 from ps_elastic.policies.rules.variance_bounded import VarianceBounded
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.runtime import inprocess
+from ps_elastic.runtime import loops
 from ps_elastic.runtime.build import make_parts, make_server, make_worker
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.tasks import Task
@@ -51,7 +52,7 @@ def watch(source: dict[str, Any], workers: int) -> tuple[list[Tensor], dict[str,
     made = {rank: make_worker(config, _own_model(parts, config), rank, workers, _silent(rank))
             for rank in range(1, workers + 1)}  # fmt: skip
     seen: list[Tensor] = []
-    inprocess.run(server, made, lambda now: seen.append(server.calculator.x[: parts.layout.numel].clone()))
+    loops.take_turns(server, made, lambda now: seen.append(server.calculator.x[: parts.layout.numel].clone()))
     return seen, server.totals.summary(1.0)
 
 

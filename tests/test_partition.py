@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.tasks.partition import endless_batches, split
+from ps_elastic.tasks.classification import endless_batches, split
 
 LABELS = np.repeat(np.arange(10), 600)[np.random.default_rng(7).permutation(6000)]
 

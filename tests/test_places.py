@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.worker.flat_module import Workbench
-from ps_elastic.worker.places import Place, measured
+from ps_elastic.worker.staging import Place, measured
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZES = (1, 5000, 1 << 18, (1 << 18) + 70_001)

@@ -16,7 +16,7 @@ from ps_elastic.policies import policies
 from ps_elastic.policies.events import Push, PushId, Release, Step
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.message_passing import MessagePassing
-from ps_elastic.policies.taking import take_release
+from ps_elastic.policies.transitions import take_release
 from ps_elastic.server.store import Calculator
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.worker.worker import Worker

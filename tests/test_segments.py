@@ -26,11 +26,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def test_only_what_nobody_maps_of_this_host_and_old_enough_is_forsaken(tmp_path, files, monkeypatch):
     with open(files["used"], "r+b") as file, mmap.mmap(file.fileno(), 0):
         assert leftovers.unmapped(tmp_path) == {files["left"], files["foreign"], files["mpich"]}
-        assert leftovers.forsaken(tmp_path) == set()  # a job may be starting
+        assert leftovers.forsaken_segments(tmp_path) == set()  # a job may be starting
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 61)
-        assert leftovers.forsaken(tmp_path) == {files["left"]}
-    assert leftovers.forsaken(tmp_path) == {files["left"], files["used"]}
+        assert leftovers.forsaken_segments(tmp_path) == {files["left"]}
+    assert leftovers.forsaken_segments(tmp_path) == {files["left"], files["used"]}
 
 
 def test_somebody_elses_are_left_alone(tmp_path, files, monkeypatch):
@@ -42,8 +42,8 @@ def test_what_a_process_maps_is_found_and_removed_once(files):
     with open(files["used"], "r+b") as file, mmap.mmap(file.fileno(), 0):
         found = leftovers.mapped_by([os.getpid()])
         assert found == {files["used"]}
-        assert leftovers.remove(found) == [files["used"]]
-        assert leftovers.remove(found) == []
+        assert leftovers.remove_segments(found) == [files["used"]]
+        assert leftovers.remove_segments(found) == []
     assert files["left"].exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_elastic.cluster import launcher, mpirun, sessions
+from ps_elastic.cluster import launcher, leftovers, mpirun
 from ps_elastic.cluster.environment import Mpi
 
 HOST = os.uname().nodename.split(".")[0]
@@ -37,12 +37,14 @@ def ended() -> int:
 def test_forsaken_are_those_whose_mpirun_runs_no_more(tmp_path, ended):
     dead = {left(tmp_path, ended), left(tmp_path, 10_000_000, host=f"{HOST}.domain")}
     left(tmp_path, os.getpid())
-    assert sessions.forsaken(tmp_path) == dead
+    assert leftovers.forsaken_folders(tmp_path) == dead
 
 
 def test_a_process_that_began_later_is_not_the_mpirun(tmp_path):
-    assert sessions.forsaken(tmp_path) == set()
-    assert sessions.forsaken(left(tmp_path, os.getpid(), age_s=1e6).parent) == {tmp_path / f"ompi.{os.getpid()}"}
+    assert leftovers.forsaken_folders(tmp_path) == set()
+    assert leftovers.forsaken_folders(left(tmp_path, os.getpid(), age_s=1e6).parent) == {
+        tmp_path / f"ompi.{os.getpid()}"
+    }
 
 
 def test_another_hosts_and_other_folders_are_left_alone(tmp_path, ended):
@@ -51,43 +53,43 @@ def test_another_hosts_and_other_folders_are_left_alone(tmp_path, ended):
     (tmp_path / "ompi.mine").mkdir()
     (tmp_path / "ompi.mine" / f"pmix.{HOST}.tool").touch()
     (tmp_path / f"ompi.{ended}0").mkdir()
-    assert sessions.forsaken(tmp_path) == set()
+    assert leftovers.forsaken_folders(tmp_path) == set()
 
 
 def test_remove_takes_all_that_is_in_a_folder_and_says_which(tmp_path, ended):
     session = left(tmp_path, ended)
-    assert sessions.remove({session, tmp_path / "ompi.0"}) == [session]
+    assert leftovers.remove_folder({session, tmp_path / "ompi.0"}) == [session]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_its_own_folder_is_there_inside_and_gone_afterwards(tmp_path):
-    with sessions.own({"A": "b"}) as variables:
-        folder = Path(variables[sessions.BASE])
+    with leftovers.own_folder({"A": "b"}) as variables:
+        folder = Path(variables[leftovers.BASE])
         left(folder, 1)
         assert variables["A"] == "b"
     assert not folder.exists()
 
 
 def test_a_base_that_the_user_chose_is_kept(tmp_path):
-    with sessions.own({sessions.BASE: str(tmp_path)}) as variables:
-        assert variables == {sessions.BASE: str(tmp_path)}
+    with leftovers.own_folder({leftovers.BASE: str(tmp_path)}) as variables:
+        assert variables == {leftovers.BASE: str(tmp_path)}
 
 
 def test_the_place_that_a_killed_launcher_made_is_forsaken(tmp_path):
     code = (
-        "import os, signal; from ps_elastic import sessions\n"
-        "with sessions.own({}): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal; from ps_elastic.cluster import leftovers\n"
+        "with leftovers.own_folder({}): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, timeout=60)
-    assert sessions.forsaken(tmp_path) == set(tmp_path.iterdir())
+    assert leftovers.forsaken_folders(tmp_path) == set(tmp_path.iterdir())
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_place_that_a_living_launcher_made_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with sessions.own({}):
+    with leftovers.own_folder({}):
         assert len(list(tmp_path.iterdir())) == 1
-        assert sessions.forsaken(tmp_path) == set()
+        assert leftovers.forsaken_folders(tmp_path) == set()
 
 
 @pytest.mark.mpi

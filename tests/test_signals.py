@@ -46,7 +46,7 @@ def test_a_worker_ignores_what_rank_0_answers():
 
 def test_a_worker_outlives_sigterm_by_its_grace_and_no_longer():
     code = (
-        "import os, signal, time; from ps_elastic.transport import signals\n"
+        "import os, signal, time; from ps_elastic.runtime import signals\n"
         "signals.TERM_GRACE_S = 1; signals.Signals(1); os.kill(os.getpid(), signal.SIGTERM)\n"
         "print(time.time(), flush=True); time.sleep(60)"
     )

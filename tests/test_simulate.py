@@ -19,7 +19,7 @@ from ps_elastic.errors import CHECK_FAILED, ConfigError, Stalled, WorkersLost
 from ps_elastic.policies import Policy, policies
 from ps_elastic.policies.events import Action, Drop, Push, Release, Wake
 from ps_elastic.policies.ledger import Ledger
-from ps_elastic.simulation.participants import Pages
+from ps_elastic.records.tracker import Pages
 from ps_elastic.simulation.simulate import simulate
 
 QUIET = "simulation.network.latency_s=0"  # so that times are whole numbers

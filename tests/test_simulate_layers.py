@@ -16,7 +16,7 @@ from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError
 from ps_elastic.records.reader import open_run
 from ps_elastic.simulation.simulate import simulate
-from ps_elastic.simulation.simulate_layers import ready_after
+from ps_elastic.simulation.variants import ready_after
 
 SLOW = ("simulation.compute.name=exponential", "simulation.compute.mean_s=0.8", "optimizer.lr=0.05")
 SALF = ("policy=salf_fill:deadline_s=1",)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.simulation.simulate import simulate
-from ps_elastic.simulation.simulate_torn import PIECES, pieces_of
+from ps_elastic.simulation.variants import PIECES, pieces_of
 from ps_elastic.tasks import Task
 from ps_elastic.vectors.layout import Layout
 

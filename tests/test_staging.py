@@ -7,8 +7,7 @@ import torch
 from helpers import fit
 
 from ps_elastic.vectors.layout import Bucket
-from ps_elastic.worker.places import Place
-from ps_elastic.worker.staging import FromGpu, InPlace
+from ps_elastic.worker.staging import FromGpu, InPlace, Place
 
 BUCKETS = (Bucket(0, 64), Bucket(64, 192))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")

@@ -10,7 +10,7 @@ import pytest
 from helpers import fit
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
-from ps_elastic.analysis.replay.tally import Tally
+from ps_elastic.analysis.replay.hindsight import Tally
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.synchronous import Synchronous

@@ -20,11 +20,9 @@ from torch import nn
 
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.tasks import Task, digits, downloads, seeded, tasks
-from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches
+from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches, split
 from ps_elastic.tasks.digits import Digits, is_held_out
-from ps_elastic.tasks.fashion_mnist import SHIFT, FashionMnist, Standardise, moved
-from ps_elastic.tasks.idx import read_idx
-from ps_elastic.tasks.partition import split
+from ps_elastic.tasks.fashion_mnist import SHIFT, FashionMnist, Standardise, moved, read_idx
 from ps_elastic.tasks.quadratic import Quadratic
 
 DATA = Path(os.environ.get("PS_ELASTIC_DATA") or Path(__file__).parents[2] / "shared" / "data")

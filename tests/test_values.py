@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.values import Misfit, complaint, convert, describe, init_types, make, plain
+from ps_elastic.plugins import Misfit, complaint, convert, describe_type, init_types, make, plain
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -101,8 +101,8 @@ def test_the_complaint_says_what_was_got_and_what_was_expected() -> None:
     assert complaint((1, 2), bool) == "got [1, 2], expected true or false"
     assert complaint("bes", Literal["best", "worst"]) == "unknown value 'bes'; nearest 'best'; known: best, worst"
     assert complaint(None, tuple[float, float]) == "got null, expected [a number, a number]"
-    assert describe(dict[str, int]) == "a mapping to a whole number"
-    assert describe(Sample) == "Sample"
+    assert describe_type(dict[str, int]) == "a mapping to a whole number"
+    assert describe_type(Sample) == "Sample"
     assert len(complaint("x" * 1000, int)) < 150
 
 

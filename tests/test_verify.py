@@ -14,7 +14,8 @@ import torch
 
 from ps_elastic.analysis.verify import OTHER, Verdict, estimate, noise, play, verify
 from ps_elastic.cli import main
-from ps_elastic.config.load import Config, load
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
 from ps_elastic.policies import policies
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.elastic_bound import ElasticBound

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import Images
 
-from ps_elastic.config.load import Config, load
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
+from ps_elastic.runtime.auto_buckets import PUSHES, time_gradients, time_leaving
 from ps_elastic.runtime.build import make_parts
-from ps_elastic.runtime.warmup import PUSHES, time_gradients, time_leaving
 
 
 class Slowed(torch.autograd.Function):

@@ -17,10 +17,9 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.errors import TaskError
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.evaluator import statistics_of
 from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import Layer, PushMessage, Reply, Settled
-from ps_elastic.vectors.layout import Layout
+from ps_elastic.vectors.layout import Layout, statistics_of
 from ps_elastic.worker.flat_module import Memory
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.cut_sgd import CutSgd

@@ -20,10 +20,11 @@ from ps_elastic.policies.events import PushId, ReplyId, Step
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import make_parts, make_worker
 from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.torn import WrittenCalculator
 from ps_elastic.transport.messages import PushMessage, Reply, Settled
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.worker.hogwild import WritingWorker
-from ps_elastic.worker.writers import Sheet, Writer, WrittenCalculator, runs_of
+from ps_elastic.worker.model_writer import Sheet, Writer, runs_of
 
 pytestmark = pytest.mark.usefixtures("kernels")
 RATE = 0.25

@@ -11,7 +11,8 @@ import numpy as np
 from _page import REPOSITORY
 
 from ps_elastic.analysis.verify import play
-from ps_elastic.config.load import Config, load
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
 from ps_elastic.policies.events import Step
 from ps_elastic.server.server import Server
 

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from ps_elastic.policies.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import Parts, make_parts, make_server, make_worker
-from ps_elastic.server.measures import SLACK, Measures
-from ps_elastic.server.totals import Mean
+from ps_elastic.server.totals import SLACK, Mean, Measures
+from ps_elastic.simulation.nodes import Stopwatch, Turns
 from ps_elastic.simulation.simulate import make_simulator
-from ps_elastic.simulation.turns import Stopwatch, Turns
 from ps_elastic.worker.flat_module import Workbench
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
     from ps_elastic.server.server import Server
     from ps_elastic.tasks import Task
 

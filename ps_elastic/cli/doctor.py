@@ -27,10 +27,13 @@ def command(ranks: int, as_json: bool, sweep: bool) -> int:
     from ps_elastic.cluster.doctor import examine
 
     if sweep:
-        from ps_elastic.cluster import leftovers, sessions
+        from ps_elastic.cluster import leftovers
 
-        stray = sessions.forsaken(Path(tempfile.gettempdir()))
-        for path in [*leftovers.remove(leftovers.forsaken(leftovers.SHM)), *sessions.remove(stray)]:
+        stray = leftovers.forsaken_folders(Path(tempfile.gettempdir()))
+        for path in [
+            *leftovers.remove_segments(leftovers.forsaken_segments(leftovers.SHM)),
+            *leftovers.remove_folder(stray),
+        ]:
             click.echo(f"ps-elastic: removed {path}", err=True)
     findings = list(examine(ranks))
     if as_json:

@@ -37,8 +37,7 @@ def plugins(kind: str) -> list[dict[str, Any]]:
 
     settings: name -> default; null for one that must be given, which `required` names.
     """
-    from ps_elastic.plugins import settings, summary
-    from ps_elastic.values import plain
+    from ps_elastic.plugins import plain, settings, summary
 
     spec = find_spec(_PACKAGES[kind])
     if spec is None or spec.origin is None:  # a kind of which there is none, since it has no package

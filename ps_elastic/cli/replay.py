@@ -12,7 +12,7 @@ from ps_elastic.errors import CHECK_FAILED, OK, ConfigError
 
 if TYPE_CHECKING:
     from ps_elastic.analysis.replay.decisions import Replay
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
     from ps_elastic.records.reader import RunRecord
 
 
@@ -43,9 +43,9 @@ def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bo
 
 
 def _replay(record: RunRecord, policies: Sequence[str]) -> dict[str, Any]:
-    from ps_elastic.analysis.replay.decisions import read_line, replay_decisions
-    from ps_elastic.analysis.replay.hindsight import Hindsight, Motion
-    from ps_elastic.analysis.replay.tally import Tally
+    from ps_elastic.analysis.replay.decisions import replay_decisions
+    from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, Tally
+    from ps_elastic.records.reader import read_line
 
     config, tally = _load(record), Tally()
     others = [_load(record, [f"policy={policy}", "update.pipeline=0"]) for policy in policies]

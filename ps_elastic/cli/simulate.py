@@ -38,7 +38,7 @@ def command(
         config, overrides, workers=workers, run_dir=run_dir, headers_only=headers_only, norms=norms, quiet=False
     )
     if check:
-        from ps_elastic.runtime.train import recheck
+        from ps_elastic.runtime.summary import recheck
 
         summary = recheck(summary)
     if as_json:

@@ -35,7 +35,7 @@ def command(
     if summary is None:
         return 0
     if check:
-        from ps_elastic.runtime.train import recheck
+        from ps_elastic.runtime.summary import recheck
 
         summary = recheck(summary)
     if as_json:

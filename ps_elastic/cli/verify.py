@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ps_elastic.analysis.verify import Verdict
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
 
 SAMPLES = 240  # of a run where no configuration says how long it is
 ARRIVALS = {"compute": {"name": "exponential", "mean_s": 0.5}}  # long beside a deadline of 1 s, so that some pass it

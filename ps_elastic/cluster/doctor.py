@@ -17,11 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ps_elastic.cluster import environment, sessions
+from ps_elastic.cluster import environment, leftovers
 from ps_elastic.cluster.environment import Mpi
-from ps_elastic.cluster.leftovers import SHM, forsaken, unmapped
+from ps_elastic.cluster.leftovers import SHM, forsaken_segments, unmapped
 from ps_elastic.errors import Interrupted, PlatformError
-from ps_elastic.transport.futex import find_futex
+from ps_elastic.transport.waking import find_futex
 from ps_elastic.vectors import kernels
 
 SHM_WARN, SHM_FAIL = 1 << 30, 64 << 20  # bytes; Open MPI maps 16 MB a rank before anything is sent
@@ -181,7 +181,7 @@ def stray_segments() -> Finding:
     stray = sorted(unmapped(SHM))
     if not stray:
         return Finding("stray segments", "ok", "none")
-    size, settled = sum(path.stat().st_size for path in stray), forsaken(SHM)
+    size, settled = sum(path.stat().st_size for path in stray), forsaken_segments(SHM)
     remedies = ["ps-elastic doctor --sweep"] if settled else []
     if rest := [str(path) for path in stray if path not in settled]:
         remedies.append(f"if no job is starting: rm {' '.join(rest)}")
@@ -190,7 +190,7 @@ def stray_segments() -> Finding:
 
 def stray_sessions() -> Finding:
     """Whether killed mpiruns of ours left their folders, each of which one day keeps another mpirun from starting."""
-    stray = sessions.forsaken(Path(tempfile.gettempdir()))
+    stray = leftovers.forsaken_folders(Path(tempfile.gettempdir()))
     if not stray:
         return Finding("stray sessions", "ok", "none")
     value = f"{len(stray)} folders of mpiruns that were killed, as {min(stray)}; one with its process id cannot start"

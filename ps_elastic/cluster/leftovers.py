@@ -1,20 +1,26 @@
-"""Files of shared memory that MPI makes in /dev/shm, and what becomes of those that killed jobs leave there.
+"""What killed jobs leave behind: files of shared memory in /dev/shm, and folders of mpirun among the temporary files.
 
 MPI removes its files when a job ends, whatever ended it, as long as its launcher lives. Where the launcher itself was
 killed nobody is left to do it but those who were in the job, or somebody who comes later and finds that no process
-maps the files any more.
+maps the files any more. mpirun keeps a folder named after its pid; one that is killed leaves it, and a later mpirun
+with the same pid ends at once.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 SHM = Path("/dev/shm")
 PATTERNS = ("sm_segment.*", "osc_sm.*", "vader_segment.*", "mpich_shm_*")
 SETTLED_S = 60.0  # a file so old is mapped by whoever made it, if they live
+BASE = "PRTE_MCA_prte_local_tmpdir_base"  # where mpirun makes its folder; those it starts on other hosts do not heed it
+_CLOCK_S = 60.0  # what clocks may differ by: when a process began is known by the time since boot
 
 
 def unmapped(folder: Path) -> set[Path]:
@@ -28,7 +34,7 @@ def unmapped(folder: Path) -> set[Path]:
     return found
 
 
-def forsaken(folder: Path) -> set[Path]:
+def forsaken_segments(folder: Path) -> set[Path]:
     """Those that can be removed at any time: unmapped, of this host by their name, and older than a minute.
 
     A younger one may be of a job that is just starting, and one with another host's name of a container that shares
@@ -49,7 +55,7 @@ def mapped_by(processes: Iterable[int]) -> set[Path]:
     return found
 
 
-def remove(segments: Iterable[Path]) -> list[Path]:
+def remove_segments(segments: Iterable[Path]) -> list[Path]:
     """Remove these files; return those that were still there. Processes that map one keep its memory."""
     removed = []
     for path in segments:
@@ -80,3 +86,49 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:  # ended since, or another user's, who cannot map what is ours
         return ""
+
+
+@contextmanager
+def own_folder(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Inside, `environment` with a folder of its own for an mpirun; at the end that folder is gone, killed or not."""
+    prefix = f"ps-elastic-mpirun.{os.getpid()}.{_host()}."
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield {BASE: folder, **environment}
+
+
+def forsaken_folders(folder: Path) -> set[Path]:
+    """The folders in `folder` that processes of ours left which run no more: mpiruns, and launchers like this one.
+
+    Only of this host, by a name in them: a container whose processes cannot be seen from here may share the folder.
+    """
+    mpiruns = {file.parent: file for file in folder.glob(f"ompi.*/pmix.{_host()}.*tool")}
+    launchers = {path: path for path in folder.glob(f"ps-elastic-mpirun.*.{_host()}.*")}
+    return {path for path, made in (mpiruns | launchers).items() if _is_over(path, made)}
+
+
+def remove_folder(folders: set[Path]) -> list[Path]:
+    """Remove these folders and all that is in them; return those that were still there."""
+    there = sorted(path for path in folders if path.exists())
+    for path in there:
+        shutil.rmtree(path, ignore_errors=True)
+    return there
+
+
+def _host() -> str:
+    return os.uname().nodename.split(".")[0]
+
+
+def _is_over(folder: Path, made: Path) -> bool:
+    """Whether the process whose id follows the first dot of `folder`, and which made `made` when it began, is gone."""
+    import psutil
+
+    process = folder.name.split(".")[1]
+    try:
+        about = made.stat()
+        if not process.isdigit() or about.st_uid != os.geteuid():
+            return False
+        return psutil.Process(int(process)).create_time() > about.st_mtime + _CLOCK_S  # else it is another by now
+    except OSError:  # removed since, or not for us to look into
+        return False
+    except psutil.NoSuchProcess:
+        return True

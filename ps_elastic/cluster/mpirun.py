@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ps_elastic.cluster import sessions
-from ps_elastic.cluster.leftovers import mapped_by, remove
+from ps_elastic.cluster import leftovers
+from ps_elastic.cluster.leftovers import mapped_by, remove_segments
 from ps_elastic.errors import INTERRUPTED
 from ps_elastic.records.run_dir import INTERRUPT
 
@@ -87,7 +87,7 @@ def run(
     """
     mark, stopping, timed_out = uuid.uuid4().hex, Stopping(), False
     ends_at = time.monotonic() + limit_s
-    with handling(stopping), sessions.own(environment) as variables:
+    with handling(stopping), leftovers.own_folder(environment) as variables:
         process = subprocess.Popen(
             command,
             env={**variables, MARK: mark},
@@ -109,7 +109,7 @@ def run(
         finally:
             outlived = sweep(mark, 0.0 if stopping.stage >= len(STAGES) else LINGER_S, stopping.segments)
             process.wait()
-            remove(stopping.segments)
+            remove_segments(stopping.segments)
     return Ended(process.returncode, stopping.requests > 0, outlived, timed_out)
 
 

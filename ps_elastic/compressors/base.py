@@ -12,6 +12,8 @@ from ps_elastic.plugins import Registry
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from ps_elastic.vectors.layout import Bucket
+
 Payload = tuple["Tensor", ...]
 
 
@@ -72,3 +74,11 @@ class Compressor(ABC):
 
 
 compressors: Registry[Compressor] = Registry("compressor", "ps_elastic.compressors")
+
+
+def reapply(
+    x: Tensor, payloads: Sequence[Payload], buckets: Sequence[Bucket], compressors: Sequence[Compressor], rate: float
+) -> None:
+    """x (d,) -= rate x what one push, a payload for each bucket, decodes to."""
+    for payload, bucket, compressor in zip(payloads, buckets, compressors, strict=True):
+        compressor.accumulate(payload, x[bucket.start : bucket.stop], -rate)

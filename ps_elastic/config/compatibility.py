@@ -1,17 +1,17 @@
-"""Whether rule, update, optimizer, compressor and tracker of a configuration fit together: refused by name if not."""
+"""Which choices of a configuration do not go together, and which this version cannot carry out: refused by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ps_elastic.config.torn_fits import torn_misfits, writers_misfits
+from ps_elastic.config.plugin import registry
 from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import show
 from ps_elastic.policies import policies
-from ps_elastic.values import show
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
     from ps_elastic.policies import Policy
 
 
@@ -38,11 +38,9 @@ def misfits(config: Config) -> Iterator[ConfigError]:
 
 
 def _rule_and_update(config: Config, policy: Policy, units: str) -> Iterator[ConfigError]:
-    from ps_elastic.worker.updates import updates  # torch comes with it
-
     if units in policy.units:
         return
-    fitting = ", ".join(name for name, cls in updates.items() if cls.units in policy.units)
+    fitting = ", ".join(name for name, cls in registry("update").items() if cls.units in policy.units)
     rules = ", ".join(name for name, cls in policies.items() if units in cls.units)
     yield ConfigError(
         f"{config.update.plugin.name} pushes in units of {units}, but policy {config.policy.name} takes "
@@ -144,3 +142,104 @@ def _models_and_compressor(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(f"got {show(compressor.plugin.name)}, expected identity: {reason}", key="compressor.name")
     elif compressor.error_feedback is True:
         yield ConfigError(f"got true, expected auto or false: {reason}", key="compressor.error_feedback")
+
+
+def torn_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    """Everything in `config` that does not fit torn views, with the reason."""
+    if reason := _why_exact(policy):
+        yield ConfigError(
+            f"got 'torn', but policy {config.policy.text()} {reason}, and of a torn view the server knows nothing "
+            "before its push; expected exact",
+            key="views",
+        )
+    if config.transport == "messages":
+        reason = "views are torn where workers read the memory that the server writes"
+        yield ConfigError(f"got 'messages', expected auto or shared: {reason}", key="transport")
+    if config.update.pipeline and config.writers == "server":
+        reason = "with views: torn a worker leaves the one copy that it used in shared memory, unless workers write"
+        yield ConfigError(f"got {config.update.pipeline}, expected 0: {reason}", key="update.pipeline")
+    if config.update.plugin.build().moves:
+        reason = "moves the copy of the model that it pulled, which with views: torn is to stay for the server to see"
+        yield ConfigError(f"{config.update.plugin.name} {reason}", key="update.name")
+    if not config.computes_on_cpu:
+        reason = "with views: torn workers compute on copies in the memory of the host"
+        yield ConfigError(f"got {show(config.device)}, expected cpu: {reason}", key="device")
+
+
+def writers_misfits(config: Config, policy: Policy) -> Iterator[ConfigError]:
+    """Everything in `config` that does not fit workers which write the model themselves, with the reason."""
+    if config.views != "torn":
+        reason = "workers that write the model change it while others read it"
+        yield ConfigError(f"got 'workers', expected server, or views: torn with it: {reason}", key="writers")
+    if not policy.adds:
+        rules = ", ".join(name for name, cls in policies.items() if cls.adds)
+        yield ConfigError(
+            f"got 'workers', but what they have written policy {config.policy.text()} can neither drop nor weigh; "
+            f"expected server, or one of the rules that use every push, each with 1/p: {rules}",
+            key="writers",
+        )
+    optimizer = config.optimizer
+    reason = "a worker that writes the model adds alpha/p times its own push to it, and knows of no other"
+    if optimizer.name != "sgd":
+        yield ConfigError(f"got {show(optimizer.name)}, expected sgd: {reason}", key="optimizer.name")
+    for key in ("momentum", "weight_decay"):
+        if value := getattr(optimizer, key):
+            yield ConfigError(f"got {show(value)}, expected 0: {reason}", key=f"optimizer.{key}")
+
+
+def refuse_alone(config: Config) -> None:
+    """Raise ConfigError for torn views where no ranks share memory: in one process, in a replay."""
+    if config.views == "torn":
+        raise ConfigError(
+            "got 'torn', expected exact: only ranks that share memory read the model while it is written "
+            "(`ps-elastic launch`), or workers in virtual time (`ps-elastic simulate`)",
+            key="views",
+        )
+
+
+def _why_exact(policy: Policy) -> str:
+    """Why `policy` needs views that are known when they are given, or ""."""
+    if policy.layerwise:
+        return "takes the layers of a push by themselves, each with a view of its own"
+    if policy.jobs > 1:
+        return "queues jobs with the model of their assignment"
+    if policy.own_views:
+        return "gives each worker a model of its own"
+    if policy.bounds_views:
+        return "promises how far views are from the model"
+    if policy.needs_views:
+        return "works with the views themselves"
+    if policy.view_of == "ideal":
+        return "measures the views of workers that still compute"
+    return ""
+
+
+def unsupported(config: Config, simulated: bool = False) -> list[ConfigError]:
+    """Every value of `config` that this version cannot carry out, with what to write instead."""
+    checkpoint, survive = config.checkpoint, config.survive
+    cases = [
+        (
+            config.downlink.name != "identity",
+            "downlink",
+            config.downlink.name,
+            "models travel whole; expected identity",
+        ),
+        (
+            bool(config.faults) and not simulated,
+            "faults",
+            config.faults.to_dict(),
+            "faults happen in `ps-elastic simulate` only; expected {}",
+        ),
+        (
+            checkpoint.every_samples is not None,
+            "checkpoint.every_samples",
+            checkpoint.every_samples,
+            "no checkpoints are written yet; expected null",
+        ),
+        (survive.respawn > 0, "survive.respawn", survive.respawn, "lost workers are not replaced yet; expected 0"),
+    ]
+    return [
+        ConfigError(f"got {show(got)}, which this version does not support: {reason}", key=key)
+        for applies, key, got, reason in cases
+        if applies
+    ]

@@ -1,4 +1,5 @@
-"""A run, described: YAML and `key=value` become frozen, checked dataclasses, once, before anything starts.
+"""A configuration, read: a file or a mapping, with `key=value` laid over it, becomes a `Config`, or every problem of
+it.
 
 Only `task` is required. Unknown keys are refused with the nearest known one; so are values of the wrong type, values
 out of range, and values that this version cannot carry out. Code never reads the raw dictionary.
@@ -6,37 +7,31 @@ out of range, and values that this version cannot carry out. Code never reads th
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
-
-from ruamel.yaml import YAML
+from dataclasses import is_dataclass
+from typing import Any
 
 from ps_elastic.config import faults
-from ps_elastic.config.compatibility import misfits
+from ps_elastic.config.compatibility import misfits, unsupported
 from ps_elastic.config.faults import Faults
-from ps_elastic.config.limits import unsupported
 from ps_elastic.config.plugin import Plugin, resolve, state
+from ps_elastic.config.schema import Config
 from ps_elastic.config.sections import (
     Checkpoint,
     Compressor,
     Optimizer,
     Schedule,
+    Simulation,
     Survive,
     Target,
     Tracker,
     Train,
     Update,
-    to_dict,
 )
 from ps_elastic.config.sources import NAMED, Source, Tree, gather
 from ps_elastic.errors import ConfigError
-from ps_elastic.simulation.costs import Simulation
-from ps_elastic.values import expect, init_types, make, plain, show
+from ps_elastic.plugins import init_types, make, show
 
 __all__ = [
     "Checkpoint",
@@ -55,77 +50,6 @@ __all__ = [
     "check",
     "load",
 ]
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides what a run computes; made by `load`."""
-
-    name: str  # of the run's folder and job
-    task: Plugin
-    policy: Plugin
-    update: Update
-    compressor: Compressor
-    downlink: Plugin  # server to worker
-    optimizer: Optimizer
-    schedule: Schedule
-    train: Train
-    checkpoint: Checkpoint
-    survive: Survive
-    faults: Faults
-    simulation: Simulation
-    tracker: Tracker
-    transport: Literal["auto", "messages", "shared"] = "auto"
-    views: Literal["exact", "torn"] = "exact"  # torn: workers of this host read the model while it is written
-    writers: Literal["server", "workers"] = "server"  # workers, with torn views: each adds its own updates to the model
-    writing: Literal["lock", "plain"] = "lock"  # plain: workers write at the same time, and some of it is lost
-    buckets: Literal["whole", "layer", "auto"] | int = "whole"  # a number: bytes of a bucket; auto: measured
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 1  # of each worker
-    server_threads: Literal["auto"] | int = 1  # auto: what the workers leave of the host
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        named = "letters, digits, '.', '_' and '-', the first a letter, a digit or '_'"
-        expect(bool(re.fullmatch(r"\w[\w.-]*", self.name)), self, "name", named)
-        expect(isinstance(self.buckets, str) or self.buckets >= 4, self, "buckets", "a number of bytes >= 4, or a name")
-        expect(self.threads >= 1, self, "threads", "a number of threads >= 1")
-        server = self.server_threads
-        expect(isinstance(server, str) or server >= 1, self, "server_threads", "a number of threads >= 1, or auto")
-        expect(0 <= self.seed < 2**63, self, "seed", "a whole number >= 0 and < 2^63")
-
-    @property
-    def most_threads(self) -> int:
-        """Threads of the rank that is given the most; `auto` takes only what is left."""
-        return max(self.threads, 1 if isinstance(self.server_threads, str) else self.server_threads)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, every default stated; `load` gives the same Config back."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-
-    def to_yaml(self) -> str:
-        """`to_dict` as YAML."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.width = 10_000
-        text = io.StringIO()
-        yaml.dump(self.to_dict(), text)
-        return text.getvalue()
-
-    def settled(self, buckets: str | int = "whole") -> Config:
-        """This configuration, with `buckets: auto` as it was chosen; without ranks to measure on it is whole."""
-        return replace(self, buckets=buckets) if self.buckets == "auto" else self  # type: ignore[arg-type]
-
-    def digest(self) -> bytes:
-        """The SHA-256 of `to_dict`, 32 bytes: equal on ranks that were given the same configuration."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).digest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Plugin | Faults):
-        return value.to_dict()
-    return to_dict(value) if hasattr(type(value), "__dataclass_fields__") else plain(value)
 
 
 def load(source: Source, overrides: Sequence[str] = (), *, plugins: bool = True, simulated: bool = False) -> Config:
@@ -168,7 +92,11 @@ _PLUGINS = {
     "compressor": "compressor",
     "downlink": "compressor",
 }
+
+
 _HOLDERS: dict[str, type] = {"update": Update, "compressor": Compressor}  # sections with keys beside the plug-in's
+
+
 _PLAIN: dict[str, type] = {
     "optimizer": Optimizer,
     "schedule": Schedule,

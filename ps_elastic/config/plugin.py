@@ -12,8 +12,7 @@ from typing import Any
 
 from ps_elastic.config.sources import read_yaml
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import Registry, settings
-from ps_elastic.values import complaint, make, plain
+from ps_elastic.plugins import Registry, complaint, make, parse_one_line, plain, settings
 
 # kind -> the package of its registry, the registry's name there, and the class that all of the kind derive from
 _KINDS = {
@@ -36,7 +35,7 @@ class Plugin:
 
     def build(self) -> Any:
         """A new instance with these settings; no two share a list."""
-        return _registry(self.kind).load(self.name)(**copy.deepcopy(dict(self.settings)))
+        return registry(self.kind).load(self.name)(**copy.deepcopy(dict(self.settings)))
 
     def text(self) -> str:
         """The one-line form, stating only what differs from the defaults: `top_k:ratio=0.1`."""
@@ -76,6 +75,15 @@ def resolve(kind: str, section: Mapping[str, Any], shared: Sequence[str] = ()) -
     return Plugin(kind, unresolved.name, values, changed), problems
 
 
+def from_line(kind: str, text: str) -> Any:
+    """A new instance of what `name:key=value:...` names. Raises ConfigError for an unknown name or setting."""
+    name, options = parse_one_line(text)
+    plugin, problems = resolve(kind, {"name": name, **{key: read_yaml(value) for key, value in options.items()}})
+    if problems:
+        raise problems[0]
+    return plugin.build()
+
+
 def state(kind: str, section: Mapping[str, Any], shared: Sequence[str] = ()) -> tuple[Plugin, list[ConfigError]]:
     """Return the plug-in as written, its class not looked up: `settings` holds what was stated, unchecked."""
     stated = {key: value for key, value in section.items() if key != "name" and key not in shared}
@@ -95,14 +103,15 @@ def _reads_back(text: str) -> bool:
         return False
 
 
-def _registry(kind: str) -> Registry[Any]:
+def registry(kind: str) -> Registry[Any]:
+    """Where the plug-ins of `kind` are known by name; imports their package."""
     package, attribute, _ = _KINDS[kind]
     registry: Registry[Any] = getattr(importlib.import_module(package), attribute)
     return registry
 
 
 def _load(kind: str, name: str) -> type:
-    cls = _registry(kind).load(name)
+    cls = registry(kind).load(name)
     package, _, base = _KINDS[kind]
     expected = getattr(importlib.import_module(package), base)
     if not issubclass(cls, expected):

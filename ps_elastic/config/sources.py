@@ -17,8 +17,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import parse_one_line
-from ps_elastic.values import show
+from ps_elastic.plugins import parse_one_line, show
 
 COMMAND_LINE = "command line"
 

@@ -29,16 +29,9 @@ from ps_elastic.policies.events import (
     repeated,
 )
 from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.taking import (
+from ps_elastic.policies.transitions import (
     check_answered,
     check_stalled,
-    take_drop,
-    take_measure,
-    take_release,
-    take_step,
-    take_wake,
-)
-from ps_elastic.policies.transitions import (
     finish,
     note_applied,
     note_asked,
@@ -47,6 +40,11 @@ from ps_elastic.policies.transitions import (
     note_measured,
     note_push,
     start_job,
+    take_drop,
+    take_measure,
+    take_release,
+    take_step,
+    take_wake,
 )
 
 Decision = tuple["Action | None", tuple[PushId, ...]]

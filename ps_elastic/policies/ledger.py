@@ -1,7 +1,7 @@
 """What the server remembers about every push, view and debt, and the laws that hold of it.
 
-`decide` is the only writer: it notes an event (noting.py), asks the rule, and lets each action take effect (taking.py)
-as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
+`decide` is the only writer: it notes an event (`note_`, transitions.py), asks the rule, and lets each action take
+effect (`take_`) as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
 
 1. a push is used or dropped exactly once; only one kept by a debt, by `own` or by `keeps_last` may be used again;
 2. at most one reply per unanswered push or ask;
@@ -14,13 +14,12 @@ as the rule yields it. The laws, checked as it runs (a breach raises PolicyError
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from ps_elastic.errors import PolicyError
+from ps_elastic.errors import PolicyError, WireError
 from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term
-from ps_elastic.policies.runahead import Course, Given
 
 
 class View(NamedTuple):
@@ -92,7 +91,7 @@ class Ledger:
         self.started = self.done = False
         self.wake_at: float | None = None
         self._refs: dict[PushId, int] = {}
-        # What follows is for `decide`, noting.py and taking.py alone.
+        # What follows is for `decide` and transitions.py alone.
         self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
         self.gone: dict[int, Seat] = {}  # a worker that comes back must not repeat a PushId
         self.at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
@@ -153,7 +152,7 @@ class Ledger:
         debt = self.debts[push]
         return Step((Term(push, debt.part), Term(debt.stand_in, -debt.part)), combine="sum", apply="amend")
 
-    # What follows is for noting.py and taking.py alone: views first, then payloads that must live on, then clocks.
+    # What follows is for transitions.py alone: views first, then payloads that must live on, then clocks.
 
     def assign(self, worker: int, own: float) -> None:
         """Let the next push of `worker` be under way, on the model as it is, plus c * own * its last push."""
@@ -247,3 +246,57 @@ class Ledger:
         while self.workers and not at.get(self.slowest):
             at.pop(self.slowest, None)
             self.slowest += 1
+
+
+class Given(NamedTuple):
+    """A reply to a worker: its model, and the pushes that were here by then and are not in it yet."""
+
+    version: int
+    flying: tuple[PushId, ...]
+    travelled: float  # of the ledger when it was given
+    sent_at: float  # seconds
+
+
+class Course:
+    """One worker's replies, from the one that its last push named on, and its pushes that its views may contain.
+
+    With `pipeline: k` a worker computes push s as long as at most k of its earlier pushes are unanswered. Its view is
+    the model of the last reply it took in, less what it re-applies to it: every push of its own that this model does
+    not contain. A reply is named by the last push r that was here when it was given; missing in its model are those
+    after r, and those up to r that it calls `flying`. A push says by `ahead` = s - 1 - r which reply it was computed
+    on. Channels lose nothing and keep the order.
+    """
+
+    __slots__ = ("flying", "given", "told")
+
+    def __init__(self, told: int = 0) -> None:
+        self.told = told  # the last push that a reply answered
+        self.given: dict[int, Given] = {}  # by what `told` was then, oldest first
+        self.flying: dict[PushId, None] = {}  # in the order pushed
+
+    def copy(self) -> Course:
+        new = Course(self.told)
+        new.given, new.flying = self.given.copy(), self.flying.copy()
+        return new
+
+    def named(self, push: Push, pipeline: int) -> int:
+        """The reply that `push` was computed on. Raises WireError where it cannot have been."""
+        reply = push.id.step - 1 - push.ahead
+        given = self.given.get(reply)
+        if given is None or not 0 <= push.ahead <= pipeline:
+            raise WireError(
+                f"push {tuple(push.id)} says that {push.ahead} pushes of its worker were not answered; expected at "
+                f"most {pipeline}, after one of the replies to {list(self.given)}"
+            )
+        if push.base != given.version:
+            raise WireError(f"push {tuple(push.id)} says base {push.base}, but its view was version {given.version}")
+        return reply
+
+    def leave_behind(self, reply: int) -> Iterator[PushId]:
+        """No view will be older than `reply`: the pushes that none will contain any more."""
+        for older in [step for step in self.given if step < reply]:
+            del self.given[older]
+        missing = self.given[reply].flying
+        for push in [push for push in self.flying if push.step <= reply and push not in missing]:
+            del self.flying[push]
+            yield push

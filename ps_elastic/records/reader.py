@@ -1,4 +1,4 @@
-"""The record of a finished run, opened: refused by name where it was cut, edited or made by another version."""
+"""A finished record, opened: the run's settings, and the lines of its events read back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,51 @@ from typing import Any, NamedTuple
 
 from ps_elastic import __version__
 from ps_elastic.errors import ConfigError
+from ps_elastic.policies.events import Applied, Event, Measured, PushId, event_of
 from ps_elastic.records.run_dir import SUMMARY, read_summary
+
+Answer = Applied | Measured
+
+
+class Recorded(NamedTuple):
+    """A line of events.jsonl, read back: an event at `t_s` seconds, and the answers among its actions."""
+
+    event: Event
+    t_s: float
+    answers: tuple[Answer, ...]
+    actions: int  # how many, answers left out
+    ignored: bool  # it changed nothing: a duplicate, or of a worker that was gone
+    bucket: int | None = None  # of a layerwise rule
+    buckets: int | None = None  # how many there are, in the first line of each
+
+
+def read_line(text: str, where: str, *, first: bool) -> Recorded:
+    """A line of events.jsonl; `first`: it is the run's first. Raises ConfigError with `where` if it cannot be one."""
+    try:
+        record = json.loads(text)
+        for key in ("worker", "step", "base", "version", "bucket", "buckets"):
+            if not isinstance(record.get(key, 0), int):
+                raise ValueError(f"{key} is {record[key]!r}, expected a whole number")
+        event, now, answers = event_of(record), float(record["t_s"]), tuple(_answers_in(record["actions"]))
+    except KeyError as missing:
+        raise ConfigError(f"the line lacks {missing}", source=where) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cut or malformed: {error}", source=where) from None
+    opens = isinstance(event, Applied) and (first or "buckets" in record)  # the ledger of each bucket is opened once
+    if not opens and (first or isinstance(event, Applied | Measured)):
+        expected = "the run's first, version 0 applied" if first else "an event of its own"
+        raise ConfigError(f"got '{record['event']}', expected {expected}", source=where)
+    actions, buckets = len(record["actions"]) - len(answers), (record.get("bucket"), record.get("buckets"))
+    return Recorded(event, now, answers, actions, "ignored" in record, *buckets)
+
+
+def _answers_in(actions: list[Any]) -> Iterator[Answer]:
+    for name, *fields in actions:
+        if name == "applied":
+            yield Applied(*fields)
+        elif name == "measured":
+            worker, step, distance = fields
+            yield Measured(PushId(worker, step), distance)
 
 
 class RunRecord(NamedTuple):

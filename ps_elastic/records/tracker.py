@@ -112,3 +112,24 @@ def number(value: float) -> str:
 
 
 _TEXTS: dict[type, Callable[[Any], str]] = {float: number, int: repr}  # what json.dumps would write, sooner
+
+
+class Pages:
+    """A file of lines that is open only while it is written: there may be more of them than may be open at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines, self._size = path, list[str](), 0
+        path.write_bytes(b"") if not path.exists() else None
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > 1 << 14:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(self._lines) + "\n")
+            self._lines.clear()
+            self._size = 0

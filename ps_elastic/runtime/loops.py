@@ -1,13 +1,16 @@
-"""The two loops of a distributed run: the server's and a worker's. Both end, or raise, within their deadlines."""
+"""The loops of a run: the server's and a worker's under MPI, and both in turns in one process.
+
+The first two end, or raise, within their deadlines.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
-from ps_elastic.errors import Stalled, WireError
-from ps_elastic.runtime.train import describe, exit_code
+from ps_elastic.errors import Stalled, WireError, describe, exit_code
 from ps_elastic.server.server import Server
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
 from ps_elastic.worker.worker import Worker
@@ -161,3 +164,55 @@ def tell_server(endpoint: Endpoint, rank: int, error: BaseException) -> None:
     deadline = time.monotonic() + _ABORT_WITHIN_S
     while time.monotonic() < deadline:
         endpoint.recv(0.2)
+
+
+def take_turns(
+    server: Server, workers: Mapping[int, Worker], on_turn: Callable[[float], None] = lambda now: None
+) -> float:
+    """Run to the end; return the time. Time is logical: a round of all workers takes one second.
+
+    on_turn: called after each push, with the time.
+
+    The workers take turns in their order: the same run every time. A worker that may run ahead has as many pushes on
+    the way as it may: a push is at the server when its worker cannot go on without an answer, that is after the turns
+    of its next `pipeline` pushes.
+    """
+    now = 0.0
+    ready: deque[Worker] = deque()
+    inbox: deque[Message] = deque()
+    outbox: dict[int, deque[list[Message]]] = {rank: deque() for rank in workers}  # pushes on the way
+
+    def deliver(replies: Iterable[tuple[int, Reply]]) -> None:
+        for rank, reply in replies:
+            worker = workers[rank]
+            going = worker.load(reply)
+            worker.note(reply, now, 0.0, 0.0)
+            if going:
+                ready.append(worker)
+            elif outbox[rank]:
+                inbox.extend(outbox[rank].popleft())
+            else:
+                inbox.append(Farewell(rank, worker.step))
+
+    deliver(server.start(now))
+    while not server.finished:
+        if inbox:
+            deliver(server.receive(inbox.popleft(), now))
+        elif ready:
+            now += 1 / len(workers)
+            worker, push = ready.popleft(), list[Message]()
+            worker.push(push.append, cut=())  # no computation takes long in logical time
+            outbox[worker.rank].append(push)
+            if worker.may_go_on:
+                ready.append(worker)
+            else:
+                for message in outbox[worker.rank].popleft():
+                    deliver(server.take(message, now))
+                deliver(server.tick(now))  # at equal times every bucket of a push comes before a Wake
+            on_turn(now)
+        elif server.wake_at is not None:
+            now = max(now, server.wake_at)
+            deliver(server.tick(now))
+        else:
+            raise Stalled(f"no worker has anything to do at version {server.ledger.version}")
+    return now

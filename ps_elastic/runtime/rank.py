@@ -5,42 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ps_elastic.cluster.environment import INSTALL, launcher_rank, local_rank, refuse_split_world
+from ps_elastic.cluster.environment import INSTALL, cgroup_quota, launcher_rank, local_rank, refuse_split_world
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.records.run_dir import new_run_dir
-from ps_elastic.runtime.autocut import settle_buckets
+from ps_elastic.runtime.auto_buckets import settle_buckets
+from ps_elastic.runtime.build import Setting
 from ps_elastic.runtime.signals import Signals
 from ps_elastic.transport.collectives import Told, agree, broadcast, compare, ending_all, meet
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
-    from ps_elastic.config.load import Config
-    from ps_elastic.runtime.build import Parts
-    from ps_elastic.transport.endpoint import Traffic
     from ps_elastic.transport.links import Links
-
-
-class Setting(NamedTuple):
-    """What a rank knows when it may begin."""
-
-    config: Config
-    parts: Parts
-    threads: str  # for the user
-    buckets: str  # for the user, where they were measured
-    directory: Path
-
-    def traffic(self, links: Links, patience_s: float) -> Traffic:
-        """What this rank's end of the transport is made for."""
-        from ps_elastic.transport.endpoint import Traffic
-
-        config, parts = self.config, self.parts
-        return Traffic(
-            parts.layout.digest, parts.frames(config), 4 * parts.layout.size, links.spins, patience_s, links,
-            config.update.pipeline, parts.vectors(config),
-        )  # fmt: skip
+    from ps_elastic.transport.mpi import MPI
 
 
 def run_rank(
@@ -77,7 +54,7 @@ def run_rank(
 
 def _world() -> MPI.Comm:
     try:
-        from ps_elastic.transport.buffers import MPI
+        from ps_elastic.transport.mpi import MPI
     except (ImportError, RuntimeError) as error:
         why = " ".join(str(error).split())
         raise PlatformError(f"no MPI library could be loaded ({why}); `{INSTALL}` installs one") from None
@@ -134,7 +111,7 @@ def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
 
 def _join(comm: MPI.Comm, setting: Setting) -> Links:
     from ps_elastic.runtime.build import reads_in_place, shares_steps
-    from ps_elastic.server.mates import common_bytes
+    from ps_elastic.server.shared_step_memory import common_bytes
     from ps_elastic.transport.links import join
     from ps_elastic.transport.windows import Sharing
 
@@ -150,4 +127,4 @@ def _join(comm: MPI.Comm, setting: Setting) -> Links:
         written=written,
         common=common_bytes(config.optimizer, parts.layout, comm.Get_size()) if shares_steps(config, parts) else 0,
     )
-    return join(comm, transport, config.threads, sharing)
+    return join(comm, transport, config.threads, cgroup_quota(), sharing)

@@ -14,19 +14,19 @@ from psutil import pid_exists
 from ps_elastic.errors import INTERRUPTED, OK, WorkersLost
 from ps_elastic.records.run_dir import asked_by
 from ps_elastic.records.writer import Record
-from ps_elastic.runtime.build import make_server
+from ps_elastic.runtime.build import find_mates, make_server
 from ps_elastic.runtime.live import Live
 from ps_elastic.runtime.loops import serve
 from ps_elastic.runtime.signals import Signals, ended_by
-from ps_elastic.runtime.train import failed, finish
-from ps_elastic.server.mates import Mates, find_mates
+from ps_elastic.runtime.summary import failed, finish
+from ps_elastic.server.shared_step_memory import Mates
 from ps_elastic.server.store import Calculator
 from ps_elastic.transport import server_endpoint
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.collectives import agree, blame, processes_here
+from ps_elastic.transport.mpi import MPI
 
 if TYPE_CHECKING:
-    from ps_elastic.runtime.rank import Setting
+    from ps_elastic.runtime.build import Setting
     from ps_elastic.server.evaluator import Evaluator
     from ps_elastic.server.server import Server
     from ps_elastic.transport.links import Links
@@ -138,7 +138,7 @@ def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:
     server, evaluator = make_server(
         config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
         distances=distances, moments=mates.moments if mates else (),
-        gather=partial(mates.leader, end=end) if mates else None,
+        gather=partial(mates.leader, look=lambda: end.look()) if mates else None,
     )  # fmt: skip
     if isinstance(server.calculator, Calculator) and not config.update.pipeline:
         server.calculator.begin_step = end.begin_step

@@ -51,7 +51,7 @@ class Signals:
         """Whether the launcher is gone; then nothing of ours stays in shared memory."""
         if os.getppid() == self._launcher:
             return False
-        leftovers.remove(leftovers.mapped_by([os.getpid()]))
+        leftovers.remove_segments(leftovers.mapped_by([os.getpid()]))
         return True
 
 

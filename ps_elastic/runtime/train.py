@@ -5,20 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ps_elastic.errors import CHECK_FAILED, OK, USER_CODE, ConfigError, PsElasticError
-from ps_elastic.records.run_dir import SUMMARY, new_run_dir
-
-if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
-    from ps_elastic.records.writer import Record
-    from ps_elastic.runtime.build import Parts
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.server import Server
+from ps_elastic.errors import ConfigError
+from ps_elastic.records.run_dir import new_run_dir
+from ps_elastic.runtime.summary import failed, finish
 
 
 def train(
@@ -57,9 +49,9 @@ def run_in_process(
         raise ConfigError(f"got {workers}, expected a number of workers >= 1", key="--workers")
     source = source if isinstance(source, Mapping) else str(source)
     set_threads(load(source, overrides, plugins=False).threads, 1)
-    from ps_elastic.config.torn_fits import refuse_alone
+    from ps_elastic.config.compatibility import refuse_alone
     from ps_elastic.records.writer import Record
-    from ps_elastic.runtime import inprocess
+    from ps_elastic.runtime import loops
     from ps_elastic.runtime.build import make_parts, make_server, make_worker
     from ps_elastic.runtime.live import Live
 
@@ -79,7 +71,7 @@ def run_in_process(
     started = time.perf_counter()
     try:
         with live:
-            now = inprocess.run(server, {worker.rank: worker for worker in made}, live.update)
+            now = loops.take_turns(server, {worker.rank: worker for worker in made}, live.update)
             wall_s = time.perf_counter() - started
             summary = finish(config, parts, server, evaluator, records[0], now, wall_s)
     except BaseException as error:
@@ -90,86 +82,3 @@ def run_in_process(
         for record in records:
             record.close()
     return summary
-
-
-def finish(
-    config: Config,
-    parts: Parts,
-    server: Server,
-    evaluator: Evaluator,
-    record: Record,
-    now: float,
-    wall_s: float,
-    code: int = OK,
-) -> dict[str, Any]:
-    """Write the final model, evaluate it and write summary.json; return the summary."""
-    from ps_elastic.server.evaluator import load_statistics
-
-    load_statistics(parts.model, evaluator.statistics)
-    record.write_model(parts.model)
-    sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
-    evaluator.submit(server.calculator.x, server.totals.samples, server.ledger.version, now, final=True)
-    evaluator.wait()
-    for _ in server.tick(now):
-        raise AssertionError("a finished server answers nobody")
-    summary = {**summarise(config, server, now, wall_s, code), "parameters_sha256": sha256}
-    return {**record.write_summary(summary), "run_dir": str(record.directory)}
-
-
-def summarise(config: Config, server: Server, now: float, wall_s: float, code: int) -> dict[str, Any]:
-    """summary.json, all but the hash of the parameters."""
-    from ps_elastic.server.measures import against_theory
-
-    return {
-        "name": config.name,
-        "policy": config.policy.text(),
-        "compressor": config.compressor.text(),
-        "task": config.task.text(),
-        "workers": server.totals.workers,
-        "seed": config.seed,
-        "wall_s": wall_s,
-        **server.totals.summary(now),
-        "stop_at": config.train.stop_at,
-        "versions": server.ledger.version,
-        "snapshots_max": server.calculator.snapshots.peak,
-        **against_theory(config, server),
-        "lost_workers": server.lost_workers,
-        "parameters_sha256": None,
-        "exit": code,
-    }
-
-
-def failed(config: Config, server: Server, error: BaseException, wall_s: float) -> dict[str, Any]:
-    """summary.json of a run that `error` ended: what was counted until then, and why it ended."""
-    summary = summarise(config, server, wall_s, wall_s, exit_code(error))
-    return {**summary, "error": describe(error)}
-
-
-def recheck(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary with exit 6, written too, where a run that ended well missed its stated target or bound."""
-    from ps_elastic.records.writer import write_json
-
-    missed = []
-    if summary["stop_at"] and summary["time_to_target_s"] is None:
-        missed.append(f"the target {summary['stop_at']} was not reached")
-    if summary["bound_holds"] is False:
-        missed.append(f"B_rms {summary['B_rms']} exceeds its bound {summary['B_theory']}")
-    if summary["exit"] != OK or not missed:
-        return summary
-    checked = {**summary, "exit": CHECK_FAILED, "error": "; ".join(missed)}
-    write_json(Path(summary["run_dir"]) / SUMMARY, {k: v for k, v in checked.items() if k != "run_dir"})
-    return checked
-
-
-def exit_code(error: BaseException) -> int:
-    """The documented exit code for `error`."""
-    if isinstance(error, PsElasticError):
-        return error.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else USER_CODE
-
-
-def describe(error: BaseException) -> str:
-    """One line for an error of ours, the traceback for any other."""
-    if isinstance(error, PsElasticError):
-        return str(error)
-    return "".join(traceback.format_exception(error)).rstrip()

@@ -11,18 +11,17 @@ import torch
 from ps_elastic.cluster.environment import local_rank
 from ps_elastic.cluster.threads import giving_way
 from ps_elastic.records.writer import Record
-from ps_elastic.runtime.build import compares, make_worker
+from ps_elastic.runtime.build import compares, find_mates, make_worker
 from ps_elastic.runtime.loops import tell_server, work
-from ps_elastic.server.mates import find_mates
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.collectives import agree, processes_here
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.worker_endpoint import WorkerEnd
 from ps_elastic.worker.flat_module import Memory
+from ps_elastic.worker.model_writer import Sheet
 from ps_elastic.worker.worker import Worker
-from ps_elastic.worker.writers import Sheet
 
 if TYPE_CHECKING:
-    from ps_elastic.runtime.rank import Setting
+    from ps_elastic.runtime.build import Setting
     from ps_elastic.transport.links import Links
 
 

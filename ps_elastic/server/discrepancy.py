@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from ps_elastic.policies.events import Push, PushId, ReplyId, Step, repeated
 from ps_elastic.records.tracker import Tracker, number
-from ps_elastic.server.alphas import Alphas
-from ps_elastic.server.measures import Measures
-from ps_elastic.server.totals import Totals
+from ps_elastic.server.totals import Measures, Totals
 
 if TYPE_CHECKING:
     from ps_elastic.server.store import Calculator, Ideal
 
 _WIDER = 1 + 4e-6  # a distance, and the moves whose sum bounds it, are good to norms.ACCURACY = 1.2e-6 each
+_TRIM = 1024
 
 
 class Sent(NamedTuple):
@@ -252,3 +252,32 @@ class Observer:
 def _scaled(distance: float, largest: float) -> float:
     """distance / largest; of a model that did not move 0, whatever the step size."""
     return distance / largest if largest else (0.0 if distance == 0 else math.nan)
+
+
+class Alphas:
+    """The step sizes of the versions of one model, as far back as somebody may ask.
+
+    Discrepancies are measured in the largest since a view was sent.
+    """
+
+    def __init__(self) -> None:
+        self._falling: list[tuple[int, float]] = []  # (version, alpha): each the largest since its version
+        self._trim_at = _TRIM
+
+    def note(self, version: int, alpha: float, oldest: int) -> None:
+        """The step from `version` is made with `alpha`; nobody will ask for what was before version `oldest`."""
+        falling = self._falling
+        if len(falling) > self._trim_at:
+            del falling[: bisect_left(falling, oldest, key=lambda entry: entry[0])]
+            self._trim_at = _TRIM + 2 * len(falling)
+        while falling and falling[-1][1] <= alpha:
+            falling.pop()
+        falling.append((version, alpha))
+
+    def largest(self, since: int) -> float:
+        """The largest step size of the steps made from version `since` on; 0 without any."""
+        falling = self._falling
+        if falling and falling[0][0] >= since:
+            return falling[0][1]
+        at = bisect_left(falling, since, key=lambda entry: entry[0])
+        return falling[at][1] if at < len(falling) else 0.0

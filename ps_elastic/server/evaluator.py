@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.tasks import Task
-from ps_elastic.vectors.layout import Layout
+from ps_elastic.vectors.layout import Layout, load_statistics
 
 
 class Evaluation(NamedTuple):
@@ -108,25 +108,3 @@ class Evaluator:
         if not job.final:
             self._spare.append(job.x)
         return Evaluation(job.samples, job.version, job.t_s, metrics)
-
-
-def statistics_of(model: nn.Module) -> list[Tensor]:
-    """The floating-point buffers of the model's BatchNorms, in the order of the module."""
-    return [
-        buffer
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-        for buffer in module.buffers(recurse=False)
-        if buffer.is_floating_point()
-    ]
-
-
-def load_statistics(model: nn.Module, statistics: dict[int, np.ndarray]) -> None:
-    """Fill the model's running statistics with the mean over the workers' (s,) vectors, in worker order."""
-    if not statistics:
-        return
-    mean = torch.from_numpy(np.mean([statistics[worker] for worker in sorted(statistics)], axis=0, dtype=np.float64))
-    start = 0
-    for buffer in statistics_of(model):
-        buffer.copy_(mean[start : start + buffer.numel()].view_as(buffer))
-        start += buffer.numel()

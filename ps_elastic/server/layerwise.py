@@ -24,7 +24,7 @@ from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Me
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Target
     from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.slices import Slices
+    from ps_elastic.server.layerwise_store import Slices
 
 
 class LayerTotals(Totals):

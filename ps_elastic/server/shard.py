@@ -29,10 +29,8 @@ from ps_elastic.policies.events import (
 )
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.alphas import Alphas
-from ps_elastic.server.discrepancy import Observer
-from ps_elastic.server.measures import Measures
-from ps_elastic.server.totals import Totals
+from ps_elastic.server.discrepancy import Alphas, Observer
+from ps_elastic.server.totals import Measures, Totals
 from ps_elastic.transport.messages import MOST_SETTLED, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:

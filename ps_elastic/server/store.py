@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ps_elastic.compressors import Compressor, Payload
+from ps_elastic.compressors.base import reapply
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.compressors.reapply import reapply
 from ps_elastic.policies.events import ZERO, PushId, ReplyId, Step, Term
 from ps_elastic.policies.ledger import View
-from ps_elastic.server.combine import Terms
+from ps_elastic.server.combine import Foresight, Terms
 from ps_elastic.server.combiners import Part
 from ps_elastic.server.combiners.base import no_drift
-from ps_elastic.server.foresight import Foresight
 from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Response, Sweep
 from ps_elastic.server.shared_step import Leader
 from ps_elastic.server.views import Snapshots

@@ -1,19 +1,22 @@
-"""Running sums of a run, from which the live line and summary.json are made."""
+"""What a run adds up to: counts and sums for the live line and summary.json, and what constants B are made of."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from operator import add, mul
 from typing import TYPE_CHECKING, Any
 
-from ps_elastic.policies.events import Push
+from ps_elastic.policies.events import ZERO, Push, Step
+from ps_elastic.policies.theory import Facts
 from ps_elastic.records.tracker import finite
 from ps_elastic.server.evaluator import Evaluation
 
 if TYPE_CHECKING:
-    from ps_elastic.config.sections import Target
+    from ps_elastic.config.sections import Optimizer, Target
 
+SLACK = 1e-5  # relative: roundings of float32 that norms and bounds are made of
 _BATCH = 1024  # values that are added up together: a third of the time of adding each
 
 
@@ -122,3 +125,76 @@ class Totals:
             "metrics": {"loss": None, "accuracy": None} | {k: finite(v) for k, v in self.metrics.items()},
             "time_to_target_s": self.time_to_target_s,
         }
+
+
+class Measures:
+    """Norms, counts and spreads of one run, in gradient units. The server notes them."""
+
+    def __init__(self, workers: int) -> None:
+        self.most = self.fewest = workers  # live at a time
+        self.gradients, self.pushes, self.applied, self.residuals = Mean(), Mean(), Mean(), Mean()
+        self.shares = 0.0  # of the steps between a view and its use, most
+        self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
+        self.owed = self.lateness = self.lost = self.beyond = 0
+        self._deviation, self._freedom = 0.0, 0
+
+    def note_workers(self, count: int) -> None:
+        self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
+
+    def note_use(self, shares: float, distance: float, limit: float) -> None:
+        """A push is used after steps of `shares` in all; limit: what its rule promised of `distance`."""
+        if shares > self.shares:
+            self.shares = shares
+        if distance > limit * (1 + SLACK):
+            self.beyond += 1
+
+    def note_reapplied(self, weight: float, astray: float) -> None:
+        """A view contains pushes of its worker of this weight/alpha in all; the model has that but for `astray`."""
+        self.reapplied, self.astray = max(self.reapplied, weight), max(self.astray, astray)
+
+    def note_debts(self, count: int, lateness: int) -> None:
+        """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
+        self.owed, self.lateness = max(self.owed, count), max(self.lateness, lateness)
+
+    def note_push(self, push: Push) -> None:
+        """`push` is used, or repaid."""
+        self.gradients.note(push.norm)
+        self.pushes.note(push.payload_norm)
+        self.residuals.note(push.residual_norm)
+
+    def note_step(self, step: Step, fresh: Sequence[Push], moved: float) -> None:
+        """A step moved the model by alpha x `moved`, of the pushes `fresh` that were used for the first time."""
+        direction = moved / step.share
+        self.applied.note_times(direction, len(fresh))
+        for push in fresh:
+            self.note_push(push)
+        if len(fresh) < 2 or step.combine != "mean":
+            return
+        terms = [term for term in step.terms if term.push.worker or term.push == ZERO]  # not the mean of the others
+        pushes = sum(1 for term in terms if term.push.worker)
+        if pushes == len(fresh) and all(term.weight == 1 for term in terms):
+            mean = direction * len(terms) / len(fresh)
+            self._deviation += max(0.0, sum(p.payload_norm**2 for p in fresh) - len(fresh) * mean**2)
+            self._freedom += len(fresh) - 1
+
+    def facts(self, tau: int, optimizer: Optimizer, units: str) -> Facts:
+        """tau: largest staleness of a push used. units: of the pushes."""
+        plain = optimizer.name == "sgd" and not optimizer.momentum and not optimizer.weight_decay
+        push, applied = (mean.as_dict("rms")["rms"] or 0.0 for mean in (self.pushes, self.applied))
+        scaled = units == "gradient"
+        return Facts(
+            p=self.most,
+            fewest=self.fewest,
+            M=push if plain and scaled else applied,
+            M_push=push,
+            M_applied=applied,
+            sigma=math.sqrt(self._deviation / self._freedom) if self._freedom and plain and scaled else None,
+            tau=tau,
+            shares=self.shares,
+            owed=self.owed,
+            lateness=self.lateness,
+            lost=self.lost,
+            momentum=optimizer.momentum if optimizer.name == "sgd" else 0.0,
+            plain=plain and scaled,
+            reapplied=self.astray if plain and scaled else self.reapplied,
+        )

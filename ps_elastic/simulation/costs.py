@@ -9,114 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Literal
 
-from ps_elastic.config.sections import refuse_foreign
+from ps_elastic.config.sections import Compute, Network
 from ps_elastic.errors import ConfigError
-from ps_elastic.values import expect
 
 
 def generator(seed: int, purpose: str, worker: int) -> Random:
     """The source of all random numbers that `worker` needs for `purpose`."""
     return Random(f"{seed}:{purpose}:{worker}")
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How long a worker takes for one push, in virtual seconds."""
-
-    name: Literal["constant", "exponential", "pareto", "trace"] = "constant"
-    mean_s: float = 0.1  # of a worker of speed 1
-    shape: float = 2.5  # pareto: tail exponent, > 1; smaller: rarer and longer delays
-    trace: str | None = None  # trace: a run folder, or a file with one number of seconds a line
-    speeds: tuple[float, ...] = ()  # of workers 1, 2, ..., repeated; times are divided by it; empty: 1
-    spread: float = 0.0  # standard deviation of the logarithm of a further speed, drawn once per worker
-    straggler_share: float = 0.0  # part of the workers that is slow for the whole run, drawn by the seed
-    straggler_chance: float = 0.0  # that a push of any worker is slow
-    straggler_factor: float = 5.0  # a slow push takes so many times as long
-    cores: int | None = None  # that all workers share, first come first served; null: one each
-
-    def __post_init__(self) -> None:
-        expect(self.mean_s > 0, self, "mean_s", "a number of seconds > 0")
-        expect(self.shape > 1, self, "shape", "a number > 1: the mean is infinite else")
-        expect(all(speed > 0 for speed in self.speeds), self, "speeds", "numbers > 0")
-        expect(self.spread >= 0, self, "spread", "a number >= 0")
-        expect(0 <= self.straggler_share <= 1, self, "straggler_share", "a number from 0 to 1")
-        expect(0 <= self.straggler_chance <= 1, self, "straggler_chance", "a number from 0 to 1")
-        expect(self.straggler_factor >= 1, self, "straggler_factor", "a number >= 1")
-        expect(self.cores is None or self.cores >= 1, self, "cores", "a number of cores >= 1, or null")
-        drawn = {"constant": ("mean_s",), "exponential": ("mean_s",), "pareto": ("mean_s", "shape")}
-        refuse_foreign(self, {**drawn, "trace": ("trace",)})
-        if self.name == "trace" and self.trace is None:
-            raise ConfigError("required with name=trace: a run folder, or a file of numbers", key="trace")
-
-
-@dataclass(frozen=True)
-class Network:
-    """How a message travels between a worker and the server, in each direction; and the server's own time."""
-
-    latency_s: float = 1e-4  # one way
-    bandwidth_bytes_per_s: float | None = None  # of each worker's link; null: no limit
-    server_bandwidth_bytes_per_s: float | None = None  # of the server's link, which all share; null: no limit
-    service_s: float = 0.0  # that the server takes for each push; they queue for it
-
-    def __post_init__(self) -> None:
-        expect(self.latency_s >= 0, self, "latency_s", "a number of seconds >= 0")
-        expect(self.service_s >= 0, self, "service_s", "a number of seconds >= 0")
-        for key in ("bandwidth_bytes_per_s", "server_bandwidth_bytes_per_s"):
-            expect((value := getattr(self, key)) is None or value > 0, self, key, "a number of bytes > 0, or null")
-
-
-@dataclass(frozen=True)
-class Norms:
-    """The norms that pushes have where nothing is computed (`--headers-only`).
-
-    A push at n samples has norm (final + (initial - final) 2^(-n / half_life_samples)) e^(spread N(0, 1)).
-    """
-
-    initial: float = 1.0
-    final: float | None = None  # null: as the initial one
-    half_life_samples: int | None = None  # null: no decay
-    spread: float = 0.0  # standard deviation of the logarithm
-    coherence: float = 0.5  # part of the squared norm that all pushes have in common; the rest is noise of their own
-
-    def __post_init__(self) -> None:
-        expect(self.initial > 0, self, "initial", "a number > 0")
-        expect(self.final is None or self.final >= 0, self, "final", "a number >= 0, or null")
-        half_life = self.half_life_samples
-        expect(half_life is None or half_life > 0, self, "half_life_samples", "a number of samples > 0, or null")
-        expect(self.spread >= 0, self, "spread", "a number >= 0")
-        expect(0 <= self.coherence <= 1, self, "coherence", "a number from 0 to 1")
-        if (half_life is None) != (self.final is None):
-            raise ConfigError("final and half_life_samples go together: state both or neither", key="final")
-
-    def at(self, samples: int) -> float:
-        """The norm after `samples`, without noise."""
-        if self.half_life_samples is None or self.final is None:
-            return self.initial
-        return self.final + (self.initial - self.final) * 2.0 ** (-samples / self.half_life_samples)
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What `ps-elastic simulate` assumes of machines and network; other commands leave it alone."""
-
-    compute: Compute = Compute()
-    network: Network = Network()
-    norms: Norms = Norms()
-    read_s: float = 0.0  # that a worker takes to read the model with `views: torn`; longer: views are more torn
-    deadline_s: float | None = (
-        None  # virtual; then the run ends with exit 4. null: 100 times what one worker would need
-    )
-
-    def __post_init__(self) -> None:
-        expect(self.read_s >= 0, self, "read_s", "a number of seconds >= 0")
-        expect(self.deadline_s is None or self.deadline_s > 0, self, "deadline_s", "a number of seconds > 0, or null")
 
 
 class Durations:

@@ -1,14 +1,16 @@
-"""A worker of a simulated run, as the world sees it, and what computes for it."""
+"""A worker of a simulated run, as the world sees it, and what computes for it: workers that take turns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ps_elastic.policies.events import ReplyId
-from ps_elastic.simulation.turns import Taken
+from ps_elastic.policies.events import PushId, ReplyId
 from ps_elastic.transport.messages import PushMessage, Reply
+
+if TYPE_CHECKING:
+    from ps_elastic.worker.worker import Worker
 
 
 class Machine(Protocol):
@@ -48,3 +50,70 @@ class Node:
         self.mail, self.taken = list[Taken](), list[Taken]()  # replies that came since it began, and before that
         self.armed = False  # whether a moment to ask again lies ahead
         self.up = self.down = 0.0  # when the last message to and from the server arrives: none overtakes another
+
+
+class Taken(NamedTuple):
+    """A reply that a worker took in, when it came, and how long the worker had waited for it."""
+
+    reply: Reply
+    arrived: float
+    wait_s: float
+
+
+class Stopwatch:
+    """A worker's clock: it shows when the computation began, and from the second look on when it ended."""
+
+    def __init__(self) -> None:
+        self._times = [0.0]
+
+    def set(self, began: float, ended: float) -> None:
+        self._times = [ended, began]
+
+    def __call__(self) -> float:
+        return self._times.pop() if len(self._times) > 1 else self._times[0]
+
+
+class Turns:
+    """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock.
+
+    view: the model that the server keeps for a push under way, or of a reply.
+    """
+
+    def __init__(self, worker: Worker, stopwatch: Stopwatch, view: Callable[[PushId | ReplyId], Any]) -> None:
+        self._worker, self._stopwatch, self._view = worker, stopwatch, view
+
+    @property
+    def step(self) -> int:
+        return self._worker.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._worker.step = step
+
+    def compute(
+        self, reply: Reply, arrived: float, now: float, wait_s: float, cut: Collection[int] = ()
+    ) -> list[PushMessage]:
+        self._stopwatch.set(arrived, now)
+        model = self._view(PushId(self._worker.rank, reply.step + 1))
+        self._worker.load(reply._replace(model=model))
+        self._worker.note(reply, arrived, 0.0, wait_s)
+        return self._pushed(cut)
+
+    def _pushed(self, cut: Collection[int] = ()) -> list[PushMessage]:
+        messages: list[PushMessage] = []
+        self._worker.push(messages.append, cut)
+        return messages
+
+    def go_on(self, replies: Sequence[Taken], given: ReplyId, began: float, now: float) -> list[PushMessage]:
+        self._stopwatch.set(began, now)
+        model = self._view(given)
+        for reply, arrived, wait_s in replies:
+            self._worker.load(reply._replace(model=model))
+            self._worker.note(reply, arrived, 0.0, wait_s)
+        if not replies:
+            self._worker.resume(model)
+        return self._pushed()
+
+    def stop(self, reply: Reply, arrived: float, wait_s: float) -> None:
+        self._worker.load(reply)
+        self._worker.note(reply, arrived, 0.0, wait_s)

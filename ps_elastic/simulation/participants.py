@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ps_elastic.errors import OK
+from ps_elastic.records.tracker import Pages
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
     from ps_elastic.records.writer import Record
     from ps_elastic.runtime.build import Parts
     from ps_elastic.server.evaluator import Evaluator
@@ -28,7 +29,7 @@ class Setting:
 
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
         from ps_elastic.runtime.build import choose_device
-        from ps_elastic.simulation.turns import Stopwatch
+        from ps_elastic.simulation.nodes import Stopwatch
         from ps_elastic.worker.flat_module import Workbench
 
         self._stopwatch = Stopwatch()
@@ -57,7 +58,7 @@ class Setting:
     def worker(self, rank: int, server: Server) -> Machine:
         from ps_elastic.records.tracker import Tracker
         from ps_elastic.runtime.build import make_worker
-        from ps_elastic.simulation.turns import Turns
+        from ps_elastic.simulation.nodes import Turns
 
         pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
         self._pages.append(pages)
@@ -68,7 +69,7 @@ class Setting:
         return Turns(worker, self._stopwatch, server.calculator.view)
 
     def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
-        from ps_elastic.runtime.train import finish
+        from ps_elastic.runtime.summary import finish
 
         assert self._evaluator is not None
         return finish(self._config, self._parts, server, self._evaluator, record, now, wall_s)
@@ -86,7 +87,7 @@ class HeaderSetting:
     copies: None = None
 
     def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
-        from ps_elastic.simulation.header_worker import RecordedNorms
+        from ps_elastic.simulation.header_workers import RecordedNorms
 
         self._config, self._layout = config, parts.layout
         self._bucket_bytes = [parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets]
@@ -96,9 +97,9 @@ class HeaderSetting:
 
     def server(self, workers: int, record: Record) -> Server:
         from ps_elastic.server.layerwise import LanesServer
+        from ps_elastic.server.layerwise_store import Slices
         from ps_elastic.server.optimizer import learning_rate
         from ps_elastic.server.server import Server
-        from ps_elastic.server.slices import Slices
         from ps_elastic.simulation.headers import HeaderCalculator, joined
 
         config, train = self._config, self._config.train
@@ -121,7 +122,7 @@ class HeaderSetting:
         )  # fmt: skip
 
     def worker(self, rank: int, server: Server) -> Machine:
-        from ps_elastic.simulation.header_worker import HeaderWorker, LayerHeaderWorker, modelled
+        from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, modelled
 
         config, totals = self._config, server.totals
         model = config.simulation.norms
@@ -131,31 +132,10 @@ class HeaderSetting:
         return HeaderWorker(rank, headers, sum(self._bucket_bytes), self._samples)
 
     def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
-        from ps_elastic.runtime.train import summarise
+        from ps_elastic.runtime.summary import summarise
 
         summary = summarise(self._config, server, now, wall_s, OK)
         return {**summary, "run_dir": str(record.directory)}
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class Pages:
-    """A file of lines that is open only while it is written: there may be more of them than may be open at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._lines, self._size = path, list[str](), 0
-        path.write_bytes(b"") if not path.exists() else None
-
-    def write(self, line: str) -> None:
-        self._lines.append(line)
-        self._size += len(line)
-        if self._size > 1 << 14:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._lines:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(self._lines) + "\n")
-            self._lines.clear()
-            self._size = 0

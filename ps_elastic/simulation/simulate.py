@@ -1,4 +1,4 @@
-"""A simulated run from configuration to summary.json: what `training.py` is for a real one."""
+"""A simulated run from configuration to summary.json: what runtime/train.py is for a real one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ps_elastic.config.fault_plan import Plan
+from ps_elastic.config.faults import Plan
 from ps_elastic.errors import ConfigError
 from ps_elastic.records.run_dir import new_run_dir
 from ps_elastic.simulation.costs import Cores, Durations, Wires, typical_s
@@ -17,7 +17,7 @@ from ps_elastic.simulation.participants import HeaderSetting, Setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
     from ps_elastic.records.writer import Record
     from ps_elastic.runtime.build import Parts
     from ps_elastic.server.server import Server
@@ -96,10 +96,8 @@ def make_simulator(
 
     copies: with torn views, where each worker leaves what it read (d,).
     """
-    from ps_elastic.simulation.simulate_layers import LayerSimulator
-    from ps_elastic.simulation.simulate_torn import TornSimulator
     from ps_elastic.simulation.simulator import Simulator
-    from ps_elastic.simulation.variants import AheadSimulator
+    from ps_elastic.simulation.variants import AheadSimulator, LayerSimulator, TornSimulator
 
     s, survive, layout = config.simulation, config.survive, parts.layout
     up = sum(parts.compressor.max_nbytes(bucket.numel) for bucket in layout.buckets)
@@ -138,7 +136,8 @@ def _told(record: Record, summary: dict[str, Any], **more: Any) -> dict[str, Any
 
 
 def _failed(config: Config, record: Record, server: Server, error: BaseException, now: float, wall_s: float) -> None:
-    from ps_elastic.runtime.train import describe, exit_code, summarise
+    from ps_elastic.errors import describe, exit_code
+    from ps_elastic.runtime.summary import summarise
 
     summary = summarise(config, server, now, wall_s, exit_code(error))
     record.write_summary({**summary, "virtual_s": now, "pushes_per_s": None, "error": describe(error)})

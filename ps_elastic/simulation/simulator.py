@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from ps_elastic.config.fault_plan import Happening, Plan
+from ps_elastic.config.faults import Happening, Plan
 from ps_elastic.errors import Stalled, WorkersLost
 from ps_elastic.runtime.loops import awaited
 from ps_elastic.simulation.costs import Cores, Durations, Wires

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.errors import PlatformError
+from ps_elastic.plugins import expect
 from ps_elastic.tasks.base import Task, seeded, tasks
 from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches
-from ps_elastic.values import expect
 
 HELD_OUT = 5  # every fifth image of a class is for testing
 

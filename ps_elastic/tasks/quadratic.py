@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import expect
 from ps_elastic.tasks.base import Task, tasks
-from ps_elastic.values import expect
 
 Batch = tuple[Tensor, Tensor]  # the worker's optimum (d,) and the noise (d,), float32
 

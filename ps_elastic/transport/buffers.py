@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import mpi4py
 import numpy as np
 
-mpi4py.rc.thread_level = "funneled"  # only the main thread calls MPI
-os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # which says on each rank that makes a window that it has no network
-os.environ.setdefault("OMPI_MCA_btl", "^ofi")  # access to memory across a network: not used, and sleeps 1 s to say so
-
-from mpi4py import MPI  # noqa: E402
+from ps_elastic.transport.mpi import MPI
 
 CHUNK_BYTES = int(os.environ.get("PS_ELASTIC_CHUNK_BYTES", 1 << 30))  # below 2 GiB, which MPI counts in an int
 

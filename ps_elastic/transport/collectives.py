@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from ps_elastic.errors import OK, USAGE, USER_CODE, PsElasticError
-from ps_elastic.runtime.train import describe, exit_code
+from ps_elastic.errors import OK, USAGE, USER_CODE, PsElasticError, describe, exit_code
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from ps_elastic.transport.mpi import MPI
 
 T = TypeVar("T")
 _TEXT_BYTES = 1 << 14
@@ -105,7 +104,8 @@ def broadcast(comm: MPI.Comm, text: str, root: int) -> str:
 def processes_here(comm: MPI.Comm) -> dict[int, int]:
     """Rank -> process id of the ranks on this host."""
     import numpy as np
-    from mpi4py import MPI
+
+    from ps_elastic.transport.mpi import MPI
 
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     found = np.zeros((host.Get_size(), 2), np.int64)

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ps_elastic.transport.buffers import MPI
-from ps_elastic.transport.futex import WAIT, WAKE, Time, find_futex
 from ps_elastic.transport.host import Host, Window
+from ps_elastic.transport.mpi import MPI
+from ps_elastic.transport.waking import WAIT, WAKE, Time, find_futex
 
 LINE_BYTES = 64  # the words of each rank have a cache line of their own
 _ASLEEP, _RUNG, _LONG = 0, 1, 2

@@ -4,7 +4,7 @@ Upwards a push in one piece is one message: the gradient itself stands right beh
 Of buckets, a large one that is the gradient itself follows its header as a message of its own, from the gradient into
 the server's memory; what is small, or encoded, stands behind its header. Downwards a small model travels behind the
 reply's header; a larger one is messages of its own, from the server's model into the worker's. So no large vector is
-copied at either end. A long message is cut (slot.py), chunk i under tag + i; a model into pieces, which may leave
+copied at either end. A long message is cut (buffers.py), chunk i under tag + i; a model into pieces, which may leave
 before the reply, while the step goes on that makes the rest (early.py). A worker that may leave k pushes unanswered has
 k + 1 frames, and the server as many headers for it: the one due next is that of a push that was answered, so nobody
 waits for the other to take a message in; models are received beside the one that is computed on. (Designs and figures:
@@ -22,9 +22,10 @@ import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled
 from ps_elastic.transport import buffers as slots
-from ps_elastic.transport.buffers import MPI, Outbox, Slot, chunk_count
+from ps_elastic.transport.buffers import Outbox, Slot, chunk_count
 from ps_elastic.transport.links import Links
 from ps_elastic.transport.messages import Message
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.wire import reply_bytes
 
 INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ps_elastic.cluster.environment import cgroup_quota
-from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.mpi import MPI
 
 SHM = "/dev/shm"  # where MPI makes windows
 APART = os.environ.get("PS_ELASTIC_APART", "")  # ranks, as in "2,3", to be treated as if on hosts of their own
@@ -30,8 +29,11 @@ class Host(NamedTuple):
         return len(self.ranks) * threads > self.cores
 
 
-def find_host(comm: MPI.Comm) -> Host:
-    """The host of this rank, as all ranks of `comm` find theirs together; to be freed with `comm`."""
+def find_host(comm: MPI.Comm, quota: float | None = None) -> Host:
+    """The host of this rank, as all ranks of `comm` find theirs together; to be freed with `comm`.
+
+    quota: of its cores, that the job may use; None: all.
+    """
     rank = comm.Get_rank()
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
     if APART:
@@ -43,7 +45,6 @@ def find_host(comm: MPI.Comm) -> Host:
     mine = np.zeros(_CPUS, np.uint8)
     mine[list(os.sched_getaffinity(0))] = 1
     here.Allreduce(mine, cpus, MPI.MAX)  # a rank that is bound sees its own cores alone
-    quota = cgroup_quota()
     cores = float(cpus.sum())
     return Host(here, tuple(ranks.tolist()), cores if quota is None else min(cores, quota))
 

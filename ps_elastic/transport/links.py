@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ps_elastic.errors import ConfigError, PlatformError
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.collectives import agree
 from ps_elastic.transport.doorbells import Bells, make_bells
 from ps_elastic.transport.host import Host, find_host
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.windows import Sharing, Windows, make_windows
 
 LEAST_BYTES = 1 << 20  # of a model whose steps are shared: to wake somebody takes as long as half a block
@@ -55,8 +55,9 @@ class Links:
         self.host.comm.Free()
 
 
-def join(comm: MPI.Comm, transport: str, threads: int, sharing: Sharing) -> Links:
+def join(comm: MPI.Comm, transport: str, threads: int, quota: float | None, sharing: Sharing) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
+    quota: of the host's cores, that the job may use.
 
     sharing: as this rank would have it. Workers of the server's host compute on its model in place if all ranks there
     can; where views are torn, every worker must share memory; and there are common bytes, by which ranks work together,
@@ -65,7 +66,7 @@ def join(comm: MPI.Comm, transport: str, threads: int, sharing: Sharing) -> Link
     PlatformError where there is too little of it.
     """
     rank, size = comm.Get_rank(), comm.Get_size()
-    host = find_host(comm)
+    host = find_host(comm, quota)
     beside = np.zeros(size, np.uint8)
     comm.Allgather(np.array([0 in host.ranks], np.uint8), beside)
     apart, torn = [worker for worker in range(1, size) if not beside[worker]], sharing.torn

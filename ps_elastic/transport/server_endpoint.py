@@ -1,16 +1,15 @@
-"""Rank 0's end of the transport; how messages travel: end.py."""
+"""Rank 0's end of the transport; what both ends share: endpoint.py."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import numpy as np
 
 from ps_elastic.errors import WireError
-from ps_elastic.transport.buffers import MPI, Outbox, Slot
-from ps_elastic.transport.early import Early
+from ps_elastic.transport.buffers import Outbox, Slot
 from ps_elastic.transport.endpoint import (
     CONTROL,
     MODEL,
@@ -27,8 +26,11 @@ from ps_elastic.transport.endpoint import (
     piece_bytes,
 )
 from ps_elastic.transport.messages import Message, PushMessage, Reply
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.wire import HEADER_BYTES, Place, pack, padded, size_of, unpack
 from ps_elastic.vectors.memory import aligned
+
+_IN_A_ROW = 2  # answers of this kind that a worker must have got
 
 
 class ServerEnd(End):
@@ -186,3 +188,29 @@ class ServerEnd(End):
 def _address(array: np.ndarray) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
+
+
+class Early:
+    """Workers whose last pushes were each answered with the model of the very step that was made of them.
+
+    They will probably be answered so again: the pieces of the model leave to them as the step makes them. Nobody is
+    answered before the rule has said so. What has left is then the rest of the answer, or, where the rule wants
+    something else, is told to be stale by the next reply.
+    """
+
+    def __init__(self) -> None:
+        self._row: dict[int, int] = {}  # worker -> so many answers in a row
+        self._pushed: set[int] = set()  # workers of the last step's pushes that nobody answered yet
+
+    def begin(self, workers: Iterable[int]) -> list[int]:
+        """A step begins, of pushes of `workers`: those to whom its model may leave early."""
+        for worker in self._pushed:
+            self._row[worker] = 0
+        self._pushed = set(workers)
+        return sorted(worker for worker in self._pushed if self._row.get(worker, 0) >= _IN_A_ROW)
+
+    def answered(self, worker: int, *, newest: bool) -> None:
+        """A worker was answered; newest: with the model as the last step left it."""
+        if worker in self._pushed:
+            self._pushed.discard(worker)
+            self._row[worker] = self._row.get(worker, 0) + 1 if newest else 0

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.host import SHM, Host, Window
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.wire import HEADER_BYTES
 
 _COUNT_BYTES = 64  # a cache line for the count

@@ -1,4 +1,4 @@
-"""A worker's end of the transport; how messages travel: end.py."""
+"""A worker's end of the transport; what both ends share: endpoint.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ps_elastic.errors import WireError
-from ps_elastic.transport.buffers import MPI, Outbox, Slot
+from ps_elastic.transport.buffers import Outbox, Slot
 from ps_elastic.transport.endpoint import (
     CONTROL,
     MODEL,
@@ -24,6 +24,7 @@ from ps_elastic.transport.endpoint import (
     piece_bytes,
 )
 from ps_elastic.transport.messages import Ask, Message, PushMessage
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.wire import HEADER_BYTES, Place, pack, padded, size_of, unpack
 from ps_elastic.vectors.memory import aligned
 

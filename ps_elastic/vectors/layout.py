@@ -117,3 +117,25 @@ def cut(slots: Sequence[Slot], size: int, buckets: str | int) -> Iterator[Bucket
         if 4 * (stop - start) >= limit or stop == size:
             yield Bucket(start, stop)
             start = stop
+
+
+def statistics_of(model: nn.Module) -> list[Tensor]:
+    """The floating-point buffers of the model's BatchNorms, in the order of the module."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer in module.buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+
+
+def load_statistics(model: nn.Module, statistics: dict[int, np.ndarray]) -> None:
+    """Fill the model's running statistics with the mean over the workers' (s,) vectors, in worker order."""
+    if not statistics:
+        return
+    mean = torch.from_numpy(np.mean([statistics[worker] for worker in sorted(statistics)], axis=0, dtype=np.float64))
+    start = 0
+    for buffer in statistics_of(model):
+        buffer.copy_(mean[start : start + buffer.numel()].view_as(buffer))
+        start += buffer.numel()

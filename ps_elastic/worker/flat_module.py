@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import TaskError
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.places import Place, measured
-from ps_elastic.worker.staging import FromGpu, InPlace, Staging
+from ps_elastic.worker.staging import FromGpu, InPlace, Place, Staging, measured
 
 
 class Memory(NamedTuple):

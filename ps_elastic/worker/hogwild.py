@@ -1,4 +1,4 @@
-"""A worker that adds its pushes to the shared model itself: `writers: workers`. What it does there: writers.py.
+"""A worker that adds its pushes to the shared model itself: `writers: workers`. What it does there: model_writer.py.
 
 It computes on a copy that it makes in passing: the pass that writes its push, and measures how far the copy has
 become from the model, makes the next copy too. With `update.pipeline` it goes on at once; else it waits for rank 0,
@@ -18,12 +18,12 @@ from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.worker.flat_module import Gradient, Workbench
-from ps_elastic.worker.places import Place
+from ps_elastic.worker.model_writer import Run, Sheet, Writer, runs_of
 from ps_elastic.worker.push import Courier, Parcel, plain
+from ps_elastic.worker.staging import Place
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.sgd import Sgd
 from ps_elastic.worker.worker import Worker
-from ps_elastic.worker.writers import Run, Sheet, Writer, runs_of
 
 
 class Kept(Gradient):

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ps_elastic.policies import Policy
-from ps_elastic.policies.ledger import Ledger, Seat
-from ps_elastic.policies.runahead import Course
+from ps_elastic.policies.ledger import Course, Ledger, Seat
 from tests.law.cases import pipeline_of
 from tests.law.harness import Move, World
 from tests.law.model import Model

@@ -7,10 +7,10 @@ import time
 import numpy as np
 
 from ps_elastic.errors import Stalled
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.endpoint import Traffic
 from ps_elastic.transport.links import join
 from ps_elastic.transport.messages import Reply
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.server_endpoint import ServerEnd
 from ps_elastic.transport.windows import Sharing
 from ps_elastic.transport.wire import HEADER_BYTES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.endpoint import Traffic
 from ps_elastic.transport.messages import PushMessage, Reply
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.server_endpoint import ServerEnd
 from ps_elastic.transport.wire import HEADER_BYTES
 from ps_elastic.transport.worker_endpoint import WorkerEnd

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from ps_elastic import train
-from ps_elastic.transport.buffers import MPI
-from ps_elastic.worker import worker, writers
+from ps_elastic.runtime import summary
+from ps_elastic.transport.mpi import MPI
+from ps_elastic.worker import model_writer, worker
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the tasks are
 seen: dict[str, Any] = {}
@@ -50,7 +51,7 @@ def watched(cls: type) -> None:
     cls.apply = noted  # type: ignore[attr-defined]
 
 
-class Watched(writers.Writer):
+class Watched(model_writer.Writer):
     """Notes, in double precision, what there is to see before each write, with the lock held meanwhile."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -99,7 +100,7 @@ def looked_at(cls: Any) -> Any:
     return Worker
 
 
-class Dying(writers.Writer):
+class Dying(model_writer.Writer):
     writes = 0
 
     def write_parts(self, *args: Any, **kwargs: Any) -> Any:
@@ -119,14 +120,13 @@ def lines(name: str, *events: str) -> list[dict[str, Any]]:
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = MPI.COMM_WORLD.Get_rank()
 from ps_elastic.runtime import build  # noqa: E402
-from ps_elastic.runtime import train as training  # noqa: E402
 from ps_elastic.server import torn  # noqa: E402
 from ps_elastic.worker import hogwild  # noqa: E402
 
 build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
 hogwild.Writer = Watched  # type: ignore[misc]
 watched(torn.TornCalculator)
-made, ended = build.make_server, training.finish
+made, ended = build.make_server, summary.finish
 
 
 def make_server(*args: Any, **kwargs: Any) -> Any:
@@ -141,11 +141,11 @@ def finish(config: Any, parts: Any, server: Any, *args: Any) -> Any:
     return ended(config, parts, server, *args)
 
 
-build.make_server, training.finish = make_server, finish
+build.make_server, summary.finish = make_server, finish
 found = []
 for i, config in enumerate(plan):
     if config.pop("dies", False):
-        hogwild.Writer = Dying if rank == 2 else writers.Writer  # type: ignore[misc]
+        hogwild.Writer = Dying if rank == 2 else model_writer.Writer  # type: ignore[misc]
     seen.clear()
     seen.update(copies={}, seen={}, distances=[])
     summary = train(config, run_dir=folder / f"run-{i}")

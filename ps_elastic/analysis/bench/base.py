@@ -68,8 +68,8 @@ def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
 
     Each case begins with its benchmark's name. took_s: by name. failed: name -> why; the others are run all the same.
     """
+    from ps_elastic.errors import describe
     from ps_elastic.records.writer import environment
-    from ps_elastic.runtime.train import describe
 
     found: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -91,7 +91,7 @@ def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
 
 def _make(text: str) -> Benchmark:
     from ps_elastic.config.sources import read_yaml
-    from ps_elastic.values import make
+    from ps_elastic.plugins import make
 
     name, options = parse_one_line(text)
     cls = benchmarks.load(name)

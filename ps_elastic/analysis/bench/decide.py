@@ -9,11 +9,11 @@ from time import process_time
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.simulate import HALF
+from ps_elastic.plugins import expect
 from ps_elastic.policies import policies
 from ps_elastic.policies.decide import decide
 from ps_elastic.policies.events import Applied, Event, Measure, Measured, Push, PushId, Release, Step, Woke
 from ps_elastic.policies.ledger import Ledger
-from ps_elastic.values import expect
 
 
 @benchmarks.register("decide")

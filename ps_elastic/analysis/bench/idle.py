@@ -6,8 +6,8 @@ from statistics import median
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import run_phases, wide
+from ps_elastic.plugins import expect
 from ps_elastic.transport.wire import HEADER_BYTES
-from ps_elastic.values import expect
 
 WARM_UP = 2  # rounds of each turn that are not counted
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, middle, round_trips_s, run_phases, wide
+from ps_elastic.plugins import expect
 from ps_elastic.transport.wire import HEADER_BYTES
-from ps_elastic.values import expect
 
 WARM_UP = 10  # round trips of each turn that are not counted
 ABOVE_US = {"spinning": 30, "between steps": 30, "asleep": 120}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, run_phases
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 WARM_UP = 5  # steps of each worker that are not counted
 LR = 0.01

@@ -7,7 +7,7 @@ from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import run_phases, wide
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 WORKERS = 2
 WORKER_VECTORS = 3  # that a worker may have beyond the model's own

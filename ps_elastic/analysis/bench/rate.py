@@ -7,8 +7,8 @@ from statistics import median
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, run_phases, wide
 from ps_elastic.cluster.environment import usable_cores
+from ps_elastic.plugins import expect
 from ps_elastic.transport.wire import HEADER_BYTES
-from ps_elastic.values import expect
 
 
 @benchmarks.register("rate")

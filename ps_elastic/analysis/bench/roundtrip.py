@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import middle, round_trips_s, run_phases, wide
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 WARM_UP = 2  # round trips of each turn that are not counted
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import run_phases, wide
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 WARM_UP = 2  # rounds of each turn that are not counted
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.plugins import parse_one_line
+from ps_elastic.plugins import expect, parse_one_line
 from ps_elastic.policies.events import Action, Push, PushId, Release, Step, event_text
-from ps_elastic.values import expect
 
 # Rules that drop what comes too late: with half of the workers per step, half of the pushes at most.
 HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch", "ringmaster": "delay"}

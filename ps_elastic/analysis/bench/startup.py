@@ -11,7 +11,7 @@ from statistics import median
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import LIMIT_S, run_ranks
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 _TASK = "{name: 'ps_elastic.analysis.bench.tasks:Wide', parameters: 1000}"
 

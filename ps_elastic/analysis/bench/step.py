@@ -8,7 +8,7 @@ from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, run_phases
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 RANKS = 3  # two workers and the server
 WARM_UP = 3  # steps of each phase that are not counted

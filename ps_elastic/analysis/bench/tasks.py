@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ps_elastic.plugins import expect
 from ps_elastic.tasks import Task, seeded
-from ps_elastic.values import expect
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 
 if TYPE_CHECKING:
     from torch import Tensor

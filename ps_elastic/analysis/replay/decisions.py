@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, WireError
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.decide import decide
-from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, PushId, Step, event_of
+from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Step
 from ps_elastic.policies.ledger import Ledger
+from ps_elastic.records.reader import Answer, Recorded, read_line
 
-Answer = Applied | Measured
 Watch = Callable[[Ledger, Event | Action, float], None]
-
-
-class Recorded(NamedTuple):
-    """A line of events.jsonl, read back: an event at `t_s` seconds, and the answers among its actions."""
-
-    event: Event
-    t_s: float
-    answers: tuple[Answer, ...]
-    actions: int  # how many, answers left out
-    ignored: bool  # it changed nothing: a duplicate, or of a worker that was gone
-    bucket: int | None = None  # of a layerwise rule
-    buckets: int | None = None  # how many there are, in the first line of each
 
 
 class Mismatch(NamedTuple):
@@ -162,32 +150,3 @@ def _answers_of(action: Action) -> tuple[type[Answer], ...]:
         case Measure(pushes):
             return (Measured,) * len(pushes)
     return ()
-
-
-def read_line(text: str, where: str, *, first: bool) -> Recorded:
-    """A line of events.jsonl; `first`: it is the run's first. Raises ConfigError with `where` if it cannot be one."""
-    try:
-        record = json.loads(text)
-        for key in ("worker", "step", "base", "version", "bucket", "buckets"):
-            if not isinstance(record.get(key, 0), int):
-                raise ValueError(f"{key} is {record[key]!r}, expected a whole number")
-        event, now, answers = event_of(record), float(record["t_s"]), tuple(_answers_in(record["actions"]))
-    except KeyError as missing:
-        raise ConfigError(f"the line lacks {missing}", source=where) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cut or malformed: {error}", source=where) from None
-    opens = isinstance(event, Applied) and (first or "buckets" in record)  # the ledger of each bucket is opened once
-    if not opens and (first or isinstance(event, Applied | Measured)):
-        expected = "the run's first, version 0 applied" if first else "an event of its own"
-        raise ConfigError(f"got '{record['event']}', expected {expected}", source=where)
-    actions, buckets = len(record["actions"]) - len(answers), (record.get("bucket"), record.get("buckets"))
-    return Recorded(event, now, answers, actions, "ignored" in record, *buckets)
-
-
-def _answers_in(actions: list[Any]) -> Iterator[Answer]:
-    for name, *fields in actions:
-        if name == "applied":
-            yield Applied(*fields)
-        elif name == "measured":
-            worker, step, distance = fields
-            yield Measured(PushId(worker, step), distance)

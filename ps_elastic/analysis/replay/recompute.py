@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ps_elastic.analysis.replay.decisions import Mismatch, Recorded, Replay, read_line
+from ps_elastic.analysis.replay.decisions import Mismatch, Replay
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
 from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
+from ps_elastic.records.reader import Recorded, read_line
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import choose_device, make_parts, make_server, make_worker
 from ps_elastic.transport.messages import Ask, PushMessage, Reply
@@ -28,7 +29,7 @@ from ps_elastic.worker.flat_module import Workbench
 from ps_elastic.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
+    from ps_elastic.config.schema import Config
 
 
 class Recomputed(NamedTuple):

@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ps_elastic.compressors.base import Compressor, Payload
-from ps_elastic.config.plugin import resolve
-from ps_elastic.config.sources import read_yaml
+from ps_elastic.config.plugin import from_line
 from ps_elastic.errors import PolicyError
-from ps_elastic.plugins import Registry, parse_one_line
+from ps_elastic.plugins import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,9 +76,5 @@ combiners: Registry[Combiner] = Registry("combiner", "ps_elastic.server.combiner
 
 def make_combiner(text: str) -> Combiner:
     """The combiner that a Step names. Raises ConfigError for an unknown name or setting."""
-    name, options = parse_one_line(text)
-    plugin, problems = resolve("combiner", {"name": name, **{key: read_yaml(value) for key, value in options.items()}})
-    if problems:
-        raise problems[0]
-    combiner: Combiner = plugin.build()
-    return combiner
+    made: Combiner = from_line("combiner", text)
+    return made

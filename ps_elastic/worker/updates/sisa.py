@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ps_elastic.values import expect
+from ps_elastic.plugins import expect
 from ps_elastic.worker.updates.base import Update, updates
 
 _EPSILON = 1e-8  # beside the root of the second moment

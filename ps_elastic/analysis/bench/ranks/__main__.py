@@ -16,8 +16,8 @@ from typing import Any
 
 from ps_elastic.analysis.bench.ranks import bare, lockfree, rivals, runs
 from ps_elastic.cluster.threads import set_threads
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.collectives import JobFailed, ending_all, meet
+from ps_elastic.transport.mpi import MPI
 
 PHASES: Mapping[str, Callable[..., Any]] = {
     "train": runs.train,

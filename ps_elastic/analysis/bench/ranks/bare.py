@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.vectors.memory import aligned
 
 _LR = 1e-3

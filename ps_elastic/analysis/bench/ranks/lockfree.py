@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from ps_elastic.compressors import compressors
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.collectives import meet
 from ps_elastic.transport.host import Window, find_host
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.writers import Sheet, Writer
+from ps_elastic.worker.model_writer import Sheet, Writer
 
 _LIMIT_S = 200.0
 _OF_MPI = ("OMPI_", "PMIX_", "PRTE_", "PMI_")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.analysis.bench.tasks import Perceptron
-from ps_elastic.transport.buffers import MPI
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.vectors.layout import Layout
 
 _BLOCK = 1 << 17  # floats: model, gradient and momentum of a block stay in cache

@@ -17,9 +17,9 @@ import torch
 import ps_elastic
 from ps_elastic.runtime import build
 from ps_elastic.transport import server_endpoint
-from ps_elastic.transport.buffers import MPI
 from ps_elastic.transport.collectives import meet
 from ps_elastic.transport.messages import Message, PushMessage, Reply
+from ps_elastic.transport.mpi import MPI
 from ps_elastic.vectors import kernels
 from ps_elastic.worker.worker import Worker
 

@@ -1,95 +1,92 @@
-"""What constants B are made of, as a run shows it, and how the run stands against the constant of its rule."""
+"""How a run ends: the final model written and evaluated, and summary.json, with B against the rule's constant."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ps_elastic.policies.events import ZERO, Push, Step
+from ps_elastic.errors import CHECK_FAILED, OK, describe, exit_code
 from ps_elastic.policies.theory import Bound, Facts, b_error_feedback
-from ps_elastic.server.totals import Mean
+from ps_elastic.records.run_dir import SUMMARY
+from ps_elastic.server.totals import SLACK
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
-    from ps_elastic.config.sections import Optimizer
+    from ps_elastic.config.schema import Config
+    from ps_elastic.records.writer import Record
+    from ps_elastic.runtime.build import Parts
+    from ps_elastic.server.evaluator import Evaluator
     from ps_elastic.server.server import Server
 
-SLACK = 1e-5  # relative: roundings of float32 that norms and bounds are made of
+
+def finish(
+    config: Config,
+    parts: Parts,
+    server: Server,
+    evaluator: Evaluator,
+    record: Record,
+    now: float,
+    wall_s: float,
+    code: int = OK,
+) -> dict[str, Any]:
+    """Write the final model, evaluate it and write summary.json; return the summary."""
+    from ps_elastic.vectors.layout import load_statistics
+
+    load_statistics(parts.model, evaluator.statistics)
+    record.write_model(parts.model)
+    sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
+    evaluator.submit(server.calculator.x, server.totals.samples, server.ledger.version, now, final=True)
+    evaluator.wait()
+    for _ in server.tick(now):
+        raise AssertionError("a finished server answers nobody")
+    summary = {**summarise(config, server, now, wall_s, code), "parameters_sha256": sha256}
+    return {**record.write_summary(summary), "run_dir": str(record.directory)}
 
 
-class Measures:
-    """Norms, counts and spreads of one run, in gradient units. The server notes them."""
+def summarise(config: Config, server: Server, now: float, wall_s: float, code: int) -> dict[str, Any]:
+    """summary.json, all but the hash of the parameters."""
+    pass
 
-    def __init__(self, workers: int) -> None:
-        self.most = self.fewest = workers  # live at a time
-        self.gradients, self.pushes, self.applied, self.residuals = Mean(), Mean(), Mean(), Mean()
-        self.shares = 0.0  # of the steps between a view and its use, most
-        self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
-        self.owed = self.lateness = self.lost = self.beyond = 0
-        self._deviation, self._freedom = 0.0, 0
+    return {
+        "name": config.name,
+        "policy": config.policy.text(),
+        "compressor": config.compressor.text(),
+        "task": config.task.text(),
+        "workers": server.totals.workers,
+        "seed": config.seed,
+        "wall_s": wall_s,
+        **server.totals.summary(now),
+        "stop_at": config.train.stop_at,
+        "versions": server.ledger.version,
+        "snapshots_max": server.calculator.snapshots.peak,
+        **against_theory(config, server),
+        "lost_workers": server.lost_workers,
+        "parameters_sha256": None,
+        "exit": code,
+    }
 
-    def note_workers(self, count: int) -> None:
-        self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
 
-    def note_use(self, shares: float, distance: float, limit: float) -> None:
-        """A push is used after steps of `shares` in all; limit: what its rule promised of `distance`."""
-        if shares > self.shares:
-            self.shares = shares
-        if distance > limit * (1 + SLACK):
-            self.beyond += 1
+def failed(config: Config, server: Server, error: BaseException, wall_s: float) -> dict[str, Any]:
+    """summary.json of a run that `error` ended: what was counted until then, and why it ended."""
+    summary = summarise(config, server, wall_s, wall_s, exit_code(error))
+    return {**summary, "error": describe(error)}
 
-    def note_reapplied(self, weight: float, astray: float) -> None:
-        """A view contains pushes of its worker of this weight/alpha in all; the model has that but for `astray`."""
-        self.reapplied, self.astray = max(self.reapplied, weight), max(self.astray, astray)
 
-    def note_debts(self, count: int, lateness: int) -> None:
-        """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
-        self.owed, self.lateness = max(self.owed, count), max(self.lateness, lateness)
+def recheck(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with exit 6, written too, where a run that ended well missed its stated target or bound."""
+    from ps_elastic.records.writer import write_json
 
-    def note_push(self, push: Push) -> None:
-        """`push` is used, or repaid."""
-        self.gradients.note(push.norm)
-        self.pushes.note(push.payload_norm)
-        self.residuals.note(push.residual_norm)
-
-    def note_step(self, step: Step, fresh: Sequence[Push], moved: float) -> None:
-        """A step moved the model by alpha x `moved`, of the pushes `fresh` that were used for the first time."""
-        direction = moved / step.share
-        self.applied.note_times(direction, len(fresh))
-        for push in fresh:
-            self.note_push(push)
-        if len(fresh) < 2 or step.combine != "mean":
-            return
-        terms = [term for term in step.terms if term.push.worker or term.push == ZERO]  # not the mean of the others
-        pushes = sum(1 for term in terms if term.push.worker)
-        if pushes == len(fresh) and all(term.weight == 1 for term in terms):
-            mean = direction * len(terms) / len(fresh)
-            self._deviation += max(0.0, sum(p.payload_norm**2 for p in fresh) - len(fresh) * mean**2)
-            self._freedom += len(fresh) - 1
-
-    def facts(self, tau: int, optimizer: Optimizer, units: str) -> Facts:
-        """tau: largest staleness of a push used. units: of the pushes."""
-        plain = optimizer.name == "sgd" and not optimizer.momentum and not optimizer.weight_decay
-        push, applied = (mean.as_dict("rms")["rms"] or 0.0 for mean in (self.pushes, self.applied))
-        scaled = units == "gradient"
-        return Facts(
-            p=self.most,
-            fewest=self.fewest,
-            M=push if plain and scaled else applied,
-            M_push=push,
-            M_applied=applied,
-            sigma=math.sqrt(self._deviation / self._freedom) if self._freedom and plain and scaled else None,
-            tau=tau,
-            shares=self.shares,
-            owed=self.owed,
-            lateness=self.lateness,
-            lost=self.lost,
-            momentum=optimizer.momentum if optimizer.name == "sgd" else 0.0,
-            plain=plain and scaled,
-            reapplied=self.astray if plain and scaled else self.reapplied,
-        )
+    missed = []
+    if summary["stop_at"] and summary["time_to_target_s"] is None:
+        missed.append(f"the target {summary['stop_at']} was not reached")
+    if summary["bound_holds"] is False:
+        missed.append(f"B_rms {summary['B_rms']} exceeds its bound {summary['B_theory']}")
+    if summary["exit"] != OK or not missed:
+        return summary
+    checked = {**summary, "exit": CHECK_FAILED, "error": "; ".join(missed)}
+    write_json(Path(summary["run_dir"]) / SUMMARY, {k: v for k, v in checked.items() if k != "run_dir"})
+    return checked
 
 
 def against_theory(config: Config, server: Server) -> dict[str, Any]:

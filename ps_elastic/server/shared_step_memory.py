@@ -1,4 +1,4 @@
-"""The crew of a run (crew.py) in shared windows: who is in it, how they are woken, and how rank 0 waits for them."""
+"""A step made by several ranks (shared_step.py) in shared windows: who takes part, who wakes them, how rank 0 waits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from ps_elastic.errors import Stalled
 from ps_elastic.server.optimizer import FlatOptimizer, block_count
 from ps_elastic.server.shared_step import Board, Helper, Leader, board_bytes
 from ps_elastic.server.steppers import moment_count
-from ps_elastic.transport.core import wake_elsewhere
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
+from ps_elastic.transport.waking import wake_elsewhere
 from ps_elastic.transport.wire import HEADER_BYTES
 
 if TYPE_CHECKING:
-    from ps_elastic.config.load import Config
     from ps_elastic.config.sections import Optimizer
     from ps_elastic.server.totals import Totals
-    from ps_elastic.transport.endpoint import End
-    from ps_elastic.transport.links import Links
+    from ps_elastic.transport.doorbells import Bells
+    from ps_elastic.transport.windows import Windows
     from ps_elastic.vectors.layout import Layout
 
 _SPIN_S = 300e-6  # for a block that somebody is at work on; a wake from sleep would take a third of that
@@ -37,16 +36,19 @@ def common_bytes(settings: Optimizer, layout: Layout, ranks: int) -> int:
 
 
 class Mates:
-    """The memory of a crew of all ranks of the server's host, as this rank sees it; rank 0 calls `make` before any."""
+    """The memory of a crew of all ranks of the server's host, as this rank sees it; rank 0 calls `make` before any.
 
-    def __init__(self, links: Links, config: Config, layout: Layout, ranks: int, patience_s: float) -> None:
-        windows, bells = links.windows, links.bells
-        assert windows is not None and bells is not None
+    most: of the `ranks`, that compute at the same time.
+    """
+
+    def __init__(
+        self, windows: Windows, bells: Bells, most: int, settings: Optimizer, layout: Layout, ranks: int,
+        patience_s: float,
+    ) -> None:  # fmt: skip
         memory = windows.common()
         assert memory is not None
-        settings = config.optimizer
         self._bells, self._model, self._settings, self._layout = bells, windows.model(), settings, layout
-        self._most, self._patience_s = int(links.host.cores / config.threads), patience_s
+        self._most, self._patience_s = most, patience_s
         self._memory, self._lock = memory, RobustLock(memory[:LOCK_BYTES], patience_s)
         self._board = Board(memory[LOCK_BYTES:], ranks, block_count(settings, layout))
         floats = memory[_moments_start(settings, layout, ranks) :].view(np.float32)
@@ -59,9 +61,9 @@ class Mates:
         self._memory[:] = 0
         self._lock.make()
 
-    def leader(self, optimizer: FlatOptimizer, end: End) -> Leader:
-        """Rank 0's part; its optimizer has `moments`."""
-        wait = partial(self._wait, end)
+    def leader(self, optimizer: FlatOptimizer, look: Callable[[], None]) -> Leader:
+        """Rank 0's part; its optimizer has `moments`. look: raises what ends the run, if there is anything."""
+        wait = partial(self._wait, look)
         self._leader = Leader(optimizer, self._frames, self._board, self._lock, self._most, self._call, wait)
         return self._leader
 
@@ -88,8 +90,8 @@ class Mates:
         for worker in sorted(workers, key=self._bells.is_asleep, reverse=True)[:count]:
             wake_elsewhere(self.processes[worker], partial(self._bells.wake, worker))
 
-    def _wait(self, end: End, at_work: Callable[[], Sequence[int]]) -> None:
-        """Return when nobody is at work. Raises Stalled by name, and what `look` of the end raises."""
+    def _wait(self, look: Callable[[], None], at_work: Callable[[], Sequence[int]]) -> None:
+        """Return when nobody is at work. Raises Stalled by name, and what `look` raises."""
         started = looked = time.monotonic()
         while ranks := at_work():
             now = time.monotonic()
@@ -99,15 +101,8 @@ class Mates:
                 raise Stalled(f"ranks {ranks} did not finish their part of an update in {self._patience_s:.0f} s")
             if now - looked > _LOOK_S:
                 looked = now
-                end.look()
+                look()
             self._bells.sleep(_NAP_S, lambda: not at_work())
-
-
-def find_mates(links: Links, config: Config, layout: Layout, ranks: int, patience_s: float) -> Mates | None:
-    """The crew that this rank belongs to, if its host has one."""
-    if links.windows is None or links.windows.common() is None:
-        return None
-    return Mates(links, config, layout, ranks, patience_s)
 
 
 def _moments_start(settings: Optimizer, layout: Layout, ranks: int) -> int:
