@@ -23,11 +23,11 @@ from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Action, Drop, Measure, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.layerwise import LanesServer
-from ps_elastic.server.layerwise_store import Slices
+from ps_elastic.server.layerwise import LayerwiseServer
+from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.server import Server
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.tasks import Task, seeded
 from ps_elastic.transport.messages import Message, PushMessage, Reply
 from ps_elastic.vectors.layout import Layout
@@ -204,7 +204,7 @@ class Dealer(Policy):
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         yield Step.mean([push.id], share=1 / len(ledger.workers))
-        workers = [w for w, seat in ledger.workers.items() if seat.assigned - seat.seen < self.jobs]
+        workers = [w for w, member in ledger.workers.items() if member.assigned - member.seen < self.jobs]
         idle = [w for w in workers if w in ledger.waiting]
         self.count += 1
         yield Release((idle[0] if len(idle) > 1 else workers[self.count % len(workers)],))
@@ -300,11 +300,11 @@ class Desk:
         self.log: list[str] = []
         self.compressors = [(compressor or Identity()).fresh(b.numel, torch.Generator()) for b in self.layout.buckets]
         keeps = discrepancy == "exact" or policy.jobs > 1
-        calculator = Calculator(
+        store = ParameterStore(
             self.layout, self.x, FlatOptimizer(settings, self.layout, self.x), self.compressors, keeps_versions=keeps
         )
         self.server = Server(
-            policy, workers, calculator, alpha or (lambda samples: settings.lr), budget,
+            policy, workers, store, alpha or (lambda samples: settings.lr), budget,
             Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
             discrepancy=discrepancy, **more,
         )  # fmt: skip
@@ -368,9 +368,10 @@ class LayerDesk:
         for part, bucket in zip(self.layout.parts(), self.layout.buckets, strict=True):
             x = self.x[bucket.start : bucket.stop]
             coder = self.coder.fresh(bucket.numel, torch.Generator())
-            parts.append(Calculator(part, x, FlatOptimizer(settings, part, x), [coder]))
-        self.server = LanesServer(
-            [make() for _ in range(layers)], workers, Slices(self.layout, self.x, parts), lambda samples: lr, budget,
+            parts.append(ParameterStore(part, x, FlatOptimizer(settings, part, x), [coder]))
+        self.server = LayerwiseServer(
+            [make() for _ in range(layers)], workers, LayerwiseStore(self.layout, self.x, parts),
+            lambda samples: lr, budget,
             Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
         )  # fmt: skip
         self.now = 0.0

@@ -24,7 +24,7 @@ from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.combiners.mean import Mean
 from ps_elastic.server.optimizer import BLOCK, FlatOptimizer
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.vectors.norms import ACCURACY
@@ -54,7 +54,7 @@ def module() -> nn.Module:
 
 
 class Bench:
-    """A calculator, the payloads that it takes, and the vectors that these decode to."""
+    """A store, the payloads that it takes, and the vectors that these decode to."""
 
     def __init__(self, buckets: str | int = "whole", compressor: Compressor | None = None, **settings: Any) -> None:
         self.layout = Layout(module(), buckets)
@@ -62,7 +62,7 @@ class Bench:
         self.layout.attach(module(), self.x)
         self.compressor = compressor or Identity()
         self.optimizer = FlatOptimizer(Optimizer(**settings), self.layout, self.x)
-        self.calculator = Calculator(self.layout, self.x, self.optimizer, [self.compressor] * len(self.layout.buckets))
+        self.store = ParameterStore(self.layout, self.x, self.optimizer, [self.compressor] * len(self.layout.buckets))
         self.given: dict[PushId, Tensor] = {}  # the model that each push was computed on
         self._generator = torch.Generator().manual_seed(1)
 
@@ -77,17 +77,17 @@ class Bench:
             self.compressor.accumulate(payload, decoded[bucket.start : bucket.stop])
             arrays = tuple(array.numpy().copy() for array in payload)
             messages.append(PushMessage(push.worker, push.step, 0, arrays, i, len(self.layout.buckets)))
-        self.calculator.take(push, messages)
+        self.store.take(push, messages)
         return decoded
 
     def give(self, push: PushId) -> None:
-        version = self.calculator.snapshots.version
-        self.given[push] = torch.from_numpy(self.calculator.give(push, View(version, 0.0, None, 0.0, 0.0), 0.1).copy())
+        version = self.store.snapshots.version
+        self.given[push] = torch.from_numpy(self.store.give(push, View(version, 0.0, None, 0.0, 0.0), 0.1).copy())
 
     def step(self, *terms: Term, rate: float = 0.1, views: Sequence[PushId] = (), **more: Any) -> float:
         step = Step(terms, **more)
-        self.calculator.combine(step)
-        return self.calculator.apply(step, rate, views)
+        self.store.combine(step)
+        return self.store.apply(step, rate, views)
 
 
 class Reference:
@@ -118,7 +118,7 @@ def test_a_server_of_plain_sgd_takes_no_memory_beside_the_model_before_it_is_use
     x = layout.empty().fill_(1.0)
     FlatOptimizer(Optimizer(lr=0.1), layout, x)  # compiling takes memory of its own, once
     before = resident()
-    made = Calculator(layout, x, FlatOptimizer(Optimizer(lr=0.1), layout, x), [Identity()])
+    made = ParameterStore(layout, x, FlatOptimizer(Optimizer(lr=0.1), layout, x), [Identity()])
     taken, nbytes = resident() - before, 4 * layout.size
     assert taken < nbytes / 10 and made.x is x
 
@@ -180,7 +180,7 @@ def test_a_payload_stays_as_it_is() -> None:
     bench.step(Term(ONE))
     bench.step(Term(ONE, 2.0))
     for push, vector in kept.items():
-        assert torch.equal(bench.calculator._payloads[push][0][0], vector)
+        assert torch.equal(bench.store._payloads[push][0][0], vector)
 
 
 def test_one_and_two_threads_make_the_same_bits() -> None:
@@ -207,7 +207,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 def test_a_pass_measures_the_views_and_keeps_those_that_others_hold(apply: str, buckets: Any) -> None:
     """Three workers take turns; the memory of the view just used becomes that of the model of before."""
     bench, turns = Bench(buckets, momentum=0.9), 9
-    calculator = bench.calculator
+    store = bench.store
     for worker in (1, 2, 3):
         bench.give(PushId(worker, 1))
     places = set()
@@ -216,15 +216,15 @@ def test_a_pass_measures_the_views_and_keeps_those_that_others_hold(apply: str, 
         old, view = bench.x.clone(), bench.given.pop(push)
         bench.push(push)
         moved = bench.step(Term(push), views=[push], apply=apply)
-        calculator.free(push)
-        assert math.isclose(calculator.distance_when_used(push), apart(old, view), rel_tol=2 * ACCURACY)
+        store.free(push)
+        assert math.isclose(store.distance_when_used(push), apart(old, view), rel_tol=2 * ACCURACY)
         assert math.isclose(moved, apart(bench.x, old), rel_tol=2 * ACCURACY)
         bench.give(PushId(push.worker, push.step + 1))
         for held, given in bench.given.items():
-            assert torch.equal(torch.from_numpy(calculator.view(held)), given)
-            assert math.isclose(calculator.distance(held), apart(bench.x, given), rel_tol=2 * ACCURACY)
-        places.update(calculator.view(held).ctypes.data for held in bench.given)
-    assert calculator.snapshots.peak == 2 and len(places) == 3  # and x itself
+            assert torch.equal(torch.from_numpy(store.view(held)), given)
+            assert math.isclose(store.distance(held), apart(bench.x, given), rel_tol=2 * ACCURACY)
+        places.update(store.view(held).ctypes.data for held in bench.given)
+    assert store.snapshots.peak == 2 and len(places) == 3  # and x itself
 
 
 def test_a_view_that_is_owed_is_measured_and_goes_on() -> None:
@@ -236,8 +236,8 @@ def test_a_view_that_is_owed_is_measured_and_goes_on() -> None:
     bench.give(TWO._replace(step=2))
     bench.push(TWO._replace(step=2))
     bench.step(Term(TWO._replace(step=2)), Term(PushId(0, 0), 1.0, ONE), views=[TWO._replace(step=2), ONE])
-    assert bench.calculator.distance_when_used(ONE) > 0 == bench.calculator.distance_when_used(TWO._replace(step=2))
-    assert torch.equal(torch.from_numpy(bench.calculator.view(ONE)), bench.given[ONE])
+    assert bench.store.distance_when_used(ONE) > 0 == bench.store.distance_when_used(TWO._replace(step=2))
+    assert torch.equal(torch.from_numpy(bench.store.view(ONE)), bench.given[ONE])
 
 
 def test_the_transport_is_told_before_the_model_or_a_view_changes() -> None:
@@ -249,8 +249,8 @@ def test_the_transport_is_told_before_the_model_or_a_view_changes() -> None:
 
     bench.give(ONE), bench.give(TWO)
     for push in (ONE, TWO):
-        memories = [bench.x, torch.from_numpy(bench.calculator.view(push))]
-        bench.calculator.before_change = partial(look, [(memory, memory.clone()) for memory in memories])
+        memories = [bench.x, torch.from_numpy(bench.store.view(push))]
+        bench.store.before_change = partial(look, [(memory, memory.clone()) for memory in memories])
         bench.push(push)
         bench.step(Term(push), views=[push])
     assert seen == [True, True]
@@ -263,7 +263,7 @@ def test_at_rate_zero_the_direction_is_that_of_the_terms(settings: dict[str, Any
     assert bench.step(Term(ONE), Term(TWO), rate=0.0) == 0.0
     mean = (vectors[0].double() + vectors[1].double()) / 2
     expected = float(mean.norm()) * (1 + settings.get("momentum", 0.0))
-    assert math.isclose(bench.calculator.direction_norm(), expected, rel_tol=1e-5)
+    assert math.isclose(bench.store.direction_norm(), expected, rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("compressor", [Identity(), TopK(ratio=0.03)], ids=str)
@@ -274,8 +274,8 @@ def test_the_steady_state_allocates_nothing_of_the_size_of_the_model(compressor:
         bench.give(push)
 
     def turn(push: PushId) -> None:
-        bench.calculator.combine(Step((Term(push),), share=0.3))
-        bench.calculator.apply(Step((Term(push),), share=0.3), 0.1, [push])
+        bench.store.combine(Step((Term(push),), share=0.3))
+        bench.store.apply(Step((Term(push),), share=0.3), 0.1, [push])
         bench.give(push._replace(step=push.step + 1))
 
     for push in pushes:
@@ -301,7 +301,7 @@ def test_what_a_step_is_told_to_be_done_with_stays_as_it_is_then(buckets: str | 
         assert x.ctypes.data == bench.x.data_ptr()
         return lambda done: told.append((done, bench.x[:done].clone()))
 
-    bench.calculator.begin_step = begin_step
+    bench.store.begin_step = begin_step
     for push in pushes:
         bench.push(push)
     bench.step(*[Term(push, 1.0) for push in pushes])

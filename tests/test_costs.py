@@ -10,7 +10,7 @@ import pytest
 from ps_elastic.config.load import check, load
 from ps_elastic.config.sections import Compute, Network, Norms
 from ps_elastic.errors import ConfigError
-from ps_elastic.simulation.costs import Cores, Durations, Wires, generator, typical_s
+from ps_elastic.simulation.costs import Cores, Durations, NetworkLinks, generator, typical_s
 
 
 def times(settings: Compute, worker: int, count: int, *, workers: int = 8, seed: int = 0) -> list[float]:
@@ -116,20 +116,20 @@ def test_who_is_ready_first_gets_the_first_free_core() -> None:
 
 
 def test_a_message_takes_latency_and_its_bytes_over_the_slower_link() -> None:
-    assert Wires(Network(latency_s=0.5)).up(1.0, 10**9) == 1.5
-    assert Wires(Network(latency_s=0.5, bandwidth_bytes_per_s=100)).up(1.0, 200) == 3.5
-    assert Wires(Network(0.5, 100, 50)).down(1.0, 200) == 5.5
-    assert Wires(Network(0.5, 50, 100)).down(1.0, 200) == 5.5
+    assert NetworkLinks(Network(latency_s=0.5)).up(1.0, 10**9) == 1.5
+    assert NetworkLinks(Network(latency_s=0.5, bandwidth_bytes_per_s=100)).up(1.0, 200) == 3.5
+    assert NetworkLinks(Network(0.5, 100, 50)).down(1.0, 200) == 5.5
+    assert NetworkLinks(Network(0.5, 50, 100)).down(1.0, 200) == 5.5
 
 
 def test_the_link_of_the_server_carries_one_message_after_another_in_each_direction() -> None:
-    wires = Wires(Network(0.0, None, 100))
+    wires = NetworkLinks(Network(0.0, None, 100))
     assert [wires.up(0.0, 100), wires.up(0.0, 100), wires.up(5.0, 100)] == [1.0, 2.0, 6.0]
     assert wires.down(0.0, 100) == 1.0
 
 
 def test_the_server_deals_with_one_push_after_another() -> None:
-    wires = Wires(Network(service_s=1.0))
+    wires = NetworkLinks(Network(service_s=1.0))
     assert [wires.serve(now, 1.0) for now in (0.0, 0.5, 5.0)] == [1.0, 2.0, 6.0]
     assert wires.serve(5.5, 0.0) == 6.0  # what takes no time waits its turn
 

@@ -19,9 +19,9 @@ from ps_elastic.errors import WorkersLost
 from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.optimizer import FlatOptimizer, block_count
-from ps_elastic.server.shared_step import Board, Helper, Leader, board_bytes
+from ps_elastic.server.shared_step import Helper, Leader, TaskBoard, board_bytes
 from ps_elastic.server.steppers import moment_count
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
 
@@ -77,7 +77,7 @@ class Host:
         self.alone = FlatOptimizer(self.settings, self.layout, self.alone_x)
         self.blocks = block_count(self.settings, self.layout)
         memory = np.zeros(board_bytes(4, self.blocks) + 64, np.uint8)
-        self.board, self.lock = Board(memory, 4, self.blocks), threading.Lock()
+        self.board, self.lock = TaskBoard(memory, 4, self.blocks), threading.Lock()
         self.frames = {worker: self.layout.empty() for worker in WORKERS}
         self.called: list[tuple[tuple[int, ...], int]] = []
         self.call = call
@@ -105,12 +105,12 @@ class Host:
         return self.leader.step(Step(tuple(terms), combine=combine), self.payloads(), rate)
 
     def step_alone(self, terms: Sequence[Term], rate: float, combine: str) -> float:
-        """By a calculator, as where there is no crew."""
-        calculator = Calculator(self.layout, self.alone_x, self.alone, [Identity()], keeps_versions=False)
+        """By a store, as where there is no crew."""
+        store = ParameterStore(self.layout, self.alone_x, self.alone, [Identity()], keeps_versions=False)
         for push, _, _ in terms:
-            calculator.take(push, [PushMessage(push.worker, 1, 0, (self.frames[push.worker].numpy(),))])
-        calculator.combine(step := Step(tuple(terms), combine=combine))
-        return calculator.apply(step, rate)
+            store.take(push, [PushMessage(push.worker, 1, 0, (self.frames[push.worker].numpy(),))])
+        store.combine(step := Step(tuple(terms), combine=combine))
+        return store.apply(step, rate)
 
     def is_the_same(self) -> bool:
         return torch.equal(self.x, self.alone_x) and all(map(torch.equal, self.moments, self.alone._moments))
@@ -127,7 +127,7 @@ class Host:
 def first_blocks_by_helpers(host: Host, counts: dict[int, int]) -> Any:
     """A call upon which worker w makes counts[w] blocks before the leader begins, which makes the rest."""
 
-    def call(workers: Sequence[int], seats: int) -> None:
+    def call(workers: Sequence[int], members: int) -> None:
         for worker, count in counts.items():
             helper = host.helpers[worker]
             helper._board = Stopping(host.board, count)  # type: ignore[assignment]
@@ -140,7 +140,7 @@ def first_blocks_by_helpers(host: Host, counts: dict[int, int]) -> Any:
 class Stopping:
     """A board that tells after `count` blocks that there are no more."""
 
-    def __init__(self, board: Board, count: int) -> None:
+    def __init__(self, board: TaskBoard, count: int) -> None:
         self._board, self._left = board, count
 
     def __getattr__(self, name: str) -> Any:
@@ -160,7 +160,7 @@ class Stopping:
 def test_any_split_has_the_bits_of_a_step_made_alone_and_of_the_length_of_its_move(settings, terms, combine):
     host = Host(most=6, **settings)
     for counts in ({}, {1: 1}, {2: 1, 1: 1}, {3: host.blocks}, {}):
-        if len(counts) > len(TERMS[terms]):  # a step has no more seats than terms
+        if len(counts) > len(TERMS[terms]):  # a step has no more members than terms
             continue
         host.call = first_blocks_by_helpers(host, counts)
         host.draw()
@@ -202,11 +202,11 @@ def test_threads_that_take_what_they_can_make_the_same_step(settings):
 
 
 def test_who_comes_late_or_finds_no_seat_changes_nothing():
-    host = Host(most=3, momentum=0.9)  # of which one computes: one seat
+    host = Host(most=3, momentum=0.9)  # of which one computes: one member
     host.draw()
     seen: list[bool] = []
 
-    def call(workers: Sequence[int], seats: int) -> None:
+    def call(workers: Sequence[int], members: int) -> None:
         assert host.board.join() is not None  # somebody has taken it, and makes nothing yet
         seen.append(host.helpers[2].help())
 
@@ -233,7 +233,7 @@ def test_rank_0_waits_for_who_took_a_block_and_no_longer():
     host.draw()
     begun: list[Any] = []
 
-    def call(workers: Sequence[int], seats: int) -> None:
+    def call(workers: Sequence[int], members: int) -> None:
         helper = host.helpers[2]
         task = host.board.join()
         assert task is not None
@@ -256,7 +256,7 @@ def test_a_helper_that_dies_in_a_block_ends_the_step_by_what_the_wait_raises():
     def wait(at_work: Callable[[], Sequence[int]]) -> None:
         raise WorkersLost(f"ranks {list(at_work())} died")
 
-    def call(workers: Sequence[int], seats: int) -> None:
+    def call(workers: Sequence[int], members: int) -> None:
         host.board.join()
         host.board.take(2, host.board.number)
 
@@ -271,7 +271,7 @@ def test_a_helper_that_fails_stays_at_work_so_that_its_block_is_missed():
     def fail(i: int, *_: Any) -> float:
         raise MemoryError
 
-    def call(workers: Sequence[int], seats: int) -> None:
+    def call(workers: Sequence[int], members: int) -> None:
         host.helpers[1]._optimizer.step_block = fail  # type: ignore[method-assign]
         with pytest.raises(MemoryError):
             host.helpers[1].help()
@@ -303,14 +303,14 @@ def test_what_cannot_be_shared_is_left_to_rank_0(why, terms, most, combine):
 
 
 def test_nobody_is_called_for_whom_there_is_no_core():
-    for most, terms, seats in ((4, "three, in another order", 3), (3, "three, in another order", 2), (4, "two", 2)):
+    for most, terms, members in ((4, "three, in another order", 3), (3, "three, in another order", 2), (4, "two", 2)):
         host = Host(most=most)
         host.step(TERMS[terms])
-        assert [count for _, count in host.called] == [seats]
+        assert [count for _, count in host.called] == [members]
 
 
 class Watching:
-    """In the place of a crew: notes the steps that it is asked for, and leaves them to the calculator."""
+    """In the place of a crew: notes the steps that it is asked for, and leaves them to the store."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -326,19 +326,19 @@ def test_a_crew_is_asked_for_steps_that_do_nothing_but_change_the_model():
 
     def asked(terms: Sequence[Term], *, given: Sequence[PushId] = (), views: Sequence[PushId] = (), **more: Any) -> int:
         x = layout.empty()
-        calculator = Calculator(layout, x, FlatOptimizer(Optimizer(momentum=0.9), layout, x), [Identity()])
-        calculator.crew = crew = Watching()  # type: ignore[assignment]
+        store = ParameterStore(layout, x, FlatOptimizer(Optimizer(momentum=0.9), layout, x), [Identity()])
+        store.crew = crew = Watching()  # type: ignore[assignment]
         for version in (0, 1):
             for push in given[version:] if version else given[:1]:
-                calculator.give(push, View(version, 0.0, None, 0.0, 0.0), 0.1)
+                store.give(push, View(version, 0.0, None, 0.0, 0.0), 0.1)
             if not version and len(given) > 1:
-                calculator.combine(step := Step((Term(PushId(0, 0)),)))
-                calculator.apply(step, 0.1)
+                store.combine(step := Step((Term(PushId(0, 0)),)))
+                store.apply(step, 0.1)
         crew.asked = 0
         for push in (one, two):
-            calculator.take(push, [PushMessage(push.worker, 1, 0, (gradient,))])
-        calculator.combine(step := Step(tuple(terms), **more))
-        assert math.isfinite(calculator.apply(step, 0.1, views))
+            store.take(push, [PushMessage(push.worker, 1, 0, (gradient,))])
+        store.combine(step := Step(tuple(terms), **more))
+        assert math.isfinite(store.apply(step, 0.1, views))
         return crew.asked
 
     both = (Term(one), Term(two))

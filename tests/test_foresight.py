@@ -14,7 +14,7 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.synchronous import Synchronous
-from ps_elastic.server.combine import Foresight
+from ps_elastic.server.combine import EagerSum
 from ps_elastic.server.combiners import Part, make_combiner
 from ps_elastic.server.combiners.base import no_drift
 from ps_elastic.transport.messages import Reply
@@ -28,21 +28,21 @@ def gradient(worker: int, step: int) -> Tensor:
 
 
 class Table:
-    """A foresight, and what it should find."""
+    """A eager_sum, and what it should find."""
 
     def __init__(self) -> None:
         self.sum = torch.full((256,), torch.nan)
-        self.foresight = Foresight(BUCKETS, self.sum)
+        self.eager_sum = EagerSum(BUCKETS, self.sum)
 
     def arrive(self, worker: int, step: int, *buckets: int) -> None:
         for i in buckets or range(3):
             part = gradient(worker, step)[BUCKETS[i].start : BUCKETS[i].stop]
-            self.foresight.arrived(PushId(worker, step), i, part)
+            self.eager_sum.arrived(PushId(worker, step), i, part)
 
     def step(self, *pushes: tuple[int, int], **more: Any) -> bool:
         """Whether the sum of these pushes was there; it must then have the bits of the combiner's."""
         terms = tuple(Term(PushId(*push), more.get("weight", 1.0)) for push in pushes)
-        found = self.foresight.take(Step(terms, combine=more.get("combine", "mean")))
+        found = self.eager_sum.take(Step(terms, combine=more.get("combine", "mean")))
         if found is not None:
             expected = torch.empty(256)
             parts = [Part((gradient(*push),), None, 1.0, no_drift) for push in pushes]
@@ -118,7 +118,7 @@ def test_what_was_forgotten_is_not_used() -> None:
     table = Table()
     table.rounds()
     table.arrive(1, 3)
-    table.foresight.forget()
+    table.eager_sum.forget()
     table.arrive(2, 3)
     table.arrive(3, 3)
     assert not table.step((1, 3), (2, 3), (3, 3))
@@ -161,13 +161,13 @@ def test_memory_that_is_received_into_again_before_the_step_is_not_summed() -> N
 
 def test_synchronous_steps_are_foreseen_and_asynchronous_ones_never(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[bool] = []
-    plain = Foresight.take
+    plain = EagerSum.take
 
-    def take(self: Foresight, step: Step) -> Tensor | None:
+    def take(self: EagerSum, step: Step) -> Tensor | None:
         found.append((total := plain(self, step)) is not None)
         return total
 
-    monkeypatch.setattr(Foresight, "take", take)
+    monkeypatch.setattr(EagerSum, "take", take)
     for policy, expected in ((Synchronous(), [False, False, True, True]), (Asynchronous(), [False] * 8)):
         desk = desk_of(policy)
         for _ in range(4):
@@ -180,7 +180,7 @@ def test_synchronous_steps_are_foreseen_and_asynchronous_ones_never(monkeypatch:
 def test_the_bits_are_those_of_steps_that_were_not_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("buckets=layer", "optimizer.momentum=0.9")
     with_it = fit(tmp_path, "helpers:Images", *options, samples=300)
-    monkeypatch.setattr(Foresight, "take", lambda self, step: None)
+    monkeypatch.setattr(EagerSum, "take", lambda self, step: None)
     without = fit(tmp_path, "helpers:Images", *options, samples=300)
     assert with_it.summary["parameters_sha256"] == without.summary["parameters_sha256"]
     assert with_it.events == without.events

@@ -1,4 +1,4 @@
-"""The kernel's wait, that doorbells stand on; bells between ranks are in test_mpi."""
+"""The kernel's wait, that doorbells stand on; doorbells between ranks are in test_mpi."""
 
 from __future__ import annotations
 

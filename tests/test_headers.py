@@ -12,9 +12,9 @@ from ps_elastic.config.sections import Norms, Optimizer
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import ZERO, PushId, Step, Term
 from ps_elastic.policies.ledger import View
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.simulation.header_workers import HeaderWorker, RecordedNorms, modelled
-from ps_elastic.simulation.headers import HeaderCalculator
+from ps_elastic.simulation.headers import HeaderStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.transport.messages import PushMessage, Reply
 
@@ -22,9 +22,9 @@ A, B = PushId(1, 1), PushId(2, 1)
 AT_START = View(0, 0.0, None, 0.0, 0.0)
 
 
-def calculator(coherence: float, *norms: float, **optimizer: Any) -> HeaderCalculator:
+def store(coherence: float, *norms: float, **optimizer: Any) -> HeaderStore:
     """One that holds pushes (1, 1), (2, 1), ... of these norms, whose views were given at the start."""
-    made = HeaderCalculator(Optimizer(**optimizer), nbytes=400, size=100, coherence=coherence)
+    made = HeaderStore(Optimizer(**optimizer), nbytes=400, size=100, coherence=coherence)
     for worker, norm in enumerate(norms, 1):
         made.give(PushId(worker, 1), AT_START, 0.1)
         made.take(PushId(worker, 1), [PushMessage(worker, 1, 0, (), payload_norm=norm)])
@@ -32,25 +32,25 @@ def calculator(coherence: float, *norms: float, **optimizer: Any) -> HeaderCalcu
 
 
 def test_it_has_every_method_of_the_calculator_that_the_server_uses() -> None:
-    used = {name for name in vars(Calculator) if not name.startswith("_")} - {"drift"}  # drift is the calculator's own
-    assert used <= set(dir(HeaderCalculator))
+    used = {name for name in vars(ParameterStore) if not name.startswith("_")} - {"drift"}  # drift is the store's own
+    assert used <= set(dir(HeaderStore))
 
 
-def step(made: HeaderCalculator, *pushes: PushId, rate: float = 0.1, **more: Any) -> float:
+def step(made: HeaderStore, *pushes: PushId, rate: float = 0.1, **more: Any) -> float:
     action = Step.mean(pushes)._replace(**more)
     made.combine(action)
     return made.apply(action, rate)
 
 
 def test_common_parts_add_up_and_noise_adds_in_squares() -> None:
-    assert step(calculator(1.0, 3.0, 5.0), A, B) == pytest.approx(0.1 * 4.0)  # the mean of the norms
-    assert step(calculator(0.0, 3.0, 4.0), A, B) == pytest.approx(0.1 * 2.5)  # 5 / 2
-    assert step(calculator(0.25, 2.0, 2.0), A, B) == pytest.approx(0.1 * math.sqrt(1.0**2 + 3.0 / 2))
+    assert step(store(1.0, 3.0, 5.0), A, B) == pytest.approx(0.1 * 4.0)  # the mean of the norms
+    assert step(store(0.0, 3.0, 4.0), A, B) == pytest.approx(0.1 * 2.5)  # 5 / 2
+    assert step(store(0.25, 2.0, 2.0), A, B) == pytest.approx(0.1 * math.sqrt(1.0**2 + 3.0 / 2))
 
 
 def test_a_distance_grows_like_n_for_what_is_common_and_like_its_root_for_noise() -> None:
     for coherence, expected in ((1.0, 0.4), (0.0, 0.2)):
-        made = calculator(coherence, 1.0, 1.0, 1.0, 1.0)
+        made = store(coherence, 1.0, 1.0, 1.0, 1.0)
         for worker in range(1, 5):
             step(made, PushId(worker, 1))
         assert made.distance(A) == pytest.approx(expected)
@@ -60,29 +60,29 @@ def test_a_distance_grows_like_n_for_what_is_common_and_like_its_root_for_noise(
 
 
 def test_a_view_given_twice_is_as_old_as_the_first_time() -> None:
-    made = calculator(1.0, 1.0, 1.0)
+    made = store(1.0, 1.0, 1.0)
     step(made, B)
     made.give(A, AT_START, 0.1)
     assert made.distance(A) == pytest.approx(0.1)
 
 
 def test_momentum_goes_on() -> None:
-    made = calculator(1.0, 1.0, 1.0, momentum=0.5)
+    made = store(1.0, 1.0, 1.0, momentum=0.5)
     assert [step(made, A), step(made, B)] == pytest.approx([0.1, 0.15])
     assert made.coast() == (pytest.approx(0.75), 1.0)
 
 
 def test_adam_moves_every_coordinate_by_the_rate() -> None:
-    made = calculator(0.3, 7.0, name="adam")
+    made = store(0.3, 7.0, name="adam")
     assert step(made, A) == pytest.approx(0.1 * math.sqrt(100))
     assert made.coast() == (math.inf, math.inf)
 
 
 def test_a_stand_in_that_is_the_mean_of_the_others_changes_nothing() -> None:
-    made, missing, mean = calculator(0.5, 3.0, 5.0), PushId(3, 1), PushId(0, 1)
+    made, missing, mean = store(0.5, 3.0, 5.0), PushId(3, 1), PushId(0, 1)
     action = Step((Term(A), Term(B), Term(mean, 1.0, missing)))
     made.combine(action)
-    assert made.apply(action, 0.1) == pytest.approx(step(calculator(0.5, 3.0, 5.0), A, B))
+    assert made.apply(action, 0.1) == pytest.approx(step(store(0.5, 3.0, 5.0), A, B))
     made.take(missing, [PushMessage(3, 1, 0, (), payload_norm=4.0)])
     made.combine(Step((Term(missing, 1 / 3), Term(mean, -1 / 3)), combine="sum", apply="amend"))
     common = 4 * math.sqrt(0.5) - 4 * math.sqrt(0.5)
@@ -91,7 +91,7 @@ def test_a_stand_in_that_is_the_mean_of_the_others_changes_nothing() -> None:
 
 
 def test_a_debt_on_zero_is_repaid_by_the_push_itself() -> None:
-    made, missing = calculator(1.0, 3.0), PushId(3, 1)
+    made, missing = store(1.0, 3.0), PushId(3, 1)
     action = Step((Term(A), Term(ZERO, 1.0, missing)))
     made.combine(action)
     assert made.apply(action, 0.1) == pytest.approx(0.15)
@@ -106,7 +106,7 @@ def test_a_debt_on_zero_is_repaid_by_the_push_itself() -> None:
 
 
 def test_a_payload_freed_and_a_view_ended_are_forgotten() -> None:
-    made = calculator(1.0, 1.0)
+    made = store(1.0, 1.0)
     made.free(A)
     made.end(A)
     with pytest.raises(KeyError):

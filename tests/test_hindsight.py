@@ -11,7 +11,7 @@ import pytest
 from helpers import Run, fit
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
-from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, Tally
+from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, PolicyTotals
 from ps_elastic.errors import Stalled
 from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, Step, Term
@@ -102,7 +102,7 @@ def test_a_push_that_was_lost_is_lost_and_a_reply_that_was_lost_is_not() -> None
     assert '"actions": [["release", [1], 0.0]]' in lines[2]
     figures = ask(Asynchronous(), lines)
     assert (figures["pushes"], figures["used"], figures["releases"], figures["staleness"]["max"]) == (4, 4, 5, 3)
-    tally = Tally()
+    tally = PolicyTotals()
     assert replay_decisions(Asynchronous(), lines, [1, 2], watch=tally.note).match
     assert figures == {**tally.figures(), "unsent": 0}
     assert ask(Synchronous(), lines)["used"] == 2
@@ -126,7 +126,7 @@ RULES = (
 @pytest.mark.parametrize("rule", RULES)
 def test_the_recorded_rule_decides_as_it_did(tmp_path: Path, rule: str) -> None:
     run = fit(tmp_path, "helpers:Blobs", f"policy={rule}", samples=120)
-    tally = Tally()
+    tally = PolicyTotals()
     replay_decisions(run.config.policy.build(), run.events, range(1, 4), watch=tally.note)
     figures = ask(run.config.policy.build(), run.events, 3)
     assert figures["used"] >= 20
@@ -139,7 +139,7 @@ def test_a_recorded_rule_with_a_clock_decides_as_it_did(tmp_path: Path) -> None:
         {**source, "simulation": {"compute": {"name": "exponential"}}}, ["train.samples=200"], workers=5,
         run_dir=tmp_path / "run",
     )  # fmt: skip
-    lines, tally = (tmp_path / "run" / "events.jsonl").read_text().splitlines(), Tally()
+    lines, tally = (tmp_path / "run" / "events.jsonl").read_text().splitlines(), PolicyTotals()
     assert sum('"woke"' in line for line in lines) > 5
     replay_decisions(Deadline(deadline_s=0.08), lines, range(1, 6), watch=tally.note)
     assert ask(Deadline(deadline_s=0.08), lines, 5) == {**tally.figures(), "unsent": 0}

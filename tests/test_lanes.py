@@ -166,10 +166,10 @@ def test_a_worker_that_leaves_in_the_middle_of_a_push_leaves_what_came() -> None
 
 def test_a_worker_that_comes_back_goes_on_at_the_same_step_in_every_lane() -> None:
     desk = LayerDesk(LayersAtOnce)
-    desk.bucket(1, 2)  # released by its lane for step 2; the others still owe step 1
+    desk.bucket(1, 2)  # released by its shard for step 2; the others still owe step 1
     desk.take(desk.server.leave(1, 0.5))
     desk.take(desk.server.join(1, 1.0))
-    assert {lane.ledger.workers[1].seen for lane in desk.server._lanes} == {2}
+    assert {shard.ledger.workers[1].seen for shard in desk.server._shards} == {2}
     desk.views[1] = desk.send(Ask(1, 2))[1]
     assert desk.push(1, 1.0, 1.0, 1.0)[1].step == 3
     assert replay_decisions(LayersAtOnce(), desk.log, [1, 2]).match
@@ -232,13 +232,13 @@ def test_payloads_and_views_are_freed() -> None:
             if desk.views[worker].step < turn:
                 desk.push(worker, None if worker == turn % 3 else 1.0, 1.0, 2.0)
         desk.tick(float(turn))
-    for part in desk.server.calculator.parts:
+    for part in desk.server.store.parts:
         assert not part._payloads and len(part._views) == 3
     desk.take(desk.server.stop(9.0))
     for worker in (1, 2, 3):
         desk.push(worker, 1.0, 1.0, 1.0)
         desk.take(desk.server.leave(worker, 10.0))
-    for part in desk.server.calculator.parts:
+    for part in desk.server.store.parts:
         assert not part._payloads and not part._views and not part.snapshots._copies
 
 

@@ -12,7 +12,7 @@ from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.vectors.layout import Bucket
-from ps_elastic.worker.drift import LateLookout, Lookout
+from ps_elastic.worker.drift import DriftMeter, LateDriftMeter
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZE = 70_016  # more than a block
@@ -29,7 +29,9 @@ class Other:
         self.view = torch.empty(SIZE)
         compressors = [compressor] * len(buckets)
         # The late one is told of no model: it looks at the memory where they arrive.
-        self.lookout = LateLookout(self.x, buckets, compressors) if late else Lookout(self.view, buckets, compressors)
+        self.drift_meter = (
+            LateDriftMeter(self.x, buckets, compressors) if late else DriftMeter(self.view, buckets, compressors)
+        )
 
     def normal(self, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(SIZE, generator=self.random)
@@ -39,7 +41,7 @@ class Other:
         parts = [self.normal()[b.start : b.stop] for b in self.buckets]
         payloads = [() if i in cut else self.compressor.encode(part) for i, part in enumerate(parts)]
         old = (self.x if view is None else view).double()
-        self.lookout.left(payloads, view)
+        self.drift_meter.left(payloads, view)
         if view is not None:
             view.fill_(math.nan)  # it is the update's own, good until the next push
         self.x.copy_(self.x + self.normal(1e-2))
@@ -47,9 +49,9 @@ class Other:
         for bucket, payload, weight in zip(self.buckets, payloads, weights, strict=True):
             if payload:
                 own[bucket.start : bucket.stop] = weight * self.compressor.decode(payload, bucket.numel).double()
-        self.lookout.came(self.x, tuple(weights))
+        self.drift_meter.came(self.x, tuple(weights))
         assert self.late or torch.equal(self.view, self.x)
-        return self.lookout.moved, float((self.x.double() + own - old).norm())
+        return self.drift_meter.moved, float((self.x.double() + own - old).norm())
 
 
 @pytest.mark.parametrize("compressor", [Identity(), TopK(ratio=0.1)], ids=["identity", "top_k"])
@@ -59,8 +61,8 @@ def test_it_is_the_new_model_plus_the_own_update_less_the_old_view(
     late: bool, buckets: str, compressor: Compressor
 ) -> None:
     other = Other(BUCKETS[buckets], compressor, late=late)
-    other.lookout.came(other.x, [0.25] * len(other.buckets))
-    assert math.isnan(other.lookout.moved)
+    other.drift_meter.came(other.x, [0.25] * len(other.buckets))
+    assert math.isnan(other.drift_meter.moved)
     steady, changed, dropped = 4 * [0.25], [0.125, 0.5], [0.0]
     for weight in (*steady, *changed, *dropped, *steady, *dropped, *dropped, *dropped, *steady):
         seen, there = other.trip([weight] * len(other.buckets))
@@ -70,7 +72,7 @@ def test_it_is_the_new_model_plus_the_own_update_less_the_old_view(
 @LATE
 def test_each_bucket_counts_by_its_own_weight_and_one_that_was_not_sent_not_at_all(late: bool) -> None:
     other = Other(BUCKETS["three"], Identity(), late=late)
-    other.lookout.came(other.x, [0.0] * 3)
+    other.drift_meter.came(other.x, [0.0] * 3)
     for weights in ([0.5, 0.0, 0.25], [0.5, 0.0, 0.25], [0.5, 0.0, 0.25], [0.0, 1.0, 0.25]):
         seen, there = other.trip(weights, cut=(2,))
         assert seen == pytest.approx(there, rel=1e-5)
@@ -79,7 +81,7 @@ def test_each_bucket_counts_by_its_own_weight_and_one_that_was_not_sent_not_at_a
 @LATE
 def test_a_gradient_taken_elsewhere_is_seen_from_there(late: bool) -> None:
     other = Other(BUCKETS["one"], Identity(), late=late)
-    other.lookout.came(other.x, [0.0])
+    other.drift_meter.came(other.x, [0.0])
     for _ in range(4):
         seen, there = other.trip([0.0], view=other.normal())
         assert seen == pytest.approx(there, rel=1e-5)
@@ -88,15 +90,15 @@ def test_a_gradient_taken_elsewhere_is_seen_from_there(late: bool) -> None:
 @LATE
 def test_whoever_is_alone_sees_nothing_of_others(late: bool) -> None:
     x = torch.randn(SIZE, generator=torch.Generator().manual_seed(1))
-    made = LateLookout(x, BUCKETS["one"], [Identity()]) if late else None
-    lookout = made or Lookout(torch.empty(SIZE), BUCKETS["one"], [Identity()])
-    lookout.came(x, [0.0])
+    made = LateDriftMeter(x, BUCKETS["one"], [Identity()]) if late else None
+    drift_meter = made or DriftMeter(torch.empty(SIZE), BUCKETS["one"], [Identity()])
+    drift_meter.came(x, [0.0])
     for _ in range(5):
         payload = Identity().encode(torch.ones(SIZE))
-        lookout.left([payload], None)
+        drift_meter.left([payload], None)
         x.sub_(payload[0], alpha=0.25)
-        lookout.came(x, [0.25])
-        assert lookout.moved == 0.0
+        drift_meter.came(x, [0.25])
+        assert drift_meter.moved == 0.0
 
 
 @pytest.mark.parametrize("compressor", [Identity(), TopK(ratio=0.1)], ids=["identity", "top_k"])
@@ -104,14 +106,14 @@ def test_what_is_told_when_the_next_push_has_left_is_what_would_be_told_at_once(
     asked, left = (Other(BUCKETS["three"], compressor, late=True) for _ in range(2))
     told = []
     for other in (asked, left):
-        other.lookout.came(other.x, (0.25,) * 3)
+        other.drift_meter.came(other.x, (0.25,) * 3)
         for k in range(6):
             other.random.manual_seed(k)
             payloads = [compressor.encode(other.normal()[b.start : b.stop]) for b in other.buckets]
-            other.lookout.left(payloads, None)
-            told.append(other.lookout.moved)
+            other.drift_meter.left(payloads, None)
+            told.append(other.drift_meter.moved)
             other.x.copy_(other.x + other.normal(1e-2))
-            other.lookout.came(other.x, (0.25,) * 3)
+            other.drift_meter.came(other.x, (0.25,) * 3)
             if other is asked:
-                assert other.lookout.moved > 0
+                assert other.drift_meter.moved > 0
     assert told[1:6] == pytest.approx(told[7:], rel=1e-6) and math.isnan(told[0]) and math.isnan(told[6])

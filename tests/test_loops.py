@@ -56,7 +56,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.ledger = SimpleNamespace(workers={1: None, 2: None}, waiting={}, version=7, pipeline=0)
-        self.calculator = SimpleNamespace()
+        self.store = SimpleNamespace()
         self.wake_at: float | None = None
         self.ticks: list[float] = []
         self.gone: set[int] = set()
@@ -117,7 +117,7 @@ def test_the_server_looks_up_ten_times_a_second_and_when_the_rule_wants_to_be_wo
 def test_before_the_model_changes_what_was_sent_must_have_left():
     script, server = Script(*farewells(0.0)), Counter()
     run(script, server)
-    server.calculator.before_change()
+    server.store.before_change()
     assert script.flushes == 1
 
 

@@ -20,7 +20,7 @@ from ps_elastic.errors import Stalled, WorkersLost
 from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.shared_step import Leader
-from ps_elastic.server.shared_step_memory import Mates, common_bytes
+from ps_elastic.server.shared_step_memory import SharedStepMemory, common_bytes
 from ps_elastic.server.totals import Totals
 from ps_elastic.transport.wire import HEADER_BYTES
 from ps_elastic.vectors.layout import Layout
@@ -30,7 +30,7 @@ SETTINGS = Optimizer(momentum=0.9)
 STEP, RATE = Step((Term(PushId(1, 1)), Term(PushId(2, 1)))), 0.1
 
 
-class Bells:
+class Doorbells:
     """Nobody sleeps for long, and a call waits until its worker is at work."""
 
     def __init__(self) -> None:
@@ -62,13 +62,13 @@ class Host:
         windows = SimpleNamespace(
             workers=(1, 2), model=lambda: model, common=lambda: common, frames=lambda w: [frames[w]]
         )
-        self.bells, self.end = Bells(), SimpleNamespace(look=lambda: None)
-        self.mates = Mates(windows, self.bells, 4, SETTINGS, self.layout, 3, patience_s)  # type: ignore[arg-type]
-        self.mates.make()
-        self.mates.processes = dict.fromkeys((1, 2), os.getpid())
+        self.doorbells, self.end = Doorbells(), SimpleNamespace(look=lambda: None)
+        self.step_memory = SharedStepMemory(windows, self.doorbells, 4, SETTINGS, self.layout, 3, patience_s)  # type: ignore[arg-type]
+        self.step_memory.make()
+        self.step_memory.processes = dict.fromkeys((1, 2), os.getpid())
         self.x = torch.from_numpy(model).normal_()
-        optimizer = FlatOptimizer(SETTINGS, self.layout, self.x, self.mates.moments)
-        self.leader: Leader = self.mates.leader(optimizer, lambda: self.end.look())
+        optimizer = FlatOptimizer(SETTINGS, self.layout, self.x, self.step_memory.moments)
+        self.leader: Leader = self.step_memory.leader(optimizer, lambda: self.end.look())
         self.board, self.payloads = self.leader._board, {}
         for worker, memory in frames.items():
             payload = torch.from_numpy(memory[HEADER_BYTES:].view(np.float32)).normal_()
@@ -127,28 +127,28 @@ def until(condition: Callable[[], object]) -> None:
 def test_a_process_beside_rank_0_makes_a_part_of_its_steps(host, fork):
     x = host.x.clone()
     alone = FlatOptimizer(SETTINGS, host.layout, x)
-    host.bells.called = lambda: until(lambda: host.board.busy[2] or sum(host.board.done.tolist()[1:]))
-    fork(host.mates.helper(2))
+    host.doorbells.called = lambda: until(lambda: host.board.busy[2] or sum(host.board.done.tolist()[1:]))
+    fork(host.step_memory.helper(2))
     mean = sum(payload[0][0] for payload in host.payloads.values()) / 2
     for steps in range(1, 4):
         assert host.step() == pytest.approx(alone.step(mean, RATE))
-        assert torch.equal(host.x, x) and torch.equal(host.mates.moments[0], alone._moments[0])
+        assert torch.equal(host.x, x) and torch.equal(host.step_memory.moments[0], alone._moments[0])
         totals = Totals(2)
-        host.mates.count(totals)
+        host.step_memory.count(totals)
         assert totals.shared_steps == steps and 0 < (totals.helped or 0) <= 1
 
 
 def test_of_several_those_who_sleep_are_woken_first_and_no_more_than_asked_for(host):
     for asleep, count, expected in (((1, 2), 1, [1]), ((2,), 1, [2]), ((2,), 2, [2, 1]), ((), 1, [1]), ((), 2, [1, 2])):
-        host.bells.asleep = asleep
-        host.mates._call((1, 2), count)
-        assert host.bells.rung == expected
-        host.bells.rung.clear()
+        host.doorbells.asleep = asleep
+        host.step_memory._call((1, 2), count)
+        assert host.doorbells.rung == expected
+        host.doorbells.rung.clear()
 
 
 def failing_in_a_block(host: Host, fail: Callable[[], object]) -> Callable[[], object]:
     """What a worker does that fails as soon as it has a block."""
-    helper: Any = host.mates.helper(1)
+    helper: Any = host.step_memory.helper(1)
     take = type(host.board).take
 
     def and_fail(*args: Any) -> int | None:
@@ -176,7 +176,7 @@ def test_a_worker_that_was_killed_in_a_block_ends_the_step_long_before_the_patie
             raise WorkersLost("ranks [1] died")
 
     host.end.look = look
-    host.bells.called = lambda: until(lambda: host.board.busy[1])
+    host.doorbells.called = lambda: until(lambda: host.board.busy[1])
     started = time.monotonic()
     with pytest.raises(WorkersLost, match=r"ranks \[1\] died"):
         host.step()
@@ -185,7 +185,7 @@ def test_a_worker_that_was_killed_in_a_block_ends_the_step_long_before_the_patie
 
 def test_a_worker_that_was_killed_while_it_took_a_block_ends_the_step(host, fork):
     fork(failing_in_a_block(host, lambda: os.kill(os.getpid(), signal.SIGKILL)))
-    host.bells.called = lambda: until(lambda: host.board.busy[1])
+    host.doorbells.called = lambda: until(lambda: host.board.busy[1])
     with pytest.raises(WorkersLost, match="died"):
         host.step()
 
@@ -196,6 +196,6 @@ def test_a_worker_that_stopped_in_a_block_is_named_when_the_patience_ends(host, 
         os.kill(os.getpid(), signal.SIGSTOP)
 
     fork(failing_in_a_block(host, in_a_block))
-    host.bells.called = lambda: until(lambda: host.board.busy[1])
+    host.doorbells.called = lambda: until(lambda: host.board.busy[1])
     with pytest.raises(Stalled, match=r"ranks \[1\] did not finish their part of an update in 1 s"):
         host.step()

@@ -52,7 +52,7 @@ def watch(source: dict[str, Any], workers: int) -> tuple[list[Tensor], dict[str,
     made = {rank: make_worker(config, _own_model(parts, config), rank, workers, _silent(rank))
             for rank in range(1, workers + 1)}  # fmt: skip
     seen: list[Tensor] = []
-    loops.take_turns(server, made, lambda now: seen.append(server.calculator.x[: parts.layout.numel].clone()))
+    loops.take_turns(server, made, lambda now: seen.append(server.store.x[: parts.layout.numel].clone()))
     return seen, server.totals.summary(1.0)
 
 

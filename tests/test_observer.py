@@ -66,8 +66,8 @@ class Story:
 
     def __init__(self, rule: str, settings: dict[str, Any], seed: int, turns: int) -> None:
         self.settings = Optimizer(lr=0.1, **settings)
-        alphas = [0.1, 0.03, 0.2, 0.05]
-        self.desk = Desk(RULES[rule](), P, SIZE, optimizer=self.settings, alpha=lambda n: alphas[n // 10 % 4])
+        step_sizes = [0.1, 0.03, 0.2, 0.05]
+        self.desk = Desk(RULES[rule](), P, SIZE, optimizer=self.settings, alpha=lambda n: step_sizes[n // 10 % 4])
         self.pushed: dict[PushId, Vector] = {}
         self.views: dict[PushId, Vector] = {}
         self._generator, self._random = torch.Generator().manual_seed(seed), random.Random(seed)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.flat_module import Workbench
-from ps_elastic.worker.staging import Place, measured
+from ps_elastic.worker.flat_module import FlatModule
+from ps_elastic.worker.staging import GradientRegion, measured
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZES = (1, 5000, 1 << 18, (1 << 18) + 70_001)
@@ -24,7 +24,7 @@ def normal(*shape: int) -> Tensor:
 def test_what_is_squared_on_its_way_has_the_bits_of_what_is_squared_there(size: int) -> None:
     gradient, found = normal(size), []
     for final in (True, False):
-        place = Place(torch.empty(size))
+        place = GradientRegion(torch.empty(size))
         place.put(gradient, final=final)
         assert torch.equal(place.view, gradient)
         found.append(place.square())
@@ -33,7 +33,7 @@ def test_what_is_squared_on_its_way_has_the_bits_of_what_is_squared_there(size: 
 
 def test_what_changes_afterwards_is_squared_again() -> None:
     gradient = normal(1 << 18)
-    place = Place(torch.empty(512, 512))
+    place = GradientRegion(torch.empty(512, 512))
     place.put(gradient.view(512, 512), final=True)
     once = place.square()
     place.add(gradient.view(512, 512))
@@ -44,7 +44,7 @@ def test_what_changes_afterwards_is_squared_again() -> None:
 
 def test_a_gradient_of_other_strides_comes_to_its_place() -> None:
     gradient = normal(512, 1024).t()
-    place = Place(torch.empty(1024, 512))
+    place = GradientRegion(torch.empty(1024, 512))
     place.put(gradient, final=True)
     assert torch.equal(place.view, gradient)
     assert place.square() == pytest.approx(float((gradient.double() ** 2).sum()), rel=2.4e-6)
@@ -54,7 +54,7 @@ def test_a_gradient_of_other_strides_comes_to_its_place() -> None:
 def test_what_is_not_finite_or_nearly_so_is_seen(value: float) -> None:
     gradient = normal(1 << 18)
     gradient[70_000] = value
-    place = Place(torch.empty(1 << 18))
+    place = GradientRegion(torch.empty(1 << 18))
     place.put(gradient, final=True)
     expected = float((gradient.double() ** 2).sum())
     assert place.square() == pytest.approx(expected, rel=2.4e-6, nan_ok=True)
@@ -65,7 +65,7 @@ def test_every_tensor_is_measured_once_large_ones_alone_and_small_ones_together(
     model = nn.ParameterList(torch.zeros(n) for n in (3, 100, 1 << 18, 7, 1 << 19, (1 << 18) - 1))
     layout = Layout(model, buckets)
     g = layout.empty()
-    places = [Place(view) for view in layout.views(g).values()]
+    places = [GradientRegion(view) for view in layout.views(g).values()]
     found = [list(measured(layout, bucket, places, g)) for bucket in layout.buckets]
     count = torch.zeros(layout.size)
     for place in (place for inside in found for place in inside):
@@ -78,7 +78,7 @@ def test_every_tensor_is_measured_once_large_ones_alone_and_small_ones_together(
 
 def test_a_backward_measures_what_it_leaves() -> None:
     model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 3))
-    bench = Workbench(model, Layout(model))
+    bench = FlatModule(model, Layout(model))
     found = []
     for final in (True, False):
         with bench.gradient.collecting(final=final):

@@ -20,7 +20,7 @@ from ps_elastic.cluster.threads import set_threads
 from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError, TaskError
 from ps_elastic.policies import policies
-from ps_elastic.records.reader import RunRecord, open_run
+from ps_elastic.records.reader import RunReader, open_run
 from ps_elastic.simulation.simulate import simulate
 
 WORKERS = 3
@@ -86,7 +86,7 @@ def again(run: Path, change: Callable[[list[str]], list[str]] = lambda lines: li
         compute_on(1)
 
 
-def assert_the_same(run: Path) -> RunRecord:
+def assert_the_same(run: Path) -> RunReader:
     record, found = open_run(str(run)), again(run)
     assert found.replay.first_mismatch is None, str(found.replay.first_mismatch)
     assert found.replay.match and found.replay.events == sum(1 for _ in record.lines())
@@ -107,8 +107,8 @@ def test_the_runs_under_mpirun_have_what_makes_them_hard(runs: Path) -> None:
     pushes = [line for line in map(json.loads, hard.lines()) if line["event"] == "push"]
     assert max(line["residual_norm"] for line in pushes) > 0
     assert [line["worker"] for line in pushes] != [1 + i % WORKERS for i in range(len(pushes))]
-    alphas = [action[3] for line in pushes for action in line["actions"] if action[0] == "applied"]
-    assert alphas[0] == 0 < alphas[1] < alphas[9] and alphas[-1] < max(alphas)
+    step_sizes = [action[3] for line in pushes for action in line["actions"] if action[0] == "applied"]
+    assert step_sizes[0] == 0 < step_sizes[1] < step_sizes[9] and step_sizes[-1] < max(step_sizes)
     dropped = open_run(str(runs / "dropped and fed back")).summary
     assert dropped is not None and dropped["dropped"] > 5
     early = open_run(str(runs / "stopped early")).summary
@@ -235,16 +235,16 @@ class Counting(Blobs):
 def test_workers_and_server_compute_on_their_own_numbers_of_threads(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
 
-    counted, apply = set(), Calculator.apply
+    counted, apply = set(), ParameterStore.apply
 
     def noting(*arguments: Any) -> float:
         counted.add(torch.get_num_threads())
         return apply(*arguments)
 
     threaded = fit(tmp_path, "test_recompute:Counting", "threads=2", samples=60).directory
-    monkeypatch.setattr(Calculator, "apply", noting)
+    monkeypatch.setattr(ParameterStore, "apply", noting)
     compute_on(1)
     record = open_run(str(threaded))
     assert record.env["torch_threads"] == 2

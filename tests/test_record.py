@@ -12,19 +12,19 @@ from torch import nn
 from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError
 from ps_elastic.records.checkpoint import load_parameters
-from ps_elastic.records.writer import Record, environment, write_json
+from ps_elastic.records.writer import RunWriter, environment, write_json
 from ps_elastic.vectors.layout import Layout
 
 
 def saved(model: nn.Module, folder: Path) -> str:
-    Record(folder, 0).write_model(model)
+    RunWriter(folder, 0).write_model(model)
     return str(folder / "model.safetensors")
 
 
 def test_every_rank_has_its_metrics_and_rank_0_the_rest(tmp_path: Path) -> None:
     config = load({"task": "digits"})
     for rank in range(3):
-        record = Record(tmp_path, rank)
+        record = RunWriter(tmp_path, rank)
         record.tracker.note("reply", 0.5, step=rank)
         if rank == 0:
             record.events().write('{"event": "done"}')
@@ -47,7 +47,7 @@ def test_lines_wait_no_longer_than_a_second_while_nothing_else_comes(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    record = Record(tmp_path, 0)
+    record = RunWriter(tmp_path, 0)
     events, metrics = tmp_path / "events.jsonl", tmp_path / "metrics" / "rank-000.jsonl"
     record.events().write('{"event": "push"}')
     record.tracker.later(lambda: '{"event": "used"}')
@@ -103,7 +103,7 @@ def test_a_model_is_written_from_where_it_is(tmp_path: Path) -> None:
     layout = Layout(model)
     layout.attach(model, layout.empty())
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        Record(tmp_path, 0).write_model(model)
+        RunWriter(tmp_path, 0).write_model(model)
     assert max([event.cpu_memory_usage for event in profile.function_events], default=0) < layout.size
     saved = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in model.named_parameters())

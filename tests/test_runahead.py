@@ -17,7 +17,7 @@ from ps_elastic.policies.events import Push, PushId, Release, Step
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.message_passing import MessagePassing
 from ps_elastic.policies.transitions import take_release
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.worker.worker import Worker
 from tests.law.rules import HoldsAhead
@@ -80,23 +80,23 @@ class Witness:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.views: dict[PushId, torch.Tensor] = {}
         self.distances: list[float] = []
-        push, apply = Worker.push, Calculator.apply
+        push, apply = Worker.push, ParameterStore.apply
 
         def noted_push(worker: Worker, emit: Any, cut: Any = None) -> None:
             self.views[PushId(worker.rank, worker.step + 1)] = worker.x.clone()
             push(worker, emit, cut)
 
-        def compared_apply(calculator: Calculator, step: Step, rate: float, views: list[PushId]) -> float:
+        def compared_apply(store: ParameterStore, step: Step, rate: float, views: list[PushId]) -> float:
             for view in views:
-                assert (calculator.view(view) == self.views[view].numpy()).all()
-            distances = [float((calculator.x - self.views[view]).norm()) for view in views]
-            moved = apply(calculator, step, rate, views)
-            assert [calculator.distance_when_used(view) for view in views] == pytest.approx(distances, rel=1e-5)
+                assert (store.view(view) == self.views[view].numpy()).all()
+            distances = [float((store.x - self.views[view]).norm()) for view in views]
+            moved = apply(store, step, rate, views)
+            assert [store.distance_when_used(view) for view in views] == pytest.approx(distances, rel=1e-5)
             self.distances += distances
             return moved
 
         monkeypatch.setattr(Worker, "push", noted_push)
-        monkeypatch.setattr(Calculator, "apply", compared_apply)
+        monkeypatch.setattr(ParameterStore, "apply", compared_apply)
 
 
 @pytest.mark.parametrize("rule", RULES)

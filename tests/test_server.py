@@ -364,7 +364,7 @@ def test_a_bound_is_the_path_length_and_off_is_nothing() -> None:
             for worker, value in ((1, 1.0), (2, -1.0), (3, 2.0)):
                 desk.push(worker, value)
         lines[mode] = desk.told("used")
-        assert desk.server.calculator.snapshots.peak == (0 if mode != "exact" else 2)
+        assert desk.server.store.snapshots.peak == (0 if mode != "exact" else 2)
     assert [line["discrepancy"] for line in lines["bound"]] == [line["path_length"] for line in lines["exact"]]
     assert [line["discrepancy"] for line in lines["off"]] == [None] * 9
     assert any(a["discrepancy"] < b["discrepancy"] for a, b in zip(lines["exact"], lines["bound"], strict=True))
@@ -397,12 +397,12 @@ def test_copies_of_the_model_are_freed_with_the_last_view() -> None:
     for _ in range(20):
         for worker in (1, 2, 3):
             desk.push(worker, 1.0)
-    assert desk.server.calculator.snapshots.peak == 2  # the views of the two that do not push now
+    assert desk.server.store.snapshots.peak == 2  # the views of the two that do not push now
     desk.take(desk.server.leave(2, 99.0))
     desk.take(desk.server.leave(3, 99.0))
     for _ in range(3):
         desk.push(1, 1.0)
-    assert not desk.server.calculator.snapshots._copies
+    assert not desk.server.store.snapshots._copies
 
 
 def test_a_rule_may_ask_for_the_true_distances() -> None:

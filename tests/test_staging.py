@@ -7,7 +7,7 @@ import torch
 from helpers import fit
 
 from ps_elastic.vectors.layout import Bucket
-from ps_elastic.worker.staging import FromGpu, InPlace, Place
+from ps_elastic.worker.staging import FromGpu, GradientRegion, InPlace
 
 BUCKETS = (Bucket(0, 64), Bucket(64, 192))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
@@ -15,7 +15,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch find
 
 def test_what_is_on_the_cpu_is_there_and_has_its_norm() -> None:
     g = torch.randn(192, generator=torch.Generator().manual_seed(0))
-    staging = InPlace(g, [[Place(g[:64])], [Place(g[64:128]), Place(g[128:])]])
+    staging = InPlace(g, [[GradientRegion(g[:64])], [GradientRegion(g[64:128]), GradientRegion(g[128:])]])
     staging.begin(1)
     assert staging.g is g
     for i, bucket in enumerate(BUCKETS):

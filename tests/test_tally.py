@@ -10,7 +10,7 @@ import pytest
 from helpers import fit
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
-from ps_elastic.analysis.replay.hindsight import Tally
+from ps_elastic.analysis.replay.hindsight import PolicyTotals
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.synchronous import Synchronous
@@ -27,7 +27,7 @@ RULES = (
 @pytest.mark.parametrize("rule", RULES)
 def test_the_figures_are_those_of_the_summary(tmp_path: Path, rule: str) -> None:
     run = fit(tmp_path, "helpers:Blobs", f"policy={rule}", samples=120)
-    record, tally = open_run(str(run.directory)), Tally()
+    record, tally = open_run(str(run.directory)), PolicyTotals()
     assert replay_decisions(run.config.policy.build(), record.lines(), range(1, 4), watch=tally.note).match
     figures, summary = tally.figures(), run.summary
     at_the_end = sum(line["reason"] == "done" for line in run.lines(0, "dropped"))
@@ -40,7 +40,7 @@ def test_the_figures_are_those_of_the_summary(tmp_path: Path, rule: str) -> None
     assert figures["pushes"] == figures["used"] + figures["dropped"] + figures["held"]
 
 
-def told(lines: list[str], workers: int, tally: Tally) -> dict[str, Any]:
+def told(lines: list[str], workers: int, tally: PolicyTotals) -> dict[str, Any]:
     assert replay_decisions(Synchronous(), lines, range(1, workers + 1), watch=tally.note).match
     return tally.figures()
 
@@ -57,7 +57,7 @@ def test_waiting_counts_from_the_push_to_the_release_of_who_is_there() -> None:
     story.push(1, now=7.0)
     story.tell(Done(), now=8.0)
     story.push(3, now=9.0)
-    figures = told(lines, 2, tally := Tally())
+    figures = told(lines, 2, tally := PolicyTotals())
     assert (figures["pushes"], figures["used"], figures["held"], figures["dropped"]) == (3, 2, 1, 0)
     assert (figures["versions"], figures["releases"]) == (1, 3)
     assert figures["wait_s"] == (6.0 - 1.0) + (8.0 - 7.0)
@@ -70,7 +70,7 @@ def test_a_run_without_done_ends_with_its_last_event() -> None:
     story = Story(Asynchronous(), 2, log=lines.append)
     story.push(1, now=1.0)
     story.push(2, now=4.0)
-    tally = Tally()
+    tally = PolicyTotals()
     replay_decisions(Asynchronous(), lines, [1, 2], watch=tally.note)
     figures = tally.figures()
     assert (figures["used"], figures["releases"], figures["wait_s"], tally.present_s) == (2, 2, 0.0, 8.0)

@@ -22,7 +22,7 @@ from ps_elastic.errors import LOST, ConfigError
 from ps_elastic.policies.events import PushId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.torn import TornCalculator
+from ps_elastic.server.torn import TornStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
@@ -32,46 +32,46 @@ GIVEN = View(0, 0.0, None, 0.0, 0.0)
 
 
 @pytest.fixture
-def calculator() -> TornCalculator:
+def store() -> TornStore:
     layout = Layout(nn.Linear(30, 7))
     x = layout.empty().normal_()
     copies = {1: torch.zeros_like(x), 2: torch.zeros_like(x)}
-    made = TornCalculator(layout, x, FlatOptimizer(Optimizer(lr=0.5), layout, x), [Identity()], copies)
+    made = TornStore(layout, x, FlatOptimizer(Optimizer(lr=0.5), layout, x), [Identity()], copies)
     made.take(FIRST, [PushMessage(1, 1, 0, (torch.ones_like(x).numpy(),))])
     return made
 
 
-def away(calculator: TornCalculator, copy: torch.Tensor) -> float:
-    return float(np.linalg.norm(calculator.x.double().numpy() - copy.double().numpy()))
+def away(store: TornStore, copy: torch.Tensor) -> float:
+    return float(np.linalg.norm(store.x.double().numpy() - copy.double().numpy()))
 
 
-def test_a_worker_is_given_the_live_model_itself(calculator):
-    given = calculator.give(FIRST, GIVEN, 0.5)
-    calculator.x[3] = 77.0
+def test_a_worker_is_given_the_live_model_itself(store):
+    given = store.give(FIRST, GIVEN, 0.5)
+    store.x[3] = 77.0
     assert given[3] == 77.0
 
 
-def test_the_distance_of_a_push_is_that_of_the_copy_left_by_its_worker(calculator):
-    calculator.give(FIRST, GIVEN, 0.5)
-    copy = calculator._copies[1].copy_(calculator.x)
+def test_the_distance_of_a_push_is_that_of_the_copy_left_by_its_worker(store):
+    store.give(FIRST, GIVEN, 0.5)
+    copy = store._copies[1].copy_(store.x)
     copy[::2] += 0.25  # it missed something there
-    expected = away(calculator, copy)
-    assert calculator.distance(FIRST) == pytest.approx(expected, rel=1e-5)
-    calculator.combine(Step.mean([FIRST], share=1.0))
-    calculator.apply(Step.mean([FIRST], share=1.0), 0.5, [FIRST])
-    assert calculator.distance_when_used(FIRST) == pytest.approx(expected, rel=1e-5)
+    expected = away(store, copy)
+    assert store.distance(FIRST) == pytest.approx(expected, rel=1e-5)
+    store.combine(Step.mean([FIRST], share=1.0))
+    store.apply(Step.mean([FIRST], share=1.0), 0.5, [FIRST])
+    assert store.distance_when_used(FIRST) == pytest.approx(expected, rel=1e-5)
     assert expected > 1
 
 
-def test_a_push_that_is_used_after_its_worker_went_on_keeps_the_copy_that_it_was_made_on(calculator):
-    calculator.give(FIRST, GIVEN, 0.5)
-    copy = calculator._copies[1].copy_(calculator.x + 0.5)
-    expected = away(calculator, copy)
-    calculator.keep(FIRST)  # and its worker is answered
-    calculator.give(NEXT, GIVEN, 0.5)
+def test_a_push_that_is_used_after_its_worker_went_on_keeps_the_copy_that_it_was_made_on(store):
+    store.give(FIRST, GIVEN, 0.5)
+    copy = store._copies[1].copy_(store.x + 0.5)
+    expected = away(store, copy)
+    store.keep(FIRST)  # and its worker is answered
+    store.give(NEXT, GIVEN, 0.5)
     copy.zero_()
-    assert calculator.distance(FIRST) == pytest.approx(expected, rel=1e-5)
-    assert calculator.distance(NEXT) == pytest.approx(away(calculator, copy), rel=1e-5)
+    assert store.distance(FIRST) == pytest.approx(expected, rel=1e-5)
+    assert store.distance(NEXT) == pytest.approx(away(store, copy), rel=1e-5)
 
 
 def test_torn_views_are_refused_where_no_ranks_share_memory(tmp_path: Path):

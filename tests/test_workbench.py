@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ps_elastic.errors import TaskError
 from ps_elastic.tasks import Task
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.flat_module import Workbench
+from ps_elastic.worker.flat_module import FlatModule
 
 
 class Told:
@@ -19,7 +19,7 @@ class Told:
 
     def __init__(self, model: nn.Module, buckets: str | int = "layer") -> None:
         self.model, self.layout = model, Layout(model, buckets)
-        self.bench = Workbench(model, self.layout)
+        self.bench = FlatModule(model, self.layout)
         self.filled: list[int] = []
 
     def backward(self, *losses: Tensor) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ class Hand:
     @property
     def notes(self) -> list[dict[str, Any]]:
         """What was logged of all that was noted so far."""
-        self.worker.logbook.tell()
+        self.worker.worker_log.tell()
         return self.lines
 
     @property

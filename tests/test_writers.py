@@ -20,11 +20,11 @@ from ps_elastic.policies.events import PushId, ReplyId, Step
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import make_parts, make_worker
 from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.torn import WrittenCalculator
+from ps_elastic.server.torn import WrittenStore
 from ps_elastic.transport.messages import PushMessage, Reply, Settled
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.worker.hogwild import WritingWorker
-from ps_elastic.worker.model_writer import Sheet, Writer, runs_of
+from ps_elastic.worker.model_writer import ModelWriter, SharedModel, runs_of
 
 pytestmark = pytest.mark.usefixtures("kernels")
 RATE = 0.25
@@ -52,7 +52,7 @@ class Pen:
         self.view = self.x.clone()
         for view in layout.views(self.view).values():
             view.add_(torch.randn_like(view), alpha=0.01)
-        self.writer = Writer(Sheet(self.x, self.lock, self.distances), self.view, layout, measures=measures)
+        self.writer = ModelWriter(SharedModel(self.x, self.lock, self.distances), self.view, layout, measures=measures)
 
     @property
     def away(self) -> float:
@@ -142,7 +142,7 @@ def test_norms_beyond_the_squares_of_float32_are_right(size: float) -> None:
 def test_a_server_whose_workers_write_changes_nothing_and_tells_what_they_measured() -> None:
     x = LARGE.empty().normal_()
     before, distances = x.clone(), {1: np.array([0.5, 0.25]), 2: np.array([0.125])}
-    made = WrittenCalculator(LARGE, x, FlatOptimizer(Optimizer(lr=1.0), LARGE, x), [Identity()], distances)
+    made = WrittenStore(LARGE, x, FlatOptimizer(Optimizer(lr=1.0), LARGE, x), [Identity()], distances)
     for push, size in ((PushId(1, 3), 4.0), (PushId(2, 1), 2.0)):
         made.derive(push, ReplyId(push.worker, 0), RATE, ())
         made.take(push, [PushMessage(*push, 0, (), payload_norm=size)])
@@ -161,8 +161,8 @@ def working(compressor: Any = "identity", **settings: Any) -> tuple[WritingWorke
     x = parts.layout.empty()
     for view in parts.layout.views(x).values():
         view.normal_()
-    sheet = Sheet(x, contextlib.nullcontext(), np.zeros(config.update.pipeline + 1))
-    worker = make_worker(config, parts, 1, 1, Tracker(1, lambda line: None), sheet=sheet)
+    shared_model = SharedModel(x, contextlib.nullcontext(), np.zeros(config.update.pipeline + 1))
+    worker = make_worker(config, parts, 1, 1, Tracker(1, lambda line: None), shared_model=shared_model)
     assert isinstance(worker, WritingWorker)
     return worker, x, parts.layout
 

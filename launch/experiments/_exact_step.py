@@ -46,10 +46,10 @@ class ExactStep(ElasticBound):
 
     def _farthest(self, ledger: Ledger, step: Step) -> float:
         """The largest ||x - v|| / alpha after `step`, of all views that are out."""
-        calculator, alpha = self._server.calculator, ledger.applied.alpha
-        # By the calculator's own private means: a rule of the package has no business here, and is given none.
-        mean = sum(calculator._decoded(term.push) for term in step.terms) / len(step.terms)
-        after = calculator.x - alpha * step.share * mean
+        store, alpha = self._server.store, ledger.applied.alpha
+        # By the store's own private means: a rule of the package has no business here, and is given none.
+        mean = sum(store._decoded(term.push) for term in step.terms) / len(step.terms)
+        after = store.x - alpha * step.share * mean
         of_version: dict[int, PushId] = {view.version: push for push, view in ledger.views.items()}
-        views = torch.stack([torch.from_numpy(calculator.view(push)) for push in of_version.values()])
+        views = torch.stack([torch.from_numpy(store.view(push)) for push in of_version.values()])
         return float(torch.linalg.vector_norm(after - views, dim=1).max()) / alpha

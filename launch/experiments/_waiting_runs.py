@@ -132,14 +132,14 @@ def run(config: Config, workers: int) -> tuple[list[float], list[float], float]:
 
 def listen(server: Server, scaled: list[float]) -> None:
     """Note ||x - v|| / alpha on the server's model of each push when it is first added to it, late or not."""
-    combine = server.calculator.combine
+    combine = server.store.combine
 
     def noted(step: Step) -> None:
         fresh = [term.push for term in step.terms if term.stands_for is None and term.push.worker]
-        scaled.extend(server.calculator.distance(push) / ALPHA for push in fresh)
+        scaled.extend(server.store.distance(push) / ALPHA for push in fresh)
         combine(step)
 
-    server.calculator.combine = noted  # type: ignore[method-assign]
+    server.store.combine = noted  # type: ignore[method-assign]
 
 
 def scale(runs: tuple[list[float], ...]) -> Scale:

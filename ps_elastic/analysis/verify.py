@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from ps_elastic.policies.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import Parts, make_parts, make_server, make_worker
-from ps_elastic.server.totals import SLACK, Mean, Measures
-from ps_elastic.simulation.nodes import Stopwatch, Turns
+from ps_elastic.server.totals import SLACK, BoundFacts, Mean
+from ps_elastic.simulation.nodes import Stopwatch, TurnTakingWorker
 from ps_elastic.simulation.simulate import make_simulator
-from ps_elastic.worker.flat_module import Workbench
+from ps_elastic.worker.flat_module import FlatModule
 
 if TYPE_CHECKING:
     from ps_elastic.config.schema import Config
@@ -68,7 +68,7 @@ class Played(NamedTuple):
     """One run: D/alpha of each push used, in the order of use; norms; and what was counted."""
 
     scaled: list[float]
-    measures: Measures
+    measures: BoundFacts
     staleness: int
     sigma: float  # of a gradient, at the start or at the end of the run, whichever is larger
     waiting: float  # part of the time that a worker has nothing to do, the mean over workers
@@ -130,21 +130,23 @@ def play(config: Config, workers: int, look: Callable[[Server], object] = id) ->
     parts = make_parts(config, workers)
     uses = Uses()
     server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
-    server.calculator.keeps_versions = True
+    server.store.keeps_versions = True
     server.measures.pushes, server.measures.applied = Kept(), Kept()
     stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
-    view, start, ranks = server.calculator.view, server.calculator.x.clone(), workers + config.faults.check(workers)
-    bench, shared = Workbench(model, parts.layout), parts._replace(model=model)
+    view, start, ranks = server.store.view, server.store.x.clone(), workers + config.faults.check(workers)
+    bench, shared = FlatModule(model, parts.layout), parts._replace(model=model)
 
-    def make(rank: int) -> Turns:
+    def make(rank: int) -> TurnTakingWorker:
         silent = Tracker(rank, lambda line: None)
-        return Turns(make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view)
+        return TurnTakingWorker(
+            make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view
+        )
 
     look(server)
     ended = make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
     staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
-    sigma = max(noise(config, parts, workers, x) for x in (start, server.calculator.x))
+    sigma = max(noise(config, parts, workers, x) for x in (start, server.store.x))
     waited = server.totals.waited.values()
     scaled = [scaled for _, scaled in sorted(uses.seen)]
     return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)

@@ -13,7 +13,7 @@ from ps_elastic.errors import CHECK_FAILED, OK, ConfigError
 if TYPE_CHECKING:
     from ps_elastic.analysis.replay.decisions import Replay
     from ps_elastic.config.schema import Config
-    from ps_elastic.records.reader import RunRecord
+    from ps_elastic.records.reader import RunReader
 
 
 @click.command(short_help="Check a recorded run against its rule, train it again bit for bit, or ask another rule.")
@@ -42,12 +42,12 @@ def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bo
     return OK if document["match"] else CHECK_FAILED
 
 
-def _replay(record: RunRecord, policies: Sequence[str]) -> dict[str, Any]:
+def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
     from ps_elastic.analysis.replay.decisions import replay_decisions
-    from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, Tally
+    from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, PolicyTotals
     from ps_elastic.records.reader import read_line
 
-    config, tally = _load(record), Tally()
+    config, tally = _load(record), PolicyTotals()
     others = [_load(record, [f"policy={policy}", "update.pipeline=0"]) for policy in policies]
     for asked in [config, *others] if policies else []:
         if asked.policy.build().layerwise:
@@ -74,7 +74,7 @@ def _replay(record: RunRecord, policies: Sequence[str]) -> dict[str, Any]:
     return document
 
 
-def _recompute(record: RunRecord) -> dict[str, Any]:
+def _recompute(record: RunReader) -> dict[str, Any]:
     from ps_elastic.cluster.threads import set_threads
 
     if record.env.get("headers_only"):
@@ -99,7 +99,7 @@ def _recompute(record: RunRecord) -> dict[str, Any]:
     return _document(record, replay, parameters)
 
 
-def _load(record: RunRecord, overrides: Sequence[str] = (), *, plugins: bool = False) -> Config:
+def _load(record: RunReader, overrides: Sequence[str] = (), *, plugins: bool = False) -> Config:
     """The run's configuration. Raises ConfigError also where its rule needs more workers than there were."""
     from ps_elastic.config.load import load
 
@@ -109,7 +109,7 @@ def _load(record: RunRecord, overrides: Sequence[str] = (), *, plugins: bool = F
     return config
 
 
-def _document(record: RunRecord, replay: Replay, parameters: str | None) -> dict[str, Any]:
+def _document(record: RunReader, replay: Replay, parameters: str | None) -> dict[str, Any]:
     """The contract of `replay --json`; `first_mismatch` is null, or {line, recorded, replayed, error, text}."""
     recorded, mismatch = record.parameters_sha256, replay.first_mismatch
     told = None if mismatch is None else {**mismatch._asdict(), "text": str(mismatch)}

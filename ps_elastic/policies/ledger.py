@@ -43,16 +43,16 @@ class Debt(NamedTuple):
     version: int  # the Step that owes it made this version
 
 
-class Seat:
+class Member:
     """A worker: the last step seen of it, the last assigned to it, and how many pushes it completed."""
 
-    __slots__ = ("assigned", "clock", "course", "last", "newest", "seen")
+    __slots__ = ("assigned", "clock", "last", "newest", "pipeline_state", "seen")
 
     def __init__(self) -> None:
         self.seen = self.assigned = self.clock = 0
         self.last: PushId | None = None  # its last used push, where the rule keeps it
         self.newest: PushId | None = None  # its push that waits for a reply, where the reply may contain it
-        self.course = Course()  # where it may run ahead
+        self.pipeline_state = PipelineState()  # where it may run ahead
 
 
 class Ledger:
@@ -77,7 +77,7 @@ class Ledger:
         log: Callable[[str], None] | None = None,
         bucket: tuple[int, int] | None = None,
     ) -> None:
-        self.workers: dict[int, Seat] = {worker: Seat() for worker in workers}
+        self.workers: dict[int, Member] = {worker: Member() for worker in workers}
         self.waiting: dict[int, None] = {}
         self.held: dict[PushId, Push] = {}
         self.views: dict[PushId, View] = {}
@@ -93,7 +93,7 @@ class Ledger:
         self._refs: dict[PushId, int] = {}
         # What follows is for `decide` and transitions.py alone.
         self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
-        self.gone: dict[int, Seat] = {}  # a worker that comes back must not repeat a PushId
+        self.gone: dict[int, Member] = {}  # a worker that comes back must not repeat a PushId
         self.at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
         # Views in the order sent, which is the order of `travelled`; a plain dict finds its first key in O(p).
         self.unmeasured: OrderedDict[PushId, float] = OrderedDict()
@@ -120,10 +120,10 @@ class Ledger:
         """The pushes of its own worker that the view of `push`, which is held, contains, in the order pushed."""
         return self.containing.get(push, ())
 
-    def told(self, worker: int) -> tuple[int, Given]:
+    def told(self, worker: int) -> tuple[int, PipelinedReply]:
         """The last step of `worker` that a reply answered, and that reply, where workers run ahead."""
-        course = self.workers[worker].course
-        return course.told, course.given[course.told]
+        pipeline_state = self.workers[worker].pipeline_state
+        return pipeline_state.told, pipeline_state.given[pipeline_state.told]
 
     def last(self, worker: int) -> PushId | None:
         """The last push of `worker` that was used, where the rule keeps it."""
@@ -156,37 +156,39 @@ class Ledger:
 
     def assign(self, worker: int, own: float) -> None:
         """Let the next push of `worker` be under way, on the model as it is, plus c * own * its last push."""
-        seat = self.workers[worker]
+        member = self.workers[worker]
         if self.pipeline:
-            self._answer_ahead(worker, seat, own)
+            self._answer_ahead(worker, member, own)
             return
-        own_push = PushId(worker, seat.seen) if own else None
+        own_push = PushId(worker, member.seen) if own else None
         if own_push is not None:
             if own_push not in self.held and own_push not in self._refs:
                 raise PolicyError(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
             self.ref(own_push)
-        seat.assigned += 1
-        push = PushId(worker, seat.assigned)
+        member.assigned += 1
+        push = PushId(worker, member.assigned)
         self.views[push] = View(self.version, own, own_push, self.travelled, self.now)
         self.unmeasured[push] = self.travelled
 
-    def _answer_ahead(self, worker: int, seat: Seat, own: float) -> None:
+    def _answer_ahead(self, worker: int, member: Member, own: float) -> None:
         """A reply: the worker may be computing already, on an older one; else this is what it goes on with."""
         if own:
             raise PolicyError(f"worker {worker} is released with own = {own}, but it re-applies its own pushes itself")
-        course = seat.course
-        course.told = seat.seen
-        given = Given(self.version, tuple([p for p in course.flying if p in self.held]), self.travelled, self.now)
-        course.given[seat.seen] = given
-        if seat.assigned == seat.seen:
-            for unneeded in course.leave_behind(seat.seen):
+        pipeline_state = member.pipeline_state
+        pipeline_state.told = member.seen
+        given = PipelinedReply(
+            self.version, tuple([p for p in pipeline_state.flying if p in self.held]), self.travelled, self.now
+        )
+        pipeline_state.given[member.seen] = given
+        if member.assigned == member.seen:
+            for unneeded in pipeline_state.leave_behind(member.seen):
                 self.unref(unneeded)
-            self.send_on(worker, seat, given)
+            self.send_on(worker, member, given)
 
-    def send_on(self, worker: int, seat: Seat, oldest: Given) -> None:
+    def send_on(self, worker: int, member: Member, oldest: PipelinedReply) -> None:
         """Let the next push be under way; no reply older than `oldest` is its view."""
-        seat.assigned = seat.seen + 1
-        push = PushId(worker, seat.assigned)
+        member.assigned = member.seen + 1
+        push = PushId(worker, member.assigned)
         self.views[push] = View(oldest.version, 0.0, None, oldest.travelled, oldest.sent_at)
         heappush(self.measured, (oldest.travelled, push))  # views come in no order here
 
@@ -231,11 +233,11 @@ class Ledger:
             if push not in self.held:
                 self.freed.append(push)
 
-    def advance(self, seat: Seat) -> None:
+    def advance(self, member: Member) -> None:
         """A worker completed a push."""
-        at, clock = self.at_clock, seat.clock
+        at, clock = self.at_clock, member.clock
         at[clock] -= 1
-        seat.clock = clock + 1
+        member.clock = clock + 1
         at[clock + 1] = at.get(clock + 1, 0) + 1
         if not at[clock]:
             self.settle_slowest()
@@ -248,7 +250,7 @@ class Ledger:
             self.slowest += 1
 
 
-class Given(NamedTuple):
+class PipelinedReply(NamedTuple):
     """A reply to a worker: its model, and the pushes that were here by then and are not in it yet."""
 
     version: int
@@ -257,7 +259,7 @@ class Given(NamedTuple):
     sent_at: float  # seconds
 
 
-class Course:
+class PipelineState:
     """One worker's replies, from the one that its last push named on, and its pushes that its views may contain.
 
     With `pipeline: k` a worker computes push s as long as at most k of its earlier pushes are unanswered. Its view is
@@ -271,11 +273,11 @@ class Course:
 
     def __init__(self, told: int = 0) -> None:
         self.told = told  # the last push that a reply answered
-        self.given: dict[int, Given] = {}  # by what `told` was then, oldest first
+        self.given: dict[int, PipelinedReply] = {}  # by what `told` was then, oldest first
         self.flying: dict[PushId, None] = {}  # in the order pushed
 
-    def copy(self) -> Course:
-        new = Course(self.told)
+    def copy(self) -> PipelineState:
+        new = PipelineState(self.told)
         new.given, new.flying = self.given.copy(), self.flying.copy()
         return new
 

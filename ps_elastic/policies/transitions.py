@@ -11,54 +11,56 @@ from heapq import heappush
 
 from ps_elastic.errors import PolicyError, Stalled, WireError
 from ps_elastic.policies.events import ZERO, Applied, Drop, Measure, Measured, Push, PushId, Release, Step, Term, Wake
-from ps_elastic.policies.ledger import Course, Debt, Ledger, Seat
+from ps_elastic.policies.ledger import Debt, Ledger, Member, PipelineState
 
 
 def note_push(ledger: Ledger, push: Push) -> str | None:
     """Take the push in; or say why it is ignored."""
     worker, step = push.id
-    seat = ledger.workers.get(worker)
-    if seat is None:
+    member = ledger.workers.get(worker)
+    if member is None:
         return "departed"
-    if step <= seat.seen:
+    if step <= member.seen:
         return "duplicate"
     if push.id not in ledger.views:
-        raise WireError(f"push {tuple(push.id)} of worker {worker} was never assigned; expected step {seat.seen + 1}")
+        raise WireError(f"push {tuple(push.id)} of worker {worker} was never assigned; expected step {member.seen + 1}")
     if ledger.pipeline:
-        _note_ahead(ledger, push, seat)
+        _note_ahead(ledger, push, member)
         return None
     if push.base != (version := ledger.views[push.id].version):
         raise WireError(f"push {tuple(push.id)} says base {push.base}, but its view was version {version}")
-    for lost in range(seat.seen + 1, step):
+    for lost in range(member.seen + 1, step):
         ledger.forget(PushId(worker, lost))
-    seat.seen = step
+    member.seen = step
     view = ledger.take_view(push.id)
     if view.own_push is not None:
         ledger.containing[push.id] = (view.own_push,)
     ledger.held[push.id] = push
     ledger.waiting[worker] = None
     if ledger.own_views:
-        seat.newest = push.id
+        member.newest = push.id
         ledger.ref(push.id)
-    ledger.advance(seat)
+    ledger.advance(member)
     return None
 
 
 def note_asked(ledger: Ledger, worker: int, step: int) -> str | None:
     """Return "" if the rule must be asked, "again" if the last reply must be sent again, else why it is ignored."""
-    seat = ledger.workers.get(worker)
-    if seat is None:
+    member = ledger.workers.get(worker)
+    if member is None:
         return "departed"
     if worker in ledger.waiting:
         return "waiting"
-    if step > (seat.seen if seat.course.given else seat.assigned):  # nothing of one that runs ahead gets lost
-        raise WireError(f"worker {worker} asks after step {step}; it was assigned {seat.assigned}")
-    if seat.assigned > seat.seen:  # else it has just joined
-        if step <= seat.seen:  # less than `seen` from one that came back, and does not know its earlier steps
+    if step > (
+        member.seen if member.pipeline_state.given else member.assigned
+    ):  # nothing of one that runs ahead gets lost
+        raise WireError(f"worker {worker} asks after step {step}; it was assigned {member.assigned}")
+    if member.assigned > member.seen:  # else it has just joined
+        if step <= member.seen:  # less than `seen` from one that came back, and does not know its earlier steps
             return "again"
-        for lost in range(seat.seen + 1, seat.assigned + 1):
+        for lost in range(member.seen + 1, member.assigned + 1):
             ledger.forget(PushId(worker, lost))
-        seat.seen = seat.assigned = step
+        member.seen = member.assigned = step
     ledger.waiting[worker] = None
     return ""
 
@@ -66,31 +68,31 @@ def note_asked(ledger: Ledger, worker: int, step: int) -> str | None:
 def note_joined(ledger: Ledger, worker: int, step: int) -> str | None:
     if worker in ledger.workers:
         return "member"
-    seat = ledger.gone.pop(worker, None) or Seat()
-    seat.clock = ledger.slowest
-    seat.seen = seat.assigned = max(seat.assigned, step)
-    seat.course = Course(seat.seen)
-    ledger.workers[worker] = seat
-    ledger.at_clock[seat.clock] = ledger.at_clock.get(seat.clock, 0) + 1
+    member = ledger.gone.pop(worker, None) or Member()
+    member.clock = ledger.slowest
+    member.seen = member.assigned = max(member.assigned, step)
+    member.pipeline_state = PipelineState(member.seen)
+    ledger.workers[worker] = member
+    ledger.at_clock[member.clock] = ledger.at_clock.get(member.clock, 0) + 1
     return None
 
 
 def note_left(ledger: Ledger, worker: int) -> str | None:
-    seat = ledger.workers.pop(worker, None)
-    if seat is None:
+    member = ledger.workers.pop(worker, None)
+    if member is None:
         return "departed"
-    ledger.gone[worker] = seat
+    ledger.gone[worker] = member
     ledger.waiting.pop(worker, None)
-    for lost in range(seat.seen + 1, seat.assigned + 1):
+    for lost in range(member.seen + 1, member.assigned + 1):
         ledger.forget(PushId(worker, lost))
-    seat.seen = seat.assigned
+    member.seen = member.assigned
     if ledger.pipeline:
-        _end_course(ledger, seat)
-    for kept in (seat.last, seat.newest):
+        _end_pipeline(ledger, member)
+    for kept in (member.last, member.newest):
         if kept is not None:
             ledger.unref(kept)
-    seat.last = seat.newest = None
-    ledger.at_clock[seat.clock] -= 1
+    member.last = member.newest = None
+    ledger.at_clock[member.clock] -= 1
     ledger.settle_slowest()
     return None
 
@@ -122,11 +124,11 @@ def note_measured(ledger: Ledger, answer: Measured) -> None:
 
 def start_job(ledger: Ledger, worker: int) -> bool:
     """Let a worker that waits begin the job queued for it, if there is one."""
-    seat = ledger.workers[worker]
-    if seat.assigned == seat.seen:
+    member = ledger.workers[worker]
+    if member.assigned == member.seen:
         return False
     del ledger.waiting[worker]
-    job = PushId(worker, seat.seen + 1)
+    job = PushId(worker, member.seen + 1)
     ledger.views[job] = ledger.views[job]._replace(sent_at=ledger.now)
     return True
 
@@ -139,35 +141,35 @@ def finish(ledger: Ledger) -> tuple[PushId, ...]:
     return tuple(ledger.held)
 
 
-def _note_ahead(ledger: Ledger, push: Push, seat: Seat) -> None:
+def _note_ahead(ledger: Ledger, push: Push, member: Member) -> None:
     """A push of a worker that runs ahead: its header says which reply it was computed on."""
-    course, (worker, step) = seat.course, push.id
-    reply = course.named(push, ledger.pipeline)
+    pipeline_state, (worker, step) = member.pipeline_state, push.id
+    reply = pipeline_state.named(push, ledger.pipeline)
     ledger.take_view(push.id)
-    for unneeded in course.leave_behind(reply):
+    for unneeded in pipeline_state.leave_behind(reply):
         ledger.unref(unneeded)
-    if course.flying:
-        ledger.containing[push.id] = tuple(course.flying)
-        for contained in course.flying:
+    if pipeline_state.flying:
+        ledger.containing[push.id] = tuple(pipeline_state.flying)
+        for contained in pipeline_state.flying:
             ledger.ref(contained)
-    course.flying[push.id] = None
+    pipeline_state.flying[push.id] = None
     ledger.ref(push.id)
-    seat.seen = step
+    member.seen = step
     ledger.held[push.id] = push
     ledger.waiting[worker] = None
-    if step - course.told <= ledger.pipeline:
-        ledger.send_on(worker, seat, course.given[reply])
-    ledger.advance(seat)
+    if step - pipeline_state.told <= ledger.pipeline:
+        ledger.send_on(worker, member, pipeline_state.given[reply])
+    ledger.advance(member)
 
 
-def _end_course(ledger: Ledger, seat: Seat) -> None:
+def _end_pipeline(ledger: Ledger, member: Member) -> None:
     """The worker is gone; what it has sent may still come, and is not taken in."""
-    course = seat.course
-    if course.given:
-        seat.seen = seat.assigned = course.told + ledger.pipeline + 1
-    for unneeded in course.flying:
+    pipeline_state = member.pipeline_state
+    if pipeline_state.given:
+        member.seen = member.assigned = pipeline_state.told + ledger.pipeline + 1
+    for unneeded in pipeline_state.flying:
         ledger.unref(unneeded)
-    seat.course = Course()
+    member.pipeline_state = PipelineState()
 
 
 def take_step(ledger: Ledger, step: Step) -> None:
@@ -194,20 +196,20 @@ def take_release(ledger: Ledger, release: Release) -> None:
     if not math.isfinite(release.own):
         raise PolicyError(f"a Release with own = {release.own}")
     for worker in release.workers:
-        seat = ledger.workers.get(worker)
-        if seat is None:
+        member = ledger.workers.get(worker)
+        if member is None:
             raise PolicyError(f"law 2: worker {worker} is released but not a member")
         if worker in ledger.waiting:
             del ledger.waiting[worker]
-        elif not 0 < seat.assigned - seat.seen < ledger.jobs:
+        elif not 0 < member.assigned - member.seen < ledger.jobs:
             raise PolicyError(
-                f"law 2: worker {worker} is released but does not wait (its step {seat.assigned} is under way, "
+                f"law 2: worker {worker} is released but does not wait (its step {member.assigned} is under way, "
                 "or it has not asked yet)"
             )
         ledger.assign(worker, release.own)
-        if seat.newest is not None:
-            ledger.unref(seat.newest)
-            seat.newest = None
+        if member.newest is not None:
+            ledger.unref(member.newest)
+            member.newest = None
 
 
 def take_wake(ledger: Ledger, wake: Wake) -> None:
@@ -252,8 +254,8 @@ def _take_terms(ledger: Ledger, step: Step) -> None:
         elif term.push in used or not ledger.is_kept(term.push):
             raise PolicyError(f"law 1: push {tuple(term.push)} is used but neither held nor kept")
     for push in used:
-        if ledger.keeps_last and (seat := ledger.workers.get(push.worker)) is not None:
-            previous, seat.last = seat.last, push
+        if ledger.keeps_last and (member := ledger.workers.get(push.worker)) is not None:
+            previous, member.last = member.last, push
             ledger.ref(push)
             if previous is not None:
                 ledger.unref(previous)

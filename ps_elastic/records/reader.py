@@ -16,7 +16,7 @@ from ps_elastic.records.run_dir import SUMMARY, read_summary
 Answer = Applied | Measured
 
 
-class Recorded(NamedTuple):
+class RecordedEvent(NamedTuple):
     """A line of events.jsonl, read back: an event at `t_s` seconds, and the answers among its actions."""
 
     event: Event
@@ -28,7 +28,7 @@ class Recorded(NamedTuple):
     buckets: int | None = None  # how many there are, in the first line of each
 
 
-def read_line(text: str, where: str, *, first: bool) -> Recorded:
+def read_line(text: str, where: str, *, first: bool) -> RecordedEvent:
     """A line of events.jsonl; `first`: it is the run's first. Raises ConfigError with `where` if it cannot be one."""
     try:
         record = json.loads(text)
@@ -45,7 +45,7 @@ def read_line(text: str, where: str, *, first: bool) -> Recorded:
         expected = "the run's first, version 0 applied" if first else "an event of its own"
         raise ConfigError(f"got '{record['event']}', expected {expected}", source=where)
     actions, buckets = len(record["actions"]) - len(answers), (record.get("bucket"), record.get("buckets"))
-    return Recorded(event, now, answers, actions, "ignored" in record, *buckets)
+    return RecordedEvent(event, now, answers, actions, "ignored" in record, *buckets)
 
 
 def _answers_in(actions: list[Any]) -> Iterator[Answer]:
@@ -57,7 +57,7 @@ def _answers_in(actions: list[Any]) -> Iterator[Answer]:
             yield Measured(PushId(worker, step), distance)
 
 
-class RunRecord(NamedTuple):
+class RunReader(NamedTuple):
     """The folder of a run; `summary` is None for a run that was killed before it could write one."""
 
     directory: Path
@@ -86,7 +86,7 @@ class RunRecord(NamedTuple):
                     yield line.rstrip("\n")
 
 
-def open_run(run: str, *, unfinished: bool = False) -> RunRecord:
+def open_run(run: str, *, unfinished: bool = False) -> RunReader:
     """The record in the folder `run`. Raises ConfigError for one that cannot be trusted to be whole and ours.
 
     unfinished: a run without summary.json, which was killed, is opened too; nothing tells whether its record is whole.
@@ -112,7 +112,7 @@ def open_run(run: str, *, unfinished: bool = False) -> RunRecord:
             "whole; --unfinished replays what is there",
             source=run,
         )
-    return RunRecord(directory, env["workers"], env, summary)
+    return RunReader(directory, env["workers"], env, summary)
 
 
 def _read_env(path: Path) -> dict[str, Any]:

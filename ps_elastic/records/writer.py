@@ -28,7 +28,7 @@ _REST_S = 1.0  # longest that a line waits for others while the run does not end
 _BATCH = 64  # lines that are made together: more would keep a reply waiting for long
 
 
-class Record:
+class RunWriter:
     """One rank's part of the run directory. Every rank logs to metrics/; only rank 0 writes anything else."""
 
     def __init__(self, directory: Path, rank: int) -> None:

@@ -19,21 +19,21 @@ from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
-from ps_elastic.server.layerwise import LanesServer
-from ps_elastic.server.layerwise_store import Slices
+from ps_elastic.server.layerwise import LayerwiseServer
+from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step import Leader
-from ps_elastic.server.shared_step_memory import Mates
-from ps_elastic.server.store import Calculator
-from ps_elastic.server.torn import TornCalculator, WrittenCalculator
+from ps_elastic.server.shared_step_memory import SharedStepMemory
+from ps_elastic.server.store import ParameterStore
+from ps_elastic.server.torn import TornStore, WrittenStore
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
-from ps_elastic.worker.flat_module import Memory, Workbench
+from ps_elastic.worker.flat_module import FlatModule, Memory
 from ps_elastic.worker.gradients import draw_seed
 from ps_elastic.worker.hogwild import WritingWorker
-from ps_elastic.worker.model_writer import Sheet
+from ps_elastic.worker.model_writer import SharedModel
 from ps_elastic.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -132,14 +132,14 @@ def make_server(
     policy = config.policy.build()
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
 
-    def calculator(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> Calculator:
+    def store(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> ParameterStore:
         if distances is not None:
-            return WrittenCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
+            return WrittenStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
         if copies is not None:
-            return TornCalculator(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
+            return TornStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
         optimizer = FlatOptimizer(config.optimizer, part, x, moments)
         keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
-        made = Calculator(part, x, optimizer, compressors, keeps_versions=keeps)
+        made = ParameterStore(part, x, optimizer, compressors, keeps_versions=keeps)
         if gather is not None:
             made.crew = gather(optimizer)
         return made
@@ -147,10 +147,10 @@ def make_server(
     make: Callable[..., Server]
     if policy.layerwise:
         pieces = zip(layout.parts(), layout.buckets, compressors, strict=True)
-        slices = Slices(layout, x, [calculator(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
-        make = partial(LanesServer, [config.policy.build() for _ in layout.buckets], workers, slices)
+        slices = LayerwiseStore(layout, x, [store(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
+        make = partial(LayerwiseServer, [config.policy.build() for _ in layout.buckets], workers, slices)
     else:
-        make = partial(Server, policy, workers, calculator(layout, x, compressors), pipeline=config.update.pipeline)
+        make = partial(Server, policy, workers, store(layout, x, compressors), pipeline=config.update.pipeline)
     server = make(
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
@@ -172,11 +172,12 @@ def make_worker(
     tracker: Tracker,
     memory: Memory | None = None,
     local: int = 0,
-    bench: Workbench | None = None,
+    bench: FlatModule | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    sheet: Sheet | None = None,
+    shared_model: SharedModel | None = None,
 ) -> Worker:
-    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). sheet: where it writes itself."""
+    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). shared_model: where it writes
+    itself."""
     device = choose_device(config.device, local)
     parts.model.to(device)
     coders = working_copies(config, parts.compressor, parts.layout.buckets, rank)
@@ -184,7 +185,7 @@ def make_worker(
         batches = parts.task.batches(rank, workers, config.seed)
     except ConfigError as error:
         raise error.within("task") from None
-    kind = Worker if sheet is None else partial(WritingWorker, sheet)
+    kind = Worker if shared_model is None else partial(WritingWorker, shared_model)
     return kind(
         rank,
         parts.task,
@@ -232,13 +233,15 @@ def shares_steps(config: Config, parts: Parts) -> bool:
     return usual and parts.in_place
 
 
-def find_mates(links: Links, config: Config, layout: Layout, ranks: int, patience_s: float) -> Mates | None:
+def find_step_memory(
+    links: Links, config: Config, layout: Layout, ranks: int, patience_s: float
+) -> SharedStepMemory | None:
     """The crew that this rank belongs to, if its host has one."""
-    windows, bells = links.windows, links.bells
-    if windows is None or bells is None or windows.common() is None:
+    windows, doorbells = links.windows, links.doorbells
+    if windows is None or doorbells is None or windows.common() is None:
         return None
     most = int(links.host.cores / config.threads)
-    return Mates(windows, bells, most, config.optimizer, layout, ranks, patience_s)
+    return SharedStepMemory(windows, doorbells, most, config.optimizer, layout, ranks, patience_s)
 
 
 def choose_device(name: str, local: int) -> torch.device:
@@ -268,7 +271,7 @@ def _fresh(compressor: Compressor, buckets: Sequence[Bucket], seed: int, rank: i
     ]
 
 
-class Setting(NamedTuple):
+class RankSetup(NamedTuple):
     """What a rank knows when it may begin."""
 
     config: Config

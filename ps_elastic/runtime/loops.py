@@ -20,7 +20,7 @@ _ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; th
 _LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
 
 
-class Endpoint(Protocol):
+class Channel(Protocol):
     """One rank's end of the transport."""
 
     rank: int
@@ -44,7 +44,7 @@ class Endpoint(Protocol):
 
 def serve(
     server: Server,
-    endpoint: Endpoint,
+    endpoint: Channel,
     clock: Callable[[], float],
     *,
     warn: Callable[[str], None],
@@ -57,7 +57,7 @@ def serve(
     warn: told once per silence of `warning_s`. on_turn: called at least every 0.1 s, with the time.
     """
     if not server.ledger.pipeline:  # else models are sent from where they stay as they are
-        server.calculator.before_change = endpoint.flush
+        server.store.before_change = endpoint.flush
     for worker, reply in server.start(clock()):
         endpoint.send(worker, reply)
     heard, warned, gone = clock(), False, set[int]()
@@ -92,7 +92,7 @@ def awaited(server: Server, gone: Collection[int] = ()) -> str:
 
 
 def work(
-    worker: Worker, endpoint: Endpoint, clock: Callable[[], float], *, ask_again_s: float, deadline_s: float
+    worker: Worker, endpoint: Channel, clock: Callable[[], float], *, ask_again_s: float, deadline_s: float
 ) -> None:
     """Run a worker to its end. Raises Stalled when the server does not answer for `deadline_s`.
 
@@ -124,7 +124,7 @@ def work(
     endpoint.flush()
 
 
-def _reply_here(worker: Worker, endpoint: Endpoint) -> Reply | None:
+def _reply_here(worker: Worker, endpoint: Channel) -> Reply | None:
     """A reply that has come already, for a worker that may run ahead: any other has none to expect."""
     while worker.pipeline and (received := endpoint.recv(0)) is not None:
         if (reply := _new_reply(worker, received[1])) is not None:
@@ -140,7 +140,7 @@ def _new_reply(worker: Worker, message: Message) -> Reply | None:
 
 
 def _await_reply(
-    worker: Worker, endpoint: Endpoint, clock: Callable[[], float], ask_again_s: float, deadline_s: float
+    worker: Worker, endpoint: Channel, clock: Callable[[], float], ask_again_s: float, deadline_s: float
 ) -> Reply:
     started = asked = clock()
     while True:
@@ -157,7 +157,7 @@ def _await_reply(
             endpoint.send(0, Ask(worker.rank, worker.step))
 
 
-def tell_server(endpoint: Endpoint, rank: int, error: BaseException) -> None:
+def tell_server(endpoint: Channel, rank: int, error: BaseException) -> None:
     """Leave it to rank 0 to tell the user of a worker's error and to end the job; return if it does not."""
     text = describe(error).encode()[-_LONGEST_TEXT:].decode(errors="ignore")
     endpoint.send(0, Farewell(rank, 0, text, exit_code(error)))
@@ -180,7 +180,7 @@ def take_turns(
     now = 0.0
     ready: deque[Worker] = deque()
     inbox: deque[Message] = deque()
-    outbox: dict[int, deque[list[Message]]] = {rank: deque() for rank in workers}  # pushes on the way
+    send_buffer: dict[int, deque[list[Message]]] = {rank: deque() for rank in workers}  # pushes on the way
 
     def deliver(replies: Iterable[tuple[int, Reply]]) -> None:
         for rank, reply in replies:
@@ -189,8 +189,8 @@ def take_turns(
             worker.note(reply, now, 0.0, 0.0)
             if going:
                 ready.append(worker)
-            elif outbox[rank]:
-                inbox.extend(outbox[rank].popleft())
+            elif send_buffer[rank]:
+                inbox.extend(send_buffer[rank].popleft())
             else:
                 inbox.append(Farewell(rank, worker.step))
 
@@ -202,11 +202,11 @@ def take_turns(
             now += 1 / len(workers)
             worker, push = ready.popleft(), list[Message]()
             worker.push(push.append, cut=())  # no computation takes long in logical time
-            outbox[worker.rank].append(push)
+            send_buffer[worker.rank].append(push)
             if worker.may_go_on:
                 ready.append(worker)
             else:
-                for message in outbox[worker.rank].popleft():
+                for message in send_buffer[worker.rank].popleft():
                     deliver(server.take(message, now))
                 deliver(server.tick(now))  # at equal times every bucket of a push comes before a Wake
             on_turn(now)

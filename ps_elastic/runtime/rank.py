@@ -11,7 +11,7 @@ from ps_elastic.cluster.environment import INSTALL, cgroup_quota, launcher_rank,
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.records.run_dir import new_run_dir
 from ps_elastic.runtime.auto_buckets import settle_buckets
-from ps_elastic.runtime.build import Setting
+from ps_elastic.runtime.build import RankSetup
 from ps_elastic.runtime.signals import Signals
 from ps_elastic.transport.collectives import Told, agree, broadcast, compare, ending_all, meet
 
@@ -78,7 +78,7 @@ def _prepare(
     source: str | Mapping[str, Any],
     overrides: Sequence[str],
     run_dir: str | os.PathLike[str] | None,
-) -> Setting:
+) -> RankSetup:
     """Load and make, on every rank, what is the same on all of them; refuse what differs."""
     from ps_elastic.config.load import load
 
@@ -94,7 +94,7 @@ def _prepare(
     compare(comm, "the model's layout", parts.layout.digest)
     cut = settle_buckets(comm, config, parts)
     folder = agree(comm, lambda: "" if rank else str(_folder(config.name, run_dir)))
-    return Setting(cut.config, cut.parts, threads, cut.text, Path(broadcast(comm, folder, 0)))
+    return RankSetup(cut.config, cut.parts, threads, cut.text, Path(broadcast(comm, folder, 0)))
 
 
 def _threads(source: str | Mapping[str, Any], overrides: Sequence[str], rank: int) -> str:
@@ -109,17 +109,17 @@ def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
     return new_run_dir(name, None if given is None else os.fspath(given)).absolute()
 
 
-def _join(comm: MPI.Comm, setting: Setting) -> Links:
+def _join(comm: MPI.Comm, setting: RankSetup) -> Links:
     from ps_elastic.runtime.build import reads_in_place, shares_steps
     from ps_elastic.server.shared_step_memory import common_bytes
     from ps_elastic.transport.links import join
-    from ps_elastic.transport.windows import Sharing
+    from ps_elastic.transport.windows import WindowSizes
 
     config, parts = setting.config, setting.parts
     written = config.update.pipeline + 1 if config.writers == "workers" else 0
     # A window has one frame for each worker, unless nothing but headers is sent.
     transport = "messages" if config.update.pipeline and not written else config.transport
-    sharing = Sharing(
+    sharing = WindowSizes(
         parts.frames(config),
         4 * parts.layout.size,
         in_place=reads_in_place(config),

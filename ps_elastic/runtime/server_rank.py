@@ -13,20 +13,20 @@ from psutil import pid_exists
 
 from ps_elastic.errors import INTERRUPTED, OK, WorkersLost
 from ps_elastic.records.run_dir import asked_by
-from ps_elastic.records.writer import Record
-from ps_elastic.runtime.build import find_mates, make_server
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import find_step_memory, make_server
 from ps_elastic.runtime.live import Live
 from ps_elastic.runtime.loops import serve
 from ps_elastic.runtime.signals import Signals, ended_by
 from ps_elastic.runtime.summary import failed, finish
-from ps_elastic.server.shared_step_memory import Mates
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.shared_step_memory import SharedStepMemory
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport import server_endpoint
 from ps_elastic.transport.collectives import agree, blame, processes_here
 from ps_elastic.transport.mpi import MPI
 
 if TYPE_CHECKING:
-    from ps_elastic.runtime.build import Setting
+    from ps_elastic.runtime.build import RankSetup
     from ps_elastic.server.evaluator import Evaluator
     from ps_elastic.server.server import Server
     from ps_elastic.transport.links import Links
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 class Made(NamedTuple):
     """What rank 0 has when its workers may begin."""
 
-    record: Record
+    record: RunWriter
     server: Server
     evaluator: Evaluator
-    end: server_endpoint.ServerEnd
-    mates: Mates | None
+    end: server_endpoint.ServerEndpoint
+    step_memory: SharedStepMemory | None
 
 
-def be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
+def be_server(comm: MPI.Comm, setting: RankSetup, links: Links, signals: Signals, *, quiet: bool) -> dict[str, Any]:
     """Run the server to its end; return the summary, which is written. Raises what ended the run otherwise."""
     config, survive = setting.config, setting.config.survive
     made = agree(comm, lambda: _make(comm, setting, links))
-    record, server, evaluator, end, mates = made
+    record, server, evaluator, end, step_memory = made
     processes = processes_here(comm)
-    if mates is not None:
-        mates.processes = processes
+    if step_memory is not None:
+        step_memory.processes = processes
     live = Live(server, config, quiet=quiet)
     live.say(
         f"{config.name}: 1 server, {comm.Get_size() - 1} workers; {setting.threads}; {links.text()}; "
@@ -72,8 +72,8 @@ def be_server(comm: MPI.Comm, setting: Setting, links: Links, signals: Signals, 
             )  # fmt: skip
             wall_s = clock()
             end.close()
-            if mates is not None:
-                mates.count(server.totals)
+            if step_memory is not None:
+                step_memory.count(server.totals)
             summary = finish(config, setting.parts, server, evaluator, record, wall_s, wall_s, watch.code)
     except BaseException as error:
         record.write_summary({**failed(config, server, error, clock()), "error": blame(error, 0)})
@@ -115,15 +115,15 @@ class Watch:
         record.rest()
 
 
-def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:
+def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
     config, parts, survive = setting.config, setting.parts, setting.config.survive
     workers, layout, patience_s = comm.Get_size() - 1, parts.layout, survive.stall_deadline_s
-    record = Record(setting.directory, 0)
+    record = RunWriter(setting.directory, 0)
     record.write_setting(
         config, workers, mpi=MPI.Get_library_version().strip("\0\n "), transport=links.transports,
         waiting=links.waiting,
     )  # fmt: skip
-    end = server_endpoint.ServerEnd(comm, setting.traffic(links, patience_s))
+    end = server_endpoint.ServerEndpoint(comm, setting.traffic(links, patience_s))
     x = None if end.model is None else torch.from_numpy(end.model)
     copies = distances = None
     if (windows := links.windows) is not None and windows.written:
@@ -132,14 +132,14 @@ def _make(comm: MPI.Comm, setting: Setting, links: Links) -> Made:
         distances = {worker: windows.distances(worker) for worker in windows.workers}
     elif windows is not None and windows.torn:
         copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
-    mates = find_mates(links, config, layout, comm.Get_size(), patience_s)
-    if mates is not None:
-        mates.make()  # before any worker begins
+    step_memory = find_step_memory(links, config, layout, comm.Get_size(), patience_s)
+    if step_memory is not None:
+        step_memory.make()  # before any worker begins
     server, evaluator = make_server(
         config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
-        distances=distances, moments=mates.moments if mates else (),
-        gather=partial(mates.leader, look=lambda: end.look()) if mates else None,
+        distances=distances, moments=step_memory.moments if step_memory else (),
+        gather=partial(step_memory.leader, look=lambda: end.look()) if step_memory else None,
     )  # fmt: skip
-    if isinstance(server.calculator, Calculator) and not config.update.pipeline:
-        server.calculator.begin_step = end.begin_step
-    return Made(record, server, evaluator, end, mates)
+    if isinstance(server.store, ParameterStore) and not config.update.pipeline:
+        server.store.begin_step = end.begin_step
+    return Made(record, server, evaluator, end, step_memory)

@@ -14,7 +14,7 @@ from ps_elastic.server.totals import SLACK
 
 if TYPE_CHECKING:
     from ps_elastic.config.schema import Config
-    from ps_elastic.records.writer import Record
+    from ps_elastic.records.writer import RunWriter
     from ps_elastic.runtime.build import Parts
     from ps_elastic.server.evaluator import Evaluator
     from ps_elastic.server.server import Server
@@ -25,7 +25,7 @@ def finish(
     parts: Parts,
     server: Server,
     evaluator: Evaluator,
-    record: Record,
+    record: RunWriter,
     now: float,
     wall_s: float,
     code: int = OK,
@@ -36,7 +36,7 @@ def finish(
     load_statistics(parts.model, evaluator.statistics)
     record.write_model(parts.model)
     sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
-    evaluator.submit(server.calculator.x, server.totals.samples, server.ledger.version, now, final=True)
+    evaluator.submit(server.store.x, server.totals.samples, server.ledger.version, now, final=True)
     evaluator.wait()
     for _ in server.tick(now):
         raise AssertionError("a finished server answers nobody")
@@ -59,7 +59,7 @@ def summarise(config: Config, server: Server, now: float, wall_s: float, code: i
         **server.totals.summary(now),
         "stop_at": config.train.stop_at,
         "versions": server.ledger.version,
-        "snapshots_max": server.calculator.snapshots.peak,
+        "snapshots_max": server.store.snapshots.peak,
         **against_theory(config, server),
         "lost_workers": server.lost_workers,
         "parameters_sha256": None,
@@ -114,7 +114,7 @@ def _holds(server: Server, bound: Bound, facts: Facts) -> tuple[bool | None, lis
     rms, largest = scaled["rms"], scaled["max"]
     if rms is None or largest is None:
         return None, ["nothing was measured"]
-    if server.calculator.x is None:
+    if server.store.x is None:
         return None, ["distances are estimates from norms"]
     if bound.every_push:
         promised = server.policy.limit() < math.inf
@@ -155,9 +155,9 @@ def _asides(config: Config, units: str, residual: dict[str, float | None] | None
 def _residual(config: Config, server: Server, facts: Facts) -> dict[str, float | None] | None:
     """Of ||(1/p) SUM e_i||, in gradient units: the rms of the ||e_i||, and sqrt(gamma)/(1 - sqrt(gamma)) M; or None."""
     compressor, feedback = config.compressor.plugin.build(), config.compressor.error_feedback
-    if not (compressor.biased if feedback == "auto" else feedback) or server.calculator.x is None:
+    if not (compressor.biased if feedback == "auto" else feedback) or server.store.x is None:
         return None
-    gammas = [compressor.gamma(bucket.numel) for bucket in server.calculator.layout.buckets]
+    gammas = [compressor.gamma(bucket.numel) for bucket in server.store.layout.buckets]
     gamma = 1.0 if None in gammas else max(gammas)
     most = b_error_feedback(gamma, server.measures.gradients.as_dict("rms")["rms"] or 0.0)
     theory = most if math.isfinite(most) else None

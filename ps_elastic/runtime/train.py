@@ -50,7 +50,7 @@ def run_in_process(
     source = source if isinstance(source, Mapping) else str(source)
     set_threads(load(source, overrides, plugins=False).threads, 1)
     from ps_elastic.config.compatibility import refuse_alone
-    from ps_elastic.records.writer import Record
+    from ps_elastic.records.writer import RunWriter
     from ps_elastic.runtime import loops
     from ps_elastic.runtime.build import make_parts, make_server, make_worker
     from ps_elastic.runtime.live import Live
@@ -59,7 +59,7 @@ def run_in_process(
     refuse_alone(config)
     parts = make_parts(config, workers)
     directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
-    records = [Record(directory, rank) for rank in range(workers + 1)]
+    records = [RunWriter(directory, rank) for rank in range(workers + 1)]
     records[0].write_setting(config, workers, transport="in process")
     made = [
         make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, records[rank].tracker)

@@ -10,22 +10,22 @@ import torch
 
 from ps_elastic.cluster.environment import local_rank
 from ps_elastic.cluster.threads import giving_way
-from ps_elastic.records.writer import Record
-from ps_elastic.runtime.build import compares, find_mates, make_worker
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import compares, find_step_memory, make_worker
 from ps_elastic.runtime.loops import tell_server, work
 from ps_elastic.transport.collectives import agree, processes_here
 from ps_elastic.transport.mpi import MPI
-from ps_elastic.transport.worker_endpoint import WorkerEnd
+from ps_elastic.transport.worker_endpoint import WorkerEndpoint
 from ps_elastic.worker.flat_module import Memory
-from ps_elastic.worker.model_writer import Sheet
+from ps_elastic.worker.model_writer import SharedModel
 from ps_elastic.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from ps_elastic.runtime.build import Setting
+    from ps_elastic.runtime.build import RankSetup
     from ps_elastic.transport.links import Links
 
 
-def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
+def be_worker(comm: MPI.Comm, setting: RankSetup, links: Links) -> None:
     """Run this rank's worker to its end. Raises what ended it otherwise, once rank 0 was told."""
     survive, rank = setting.config.survive, comm.Get_rank()
     patience_s = 2 * survive.stall_deadline_s  # so that the server, which knows more, is the first to give up
@@ -47,17 +47,21 @@ def be_worker(comm: MPI.Comm, setting: Setting, links: Links) -> None:
     record.close()
 
 
-def _make(comm: MPI.Comm, setting: Setting, links: Links, patience_s: float) -> tuple[Record, Worker, WorkerEnd]:
+def _make(
+    comm: MPI.Comm, setting: RankSetup, links: Links, patience_s: float
+) -> tuple[RunWriter, Worker, WorkerEndpoint]:
     config, parts, layout, rank = setting.config, setting.parts, setting.parts.layout, comm.Get_rank()
-    record = Record(setting.directory, rank)
-    end = WorkerEnd(comm, setting.traffic(links, patience_s), in_place=parts.in_place, compares=compares(config))
+    record = RunWriter(setting.directory, rank)
+    end = WorkerEndpoint(comm, setting.traffic(links, patience_s), in_place=parts.in_place, compares=compares(config))
     x, g = map(torch.from_numpy, end.memory)
     memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn", apart=end.apart)
-    sheet = None
+    shared_model = None
     if (windows := links.windows) is not None and windows.written:
         lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()
-        sheet = Sheet(torch.from_numpy(windows.model()), lock, windows.distances(rank))
-    worker = make_worker(config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), sheet=sheet)
-    if (mates := find_mates(links, config, layout, comm.Get_size(), patience_s)) is not None:
-        end.help = mates.helper(rank)
+        shared_model = SharedModel(torch.from_numpy(windows.model()), lock, windows.distances(rank))
+    worker = make_worker(
+        config, parts, rank, comm.Get_size() - 1, record.tracker, memory, local_rank(), shared_model=shared_model
+    )
+    if (step_memory := find_step_memory(links, config, layout, comm.Get_size(), patience_s)) is not None:
+        end.help = step_memory.helper(rank)
     return record, worker, end

@@ -27,7 +27,7 @@ class _Piece(NamedTuple):
     place: slice
 
 
-class Terms:
+class StepCombiner:
     """Combines payloads. stops: where the blocks end that the vector is wanted in."""
 
     def __init__(self, layout: Layout, compressors: Sequence[Compressor], stops: Sequence[int]) -> None:
@@ -100,7 +100,7 @@ def _pieces(buckets: Sequence[Bucket], stops: Sequence[int]) -> tuple[list[list[
     return pieces, ends
 
 
-class Foresight:
+class EagerSum:
     """sum: (d,), nothing between a Step and the first bucket that arrives after it.
 
     Expected is a Step like the last two: the mean of one push each of the same workers. What it will add up is added as

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ps_elastic.policies.events import Push, PushId, ReplyId, Step, repeated
 from ps_elastic.records.tracker import Tracker, number
-from ps_elastic.server.totals import Measures, Totals
+from ps_elastic.server.totals import BoundFacts, Totals
 
 if TYPE_CHECKING:
-    from ps_elastic.server.store import Calculator, Ideal
+    from ps_elastic.server.store import Ideal, ParameterStore
 
 _WIDER = 1 + 4e-6  # a distance, and the moves whose sum bounds it, are good to norms.ACCURACY = 1.2e-6 each
 _TRIM = 1024
@@ -53,7 +53,7 @@ class Use(NamedTuple):
     ideal: Ideal | None
 
 
-class Observer:
+class DiscrepancyMeter:
     """Follows every view from the reply that gives it to the line that tells of its push.
 
     B is ||x - v|| over the largest step size between view and use, those of pushes owed when it was given included.
@@ -64,10 +64,10 @@ class Observer:
 
     def __init__(
         self,
-        calculator: Calculator,
-        alphas: Alphas,
+        store: ParameterStore,
+        step_sizes: StepSizes,
         totals: Totals,
-        measures: Measures,
+        measures: BoundFacts,
         tracker: Tracker,
         mode: str,
         x: str,
@@ -75,7 +75,7 @@ class Observer:
         bucket: int | None = None,
     ) -> None:
         self.sent: dict[PushId | ReplyId, Sent] = {}
-        self._calculator, self._alphas, self._tracker = calculator, alphas, tracker
+        self._store, self._step_sizes, self._tracker = store, step_sizes, tracker
         self._totals, self._measures = totals, measures
         self._mode, self._x, self._limit = mode, x, limit
         self._end = "}" if bucket is None else f', "bucket": {bucket}}}'  # of a line
@@ -102,7 +102,7 @@ class Observer:
     def end(self, view: PushId | ReplyId) -> None:
         """Nobody will ask for this view again."""
         if self.sent.pop(view, None) is not None:
-            self._calculator.end(view)
+            self._store.end(view)
 
     def oldest(self, version: int) -> int:
         """The version of the oldest view not ended, `version` without any: views are given in the order of versions."""
@@ -115,7 +115,7 @@ class Observer:
             return []
         views = [view for term in step.terms if (view := term.stands_for or term.push) in self.sent]
         if self._x == "ideal" and self.debts:
-            self._ideals = {view: self._calculator.ideal(view) for view in views}
+            self._ideals = {view: self._store.ideal(view) for view in views}
         return views
 
     def use(
@@ -123,7 +123,7 @@ class Observer:
     ) -> float:
         """The step from `version` used the push `id`, or owes it (then `push` is None): tell of its view.
 
-        The calculator has made the step, but `stepped` and `alphas` were not told of it yet. alpha: of that step.
+        The store has made the step, but `stepped` and `step_sizes` were not told of it yet. alpha: of that step.
         Returns the discrepancy, nan if it is not known yet.
         """
         given, path_then, shares_then, owed_alpha, path = self.sent[id]
@@ -131,8 +131,8 @@ class Observer:
             # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
             path += (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
         mode = self._mode
-        distance = self._calculator.distance_when_used(id) if mode == "exact" else path if mode == "bound" else math.nan
-        largest = self._alphas.largest(given)
+        distance = self._store.distance_when_used(id) if mode == "exact" else path if mode == "bound" else math.nan
+        largest = self._step_sizes.largest(given)
         if owed_alpha > largest:
             largest = owed_alpha
         scaled = _scaled(distance, largest)
@@ -184,7 +184,7 @@ class Observer:
             return known
         for missing in [push for push in self.debts if push not in owed]:
             self._measures.lost += not ended
-            self._calculator.forgive(missing)
+            self._store.forgive(missing)
             self._owed_uses.pop(missing, None)
             known += self._settle(missing, now, paid=False)
         return known
@@ -195,8 +195,8 @@ class Observer:
 
     def measure(self, view: PushId) -> float:
         """||x - v|| / (largest alpha since the view was sent); 0 if that is 0."""
-        largest = self._alphas.largest(self.sent[view].version)
-        return self._calculator.distance(view) / largest if largest else 0.0
+        largest = self._step_sizes.largest(self.sent[view].version)
+        return self._store.distance(view) / largest if largest else 0.0
 
     def _settle(self, missing: PushId, now: float, *, paid: bool) -> list[tuple[PushId, float]]:
         """A debt is closed: note the uses that waited for no other."""
@@ -205,7 +205,7 @@ class Observer:
         for version, uses in tuple(self._open.items()):
             ideal = uses[0].ideal  # those of a step wait for the same debts
             assert ideal is not None
-            ideal.settlement.settle(missing, self._calculator.delta() if paid else None)
+            ideal.settlement.settle(missing, self._store.delta() if paid else None)
             if not ideal.settlement.debts:
                 del self._open[version]
                 for use in uses:
@@ -254,7 +254,7 @@ def _scaled(distance: float, largest: float) -> float:
     return distance / largest if largest else (0.0 if distance == 0 else math.nan)
 
 
-class Alphas:
+class StepSizes:
     """The step sizes of the versions of one model, as far back as somebody may ask.
 
     Discrepancies are measured in the largest since a view was sent.

@@ -1,9 +1,9 @@
-"""The server of a layerwise rule: a copy of the rule and a ledger, a lane, for each bucket.
+"""The server of a layerwise rule: a copy of the rule and a ledger, a shard, for each bucket.
 
-Every bucket is a push of its own to its lane, which has its own version, clock and path. What concerns a push as a
+Every bucket is a push of its own to its shard, which has its own version, clock and path. What concerns a push as a
 whole is counted once: it is here when all its buckets are, each part of a bucket used is worth its share of the
-samples by the number of its parameters, and the push is used if anything of it was. Its worker goes on when every lane
-has released it. A bucket without arrays says that its worker was cut off before it: to the lane that is an Asked.
+samples by the number of its parameters, and the push is used if anything of it was. Its worker goes on when every shard
+has released it. A bucket without arrays says that its worker was cut off before it: to the shard that is an Asked.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.server import Server, header
-from ps_elastic.server.shard import HELD, Fate, Lane, Outgoing
+from ps_elastic.server.shard import HELD, Fate, Outgoing, Shard
 from ps_elastic.server.totals import Totals
 from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Target
     from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.layerwise_store import Slices
+    from ps_elastic.server.layerwise_store import LayerwiseStore
 
 
 class LayerTotals(Totals):
@@ -37,12 +37,12 @@ class LayerTotals(Totals):
 
 
 class Ledgers:
-    """The ledgers of all lanes as one, for those who look at the run from outside."""
+    """The ledgers of all shards as one, for those who look at the run from outside."""
 
     pipeline = 0  # a push is answered when every layer is released: nobody runs ahead
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self._ledgers = [lane.ledger for lane in lanes]
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._ledgers = [shard.ledger for shard in shards]
         self.workers = self._ledgers[0].workers
 
     @property
@@ -79,7 +79,7 @@ class Gathered:
         self.here: list[int] = []  # buckets whose payload lies in the transport's memory
 
 
-class LanesServer(Server):
+class LayerwiseServer(Server):
     """As `Server`; `policies` are copies of one rule, one for each bucket."""
 
     _totals = LayerTotals
@@ -88,7 +88,7 @@ class LanesServer(Server):
         self,
         policies: Sequence[Policy],
         workers: int,
-        calculator: Slices,
+        store: LayerwiseStore,
         alpha: Callable[[int], float],
         budget: int,
         tracker: Tracker,
@@ -102,28 +102,28 @@ class LanesServer(Server):
         assert not pipeline, "refused where the configuration is read"
         count = len(policies)
         super().__init__(
-            policies[0], workers, calculator.parts[0], alpha, budget, tracker, log, evaluator, discrepancy, target,
+            policies[0], workers, store.parts[0], alpha, budget, tracker, log, evaluator, discrepancy, target,
             units, (0, count),
         )  # fmt: skip
-        rest = zip(policies[1:], calculator.parts[1:], strict=True)
+        rest = zip(policies[1:], store.parts[1:], strict=True)
         others = [
-            Lane(self, policy, workers, part, log, discrepancy, (i, count)) for i, (policy, part) in enumerate(rest, 1)
+            Shard(self, policy, workers, part, log, discrepancy, (i, count)) for i, (policy, part) in enumerate(rest, 1)
         ]
-        self._lanes = [self._lane, *others]
-        self._slices = self.calculator = calculator  # type: ignore[assignment]
-        self._ledgers = self.ledger = Ledgers(self._lanes)  # type: ignore[assignment]
-        sizes = [part.numel for part in calculator.layout.parts()]
-        self._sizes, self._size = dict(zip(self._lanes, sizes, strict=True)), sum(sizes)
+        self._shards = [self._shard, *others]
+        self._slices = self.store = store  # type: ignore[assignment]
+        self._ledgers = self.ledger = Ledgers(self._shards)  # type: ignore[assignment]
+        sizes = [part.numel for part in store.layout.parts()]
+        self._sizes, self._size = dict(zip(self._shards, sizes, strict=True)), sum(sizes)
         self._used = 0  # samples x parameters
         self._waking = False
-        self._left_at: dict[int, int] = {}  # worker -> the last step that any lane had given it when it left
+        self._left_at: dict[int, int] = {}  # worker -> the last step that any shard had given it when it left
         self._gathered: dict[int, Gathered] = {}  # worker -> its push that is not answered yet
         self._met: dict[PushId, list[bool]] = {}  # push -> of its buckets that met their fate, which were used
         self._told: dict[int, tuple[int, float, list[Fate], tuple[Settled, ...]]] = {}  # worker -> its last answer
 
     def start(self, now: float) -> Outgoing:
-        for lane in self._lanes:
-            yield from lane.start(now)
+        for shard in self._shards:
+            yield from shard.start(now)
         for worker in self.ledger.workers:
             yield worker, self._reply(worker, 0)
 
@@ -139,14 +139,14 @@ class LanesServer(Server):
 
     def _take_bucket(self, message: PushMessage, now: float) -> Outgoing:
         worker, step, bucket = message.worker, message.step, message.bucket
-        if bucket >= len(self._lanes):
-            raise WireError(f"worker {worker}: got bucket {bucket}, expected one of {len(self._lanes)}")
-        lane = self._lanes[bucket]
+        if bucket >= len(self._shards):
+            raise WireError(f"worker {worker}: got bucket {bucket}, expected one of {len(self._shards)}")
+        shard = self._shards[bucket]
         if message.arrays:
-            return lane.push(header([message], self.units), [message], now)
-        seat = lane.ledger.workers.get(worker)
-        is_new = seat is not None and seat.seen < step
-        outgoing = lane.ending(worker, Asked(worker, step), now)
+            return shard.push(header([message], self.units), [message], now)
+        member = shard.ledger.workers.get(worker)
+        is_new = member is not None and member.seen < step
+        outgoing = shard.ending(worker, Asked(worker, step), now)
         if is_new:
             self._gather(message, 0)
             self._meet(PushId(worker, step), used=False)
@@ -156,16 +156,16 @@ class LanesServer(Server):
         worker = ask.worker
         new = worker not in self.owed
         self.owed.setdefault(worker, ask.step)
-        for lane in self._lanes:
-            yield from lane.ending(worker, Asked(worker, ask.step), now)
+        for shard in self._shards:
+            yield from shard.ending(worker, Asked(worker, ask.step), now)
         if new and worker not in self.ledger.waiting:
             self.owed.pop(worker, None)
 
     def tick(self, now: float) -> Outgoing:
         self._waking = True
-        for lane in self._lanes:
-            if (at := lane.ledger.wake_at) is not None and now >= at:
-                yield from lane.event(Woke(), now)
+        for shard in self._shards:
+            if (at := shard.ledger.wake_at) is not None and now >= at:
+                yield from shard.event(Woke(), now)
         self._waking = False
         if self.over and not self.ledger.done:
             yield from self.stop(now)
@@ -175,35 +175,35 @@ class LanesServer(Server):
         self._gone.discard(worker)
         self._told.pop(worker, None)  # of its earlier life
         step = self._left_at.get(worker, 0)
-        for lane in self._lanes:
-            yield from lane.event(Joined(worker, step), now)
+        for shard in self._shards:
+            yield from shard.event(Joined(worker, step), now)
         self.measures.note_workers(len(self.ledger.workers))
 
     def leave(self, worker: int, now: float) -> Outgoing:
         self.lost_workers.append(worker)
         if (torn := self._gathered.get(worker)) is not None:
-            for lane in self._lanes:
-                if lane.ledger.workers[worker].seen < torn.step:  # this bucket will not come
+            for shard in self._shards:
+                if shard.ledger.workers[worker].seen < torn.step:  # this bucket will not come
                     self._gather(torn.last, 0)
                     self._meet(PushId(worker, torn.step), used=False)
             del self._gathered[worker]
         self.owed.pop(worker, None)
-        seats = [lane.ledger.workers[worker] for lane in self._lanes if worker in lane.ledger.workers]
-        self._left_at[worker] = max([seat.assigned for seat in seats], default=0)
-        for lane in self._lanes:
-            lane.forget(worker)
-            yield from lane.ending(worker, Left(worker), now)
+        members = [shard.ledger.workers[worker] for shard in self._shards if worker in shard.ledger.workers]
+        self._left_at[worker] = max([member.assigned for member in members], default=0)
+        for shard in self._shards:
+            shard.forget(worker)
+            yield from shard.ending(worker, Left(worker), now)
         if not self.ledger.done:
             self.measures.note_workers(len(self.ledger.workers))
 
     def stop(self, now: float) -> Outgoing:
-        if self._waking:  # a round that ends in all lanes at once is used in all of them: `tick` stops after it
+        if self._waking:  # a round that ends in all shards at once is used in all of them: `tick` stops after it
             return
-        for lane in self._lanes:
-            if not lane.ledger.done:
-                yield from lane.event(Done(), now)
+        for shard in self._shards:
+            if not shard.ledger.done:
+                yield from shard.event(Done(), now)
 
-    # What the lanes ask for.
+    # What the shards ask for.
 
     def arrived(self, push: Push, last: PushMessage) -> None:
         self._gather(last, push.nbytes).here.append(last.bucket)
@@ -211,20 +211,20 @@ class LanesServer(Server):
     def stepped(self, version: int, now: float) -> None:
         super().stepped(self.ledger.version + 1, now)  # its Applied is not noted yet
 
-    def use(self, push: PushId, samples: int, lane: Lane) -> None:
-        self._used += samples * self._sizes[lane]
+    def use(self, push: PushId, samples: int, shard: Shard) -> None:
+        self._used += samples * self._sizes[shard]
         self.totals.samples = self._used // self._size
         self._meet(push, used=True)
 
     def drop(self, push: PushId) -> None:
         self._meet(push, used=False)
 
-    def release(self, worker: int, lane: Lane) -> Reply | None:
-        """A lane lets a worker go: its slice of the model is kept until all have, and then goes with the reply."""
+    def release(self, worker: int, shard: Shard) -> Reply | None:
+        """A shard lets a worker go: its slice of the model is kept until all have, and then goes with the reply."""
         if not self.over:
-            lane.give(worker)
+            shard.give(worker)
         step = self.owed.get(worker)
-        if step is None or any(one.ledger.workers[worker].assigned <= step for one in self._lanes):
+        if step is None or any(one.ledger.workers[worker].assigned <= step for one in self._shards):
             return None
         del self.owed[worker]
         return self._reply(worker, step)
@@ -239,7 +239,7 @@ class LanesServer(Server):
         if self._evaluator and message.statistics is not None:
             self._evaluator.statistics[worker] = message.statistics.copy()
         gathered.count, gathered.nbytes = gathered.count + 1, gathered.nbytes + nbytes
-        if gathered.count == len(self._lanes):
+        if gathered.count == len(self._shards):
             whole = Push(PushId(worker, step), message.base, nbytes=gathered.nbytes)
             self.totals.note_push(whole, message.samples, message.loss, self._ledgers.held, message.waited_s)
         return gathered
@@ -248,7 +248,7 @@ class LanesServer(Server):
         """A bucket of `push` met its fate; the last of them is that of the push."""
         met = self._met.setdefault(push, [])
         met.append(used)
-        if len(met) == len(self._lanes):
+        if len(met) == len(self._shards):
             del self._met[push]
             self.totals.used += any(met)
             self.totals.dropped += not any(met)
@@ -256,13 +256,13 @@ class LanesServer(Server):
     def _reply(self, worker: int, step: int) -> Reply:
         if (gathered := self._gathered.pop(worker, None)) is not None:
             for bucket in gathered.here:
-                self._lanes[bucket].calculator.keep(PushId(worker, gathered.step))
+                self._shards[bucket].store.keep(PushId(worker, gathered.step))
         last = self._told.get(worker)
         if last is None or last[0] != step:
             last = self._told[worker] = step, self.alpha(), *self._fates(worker)
-        versions, model = [lane.ledger.version for lane in self._lanes], None
+        versions, model = [shard.ledger.version for shard in self._shards], None
         if not self.over:
-            given = [lane.give(worker) for lane in self._lanes]
+            given = [shard.give(worker) for shard in self._shards]
             versions = [version for version, _ in given]
             model = self._slices.join([part for _, part in given])
             self.totals.bytes_down += model.nbytes
@@ -272,8 +272,8 @@ class LanesServer(Server):
 
     def _fates(self, worker: int) -> tuple[list[Fate], tuple[Settled, ...]]:
         fates, told = [], list[Settled]()
-        for lane in self._lanes:
-            fate, settled = lane.told(worker, MOST_SETTLED - len(told))
+        for shard in self._shards:
+            fate, settled = shard.told(worker, MOST_SETTLED - len(told))
             fates.append(fate)
             told += settled
         return fates, tuple(told)

@@ -1,4 +1,4 @@
-"""The calculators of a layerwise rule, one for each bucket, as the calculator of the whole model."""
+"""The stores of a layerwise rule, one for each bucket, as the store of the whole model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ps_elastic.policies.events import PushId
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
     from ps_elastic.vectors.layout import Layout
 
 
 class Copies:
     """The snapshots of all slices."""
 
-    def __init__(self, parts: Sequence[Calculator]) -> None:
+    def __init__(self, parts: Sequence[ParameterStore]) -> None:
         self._parts = parts
 
     @property
@@ -29,7 +29,7 @@ class Copies:
         return None if None in peaks else max(peaks)
 
 
-class Slices:
+class LayerwiseStore:
     """x: the whole model (d,), of which each of `parts` moves its slice; None where headers alone move.
 
     join: makes the model of a reply from those of its slices. A slice may be older than the others: a worker goes on
@@ -42,7 +42,7 @@ class Slices:
         self,
         layout: Layout,
         x: Tensor | None,
-        parts: Sequence[Calculator],
+        parts: Sequence[ParameterStore],
         join: Callable[[Sequence[Any]], Any] | None = None,
     ) -> None:
         self.layout, self.x, self.parts, self.snapshots = layout, x, tuple(parts), Copies(parts)

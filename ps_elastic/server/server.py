@@ -1,6 +1,6 @@
 """The server as a machine without I/O: a message in, messages out. No MPI, no clock, no tensor.
 
-It gathers the buckets of a push, hands the push to the lane, which asks the rule and carries its actions out, and
+It gathers the buckets of a push, hands the push to the shard, which asks the rule and carries its actions out, and
 answers the workers that are let go. It counts what the run uses, and ends it.
 """
 
@@ -14,14 +14,14 @@ from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.shard import Fate, Lane, Outgoing
-from ps_elastic.server.totals import Measures, Totals
+from ps_elastic.server.shard import Fate, Outgoing, Shard
+from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Target
     from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
 
 
 class Answer(NamedTuple):
@@ -47,7 +47,7 @@ class Server:
         self,
         policy: Policy,
         workers: int,
-        calculator: Calculator,
+        store: ParameterStore,
         alpha: Callable[[int], float],
         budget: int,
         tracker: Tracker,
@@ -59,16 +59,16 @@ class Server:
         bucket: tuple[int, int] | None = None,
         pipeline: int = 0,
     ) -> None:
-        self.policy, self.calculator = policy, calculator
-        self.totals, self.measures = self._totals(workers, target), Measures(workers)
+        self.policy, self.store = policy, store
+        self.totals, self.measures = self._totals(workers, target), BoundFacts(workers)
         self.tracker, self.units, self._needs_views = tracker, units, discrepancy == "exact"
         self.lost_workers: list[int] = []
         self.owed: dict[int, int] = {}  # worker -> the step that its next reply answers
         self._alpha, self._budget, self._evaluator = alpha, budget, evaluator
         self._alpha_last = -1, 0.0
-        self._lane = Lane(self, policy, workers, calculator, log, discrepancy, bucket, pipeline)
-        self.ledger = self._lane.ledger
-        self._gathering = Gathering()
+        self._shard = Shard(self, policy, workers, store, log, discrepancy, bucket, pipeline)
+        self.ledger = self._shard.ledger
+        self._gathering = BucketAssembler()
         self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
         self._answers: dict[int, Answer] = {}
         self._gone: set[int] = set()  # workers that said farewell
@@ -90,7 +90,7 @@ class Server:
 
     def start(self, now: float) -> Outgoing:
         """Give version 0 to every worker."""
-        yield from self._lane.start(now)
+        yield from self._shard.start(now)
         for worker in self.ledger.workers:
             yield worker, self._reply(worker, 0)
 
@@ -108,8 +108,8 @@ class Server:
         if isinstance(message, PushMessage):
             parts = self._gathering.add(message)
             if message.buckets > 1:
-                self.calculator.foresee(message)
-            return self._lane.push(header(parts, self.units), parts, now) if parts else iter(())
+                self.store.foresee(message)
+            return self._shard.push(header(parts, self.units), parts, now) if parts else iter(())
         match message:
             case Ask():
                 return self._take_ask(message, now)
@@ -124,7 +124,7 @@ class Server:
         worker = ask.worker
         new = worker not in self.owed
         self.owed.setdefault(worker, ask.step)
-        yield from self._lane.ending(worker, Asked(worker, ask.step), now)
+        yield from self._shard.ending(worker, Asked(worker, ask.step), now)
         if new and worker not in self.ledger.waiting:
             self.owed.pop(worker, None)  # the ask was stale: no reply is due for it
 
@@ -132,7 +132,7 @@ class Server:
         """Do what is due by the clock: the rule's Wake, and results of evaluations."""
         wake_at = self.ledger.wake_at
         if wake_at is not None and now >= wake_at:
-            yield from self._lane.event(Woke(), now)
+            yield from self._shard.event(Woke(), now)
         yield from self._report(now)
 
     def _report(self, now: float) -> Outgoing:
@@ -146,7 +146,7 @@ class Server:
         self._gone.discard(worker)
         self._gathering.forget(worker)
         self._answers.pop(worker, None)  # of its earlier life
-        outgoing = self._lane.event(Joined(worker), now)
+        outgoing = self._shard.event(Joined(worker), now)
         self.measures.note_workers(len(self.ledger.workers))
         yield from outgoing
 
@@ -155,17 +155,17 @@ class Server:
         self.lost_workers.append(worker)
         self.owed.pop(worker, None)
         self._gathering.forget(worker)
-        self._lane.forget(worker)
-        outgoing = self._lane.ending(worker, Left(worker), now)
+        self._shard.forget(worker)
+        outgoing = self._shard.ending(worker, Left(worker), now)
         if not self.ledger.done:
             self.measures.note_workers(len(self.ledger.workers))
         yield from outgoing
 
     def stop(self, now: float) -> Outgoing:
         """End the run: held pushes are dropped, and every worker's next reply tells it to stop."""
-        return self._lane.event(Done(), now)
+        return self._shard.event(Done(), now)
 
-    # What the lane asks for.
+    # What the shard asks for.
 
     def alpha(self) -> float:
         """The step size after the samples used so far, worked out once for each number of them."""
@@ -186,9 +186,9 @@ class Server:
     def stepped(self, version: int, now: float) -> None:
         """The model is `version` now: it may be time to evaluate it."""
         if self._evaluator:
-            self._evaluator.submit(self.calculator.x, self.totals.samples, version, now)
+            self._evaluator.submit(self.store.x, self.totals.samples, version, now)
 
-    def use(self, push: PushId, samples: int, lane: Lane) -> None:
+    def use(self, push: PushId, samples: int, shard: Shard) -> None:
         """A push is used, for the first time."""
         self.totals.samples += samples
 
@@ -196,27 +196,27 @@ class Server:
         """A push is dropped."""
         self.totals.dropped += 1
 
-    def release(self, worker: int, lane: Lane) -> Reply | None:
+    def release(self, worker: int, shard: Shard) -> Reply | None:
         """The rule lets a worker go: its reply, if one is due; else what it is given is kept until it is."""
         if (step := self.owed.pop(worker, None)) is not None:
             return self._reply(worker, self.ledger.told(worker)[0] if self.ledger.pipeline else step)
         if not self.over:
-            lane.queue(worker)
+            shard.queue(worker)
         return None
 
     def _reply(self, worker: int, step: int) -> Reply:
         """The answer to `step` of `worker`, whose push may be overwritten once this has been sent."""
         if (borrowed := self._borrowed.pop(worker, None)) is not None and self._is_needed(borrowed):
-            self.calculator.keep(borrowed)
+            self.store.keep(borrowed)
         last = self._answers.get(worker)
         if last is None or last.step != step:
-            fate, settled = self._lane.told(worker)
+            fate, settled = self._shard.told(worker)
             last = self._answers[worker] = Answer(step, fate, settled, self.alpha())
         _, (outcome, discrepancy, weight), settled, alpha = last
         version, model, rate = self.ledger.version, None, 0.0
         if not self.over:
-            version, model = self._lane.give(worker)
-            rate = self._lane.rate(worker)
+            version, model = self._shard.give(worker)
+            rate = self._shard.rate(worker)
             self.totals.bytes_down += model.nbytes
         return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled, rate=rate)
 
@@ -237,7 +237,7 @@ def header(parts: list[PushMessage], units: str) -> Push:
     )  # fmt: skip
 
 
-class Gathering:
+class BucketAssembler:
     """The buckets that are here of pushes that are not: each bucket has a channel of its own, and any may be first."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""One ledger's part of a run: a copy of the rule, its ledger, the calculator of its vectors, and what it observed.
+"""One ledger's part of a run: a copy of the rule, its ledger, the store of its vectors, and what it observed.
 
-It asks the rule what to do with each event (`decide`), carries the actions out by its calculator, and tells what
+It asks the rule what to do with each event (`decide`), carries the actions out by its store, and tells what
 happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's. A rule that
-takes whole pushes has one lane; a layerwise rule has one for each bucket.
+takes whole pushes has one shard; a layerwise rule has one for each bucket.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ps_elastic.policies.events import (
 )
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.discrepancy import Alphas, Observer
-from ps_elastic.server.totals import Measures, Totals
+from ps_elastic.server.discrepancy import DiscrepancyMeter, StepSizes
+from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import MOST_SETTLED, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
 
 Outgoing = Iterator[tuple[int, Reply]]
 
@@ -58,10 +58,10 @@ HELD = Fate("held")
 
 
 class Run(Protocol):
-    """What a lane asks of the run that it belongs to: the server."""
+    """What a shard asks of the run that it belongs to: the server."""
 
     totals: Totals
-    measures: Measures
+    measures: BoundFacts
     tracker: Tracker
     units: str  # of the pushes
     owed: dict[int, int]  # worker -> the step that its next reply answers
@@ -79,20 +79,20 @@ class Run(Protocol):
     def stepped(self, version: int, now: float) -> None:
         """The model is `version` now."""
 
-    def use(self, push: PushId, samples: int, lane: Lane) -> None:
+    def use(self, push: PushId, samples: int, shard: Shard) -> None:
         """A push is used, for the first time."""
 
     def drop(self, push: PushId) -> None:
         """A push is dropped."""
 
-    def release(self, worker: int, lane: Lane) -> Reply | None:
+    def release(self, worker: int, shard: Shard) -> Reply | None:
         """The rule lets a worker go: its reply, if one is due."""
 
     def stop(self, now: float) -> Outgoing:
         """End the run."""
 
 
-class Lane:
+class Shard:
     """A rule at work on one ledger. `event` and `push` yield (worker, reply) as soon as each is ready.
 
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
@@ -104,13 +104,13 @@ class Lane:
         run: Run,
         policy: Policy,
         workers: int,
-        calculator: Calculator,
+        store: ParameterStore,
         log: Callable[[str], None] | None,
         discrepancy: str,
         bucket: tuple[int, int] | None = None,
         pipeline: int = 0,
     ) -> None:
-        self.policy, self.calculator, self._run = policy, calculator, run
+        self.policy, self.store, self._run = policy, store, run
         self._bucket = 0 if bucket is None else bucket[0]
         self._named = {} if bucket is None else {"bucket": self._bucket}  # in lines of the log
         self.ledger = Ledger(
@@ -123,10 +123,10 @@ class Lane:
             bucket=bucket,
         )
         self._measures, self._tracker = run.measures, run.tracker
-        self._alphas = Alphas()
-        self._observer = Observer(
-            calculator,
-            self._alphas,
+        self._step_sizes = StepSizes()
+        self._meter = DiscrepancyMeter(
+            store,
+            self._step_sizes,
             run.totals,
             run.measures,
             run.tracker,
@@ -156,18 +156,18 @@ class Lane:
         self._forget(under_way)
         if isinstance(event, Left):
             for told in self._rates.pop(worker, ()):
-                self._observer.end(ReplyId(worker, told))
+                self._meter.end(ReplyId(worker, told))
         return outgoing
 
     def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
         """As `event`, of a push that came in `parts`."""
         worker, step = push.id
-        seat = self.ledger.workers.get(worker)
-        skips = seat is not None and step > seat.seen + 1
+        member = self.ledger.workers.get(worker)
+        skips = member is not None and step > member.seen + 1
         outgoing = self.ending(worker, push, now) if skips else self.event(push, now)
         if push.id in self.ledger.held and push.id not in self._arrived:
             head = parts[0]
-            self.calculator.take(push.id, parts)
+            self.store.take(push.id, parts)
             self._arrived[push.id] = Arrived(push, head.samples)
             if self.ledger.pipeline:
                 self._derive(push)
@@ -186,15 +186,15 @@ class Lane:
 
     def queue(self, worker: int) -> None:
         """Keep the models of the jobs queued last for a worker that computes."""
-        seat = self.ledger.workers[worker]
-        for step in range(seat.assigned, seat.seen + 1, -1):
-            if (job := PushId(worker, step)) in self._observer.sent:
+        member = self.ledger.workers[worker]
+        for step in range(member.assigned, member.seen + 1, -1):
+            if (job := PushId(worker, step)) in self._meter.sent:
                 break
             self._give(job)
 
     def rate(self, worker: int) -> float:
         """What `worker` multiplies pushes by that it applies: those that its model lacks, or those that it writes."""
-        if self.calculator.workers_write:
+        if self.store.workers_write:
             return self._rate(self._run.alpha()) * (1 / len(self.ledger.workers))
         return self._rates[worker][self.ledger.told(worker)[0]] if self.ledger.pipeline else 0.0
 
@@ -218,7 +218,7 @@ class Lane:
         return still
 
     def _carry_out(self, decisions: Iterator[Decision], now: float) -> Outgoing:
-        run, ledger, debts = self._run, self.ledger, self._observer.debts
+        run, ledger, debts = self._run, self.ledger, self._meter.debts
         for action, freed in decisions:
             if isinstance(action, Step):  # a match of classes with their fields takes several times as long
                 self._step(action, now)
@@ -230,13 +230,13 @@ class Lane:
                 self._drop(action, now)
             elif isinstance(action, Measure):
                 for push in action.pushes:
-                    self._answer(Measured(push, self._observer.measure(push)), now)
+                    self._answer(Measured(push, self._meter.measure(push)), now)
             for push in freed:
                 self._arrived.pop(push, None)
                 self._weights.pop(push, None)
-                self.calculator.free(push)
+                self.store.free(push)
             if debts:
-                self._tell(self._observer.forgiven(ledger.debts, now, ended=ledger.done))
+                self._tell(self._meter.forgiven(ledger.debts, now, ended=ledger.done))
         if run.over and not ledger.done:
             yield from run.stop(now)
 
@@ -248,31 +248,31 @@ class Lane:
         self._settle(drop.push, Fate("dropped"))
 
     def _step(self, step: Step, now: float) -> None:
-        observer, version, sent = self._observer, self.ledger.version, self._observer.sent
+        meter, version, sent = self._meter, self.ledger.version, self._meter.sent
         fresh = [self._arrived[push] for push, _, missing in step.terms if missing is None and push in sent]
         alpha = self._run.alpha()
-        self.calculator.combine(step)
+        self.store.combine(step)
         for header, samples in fresh:
             self._run.use(header.id, samples, self)
         if step.apply == "amend":
             alpha, moved = self._amend(step.terms[0].push, now)
         else:
             rate = self._rate(alpha)
-            moved = self.calculator.apply(step, rate * step.share, observer.watch(step))
+            moved = self.store.apply(step, rate * step.share, meter.watch(step))
             self._use_terms(step, alpha, rate, now)
-            observer.stepped(step, alpha, moved)
-            moved = moved / alpha if alpha else step.share * self.calculator.direction_norm()
+            meter.stepped(step, alpha, moved)
+            moved = moved / alpha if alpha else step.share * self.store.direction_norm()
             self._measures.note_step(step, [header for header, _ in fresh], moved)
-        oldest = observer.oldest(version)
+        oldest = meter.oldest(version)
         if self.ledger.pipeline:  # of pushes held the replies may have been forgotten
             oldest = min([oldest, *(sent[push].version for push in self.ledger.held)])
-        self._alphas.note(version, alpha, oldest)
+        self._step_sizes.note(version, alpha, oldest)
         self._run.stepped(version + 1, now)
         self._answer(Applied(version + 1, moved, alpha, *self._bounds()), now)
 
     def _use_terms(self, step: Step, alpha: float, rate: float, now: float) -> None:
         """Tell of the views of the pushes that the step used for the first time, and of those it owes."""
-        use, sent, arrived, settle = self._observer.use, self._observer.sent, self._arrived, self._settle
+        use, sent, arrived, settle = self._meter.use, self._meter.sent, self._arrived, self._settle
         terms, share, version = step.terms, step.share, self.ledger.version
         total = 1.0 if step.combine == "sum" else sum([weight for _, weight, _ in terms])
         pipeline, scale = self.ledger.pipeline, rate * share
@@ -293,10 +293,10 @@ class Lane:
 
     def _amend(self, missing: PushId, now: float) -> tuple[float, float]:
         """Repay the debt on `missing`; return (largest alpha since it was made, motion divided by it)."""
-        alpha = self._observer.largest_alpha_owed(missing)
-        moved = self.calculator.amend(missing)
+        alpha = self._meter.largest_alpha_owed(missing)
+        moved = self.store.amend(missing)
         self._settle(missing, Fate("used"))
-        self._tell(self._observer.repaid(self._arrived[missing].header, moved, now))
+        self._tell(self._meter.repaid(self._arrived[missing].header, moved, now))
         return alpha, moved / alpha if alpha else 0.0
 
     def _tell(self, known: list[tuple[PushId, float]]) -> None:
@@ -319,13 +319,13 @@ class Lane:
         if not self.policy.uses_reach:
             return 0.0, 1.0, 0.0
         alpha = self._run.alpha()
-        return *self.calculator.coast(), 2.0**-24 * self.calculator.x_norm() / alpha if alpha else 0.0
+        return *self.store.coast(), 2.0**-24 * self.store.x_norm() / alpha if alpha else 0.0
 
     def _give(self, view: PushId) -> tuple[int, Any]:
         """The version and the model that the push `view` is to be computed on; both are remembered."""
         given = self.ledger.views[view]
-        self._observer.give(view, given.version)
-        return given.version, self.calculator.give(view, given, self._rate(self.ledger.applied.alpha))
+        self._meter.give(view, given.version)
+        return given.version, self.store.give(view, given, self._rate(self.ledger.applied.alpha))
 
     def _hand(self, worker: int) -> tuple[int, Any]:
         """The version and the model of the last reply to a worker that runs ahead."""
@@ -333,36 +333,36 @@ class Lane:
         rates = self._rates.setdefault(worker, {})
         if told not in rates:
             rates[told] = self._rate(self._run.alpha()) * (1 / len(self.ledger.workers))
-            self._observer.give(ReplyId(worker, told), given.version)
-        return given.version, self.calculator.hand(ReplyId(worker, told), given.version)
+            self._meter.give(ReplyId(worker, told), given.version)
+        return given.version, self.store.hand(ReplyId(worker, told), given.version)
 
     def _derive(self, push: Push) -> None:
         """A push of a worker that runs ahead is here: note its view, and forget replies that no view can be of now."""
         worker, step = push.id
         told, contained = step - 1 - push.ahead, self.ledger.contained(push.id)
-        if self.calculator.workers_write:  # its own pushes are in the model, and so in what it read of that
+        if self.store.workers_write:  # its own pushes are in the model, and so in what it read of that
             contained = ()
         rates, reply = self._rates[worker], ReplyId(worker, told)
         reapplied = rates[told] * sum(self._arrived[own].header.payload_norm for own in contained)
         self._contained[push.id] = rates[told], contained
-        self._observer.derive(push.id, reply, reapplied)
-        self.calculator.derive(push.id, reply, rates[told], contained)
+        self._meter.derive(push.id, reply, reapplied)
+        self.store.derive(push.id, reply, rates[told], contained)
         for older in [other for other in rates if other < told]:
             del rates[older]
-            self._observer.end(ReplyId(worker, older))
+            self._meter.end(ReplyId(worker, older))
         if (fate := self._fates.pop(worker, None)) is not None:  # of a push that no reply has answered yet
             self._settled.setdefault(worker, []).append(Settled(self._run.owed[worker], fate.outcome, fate.discrepancy))
 
     def _note_reapplied(self, push: PushId, rate: float, contained: tuple[PushId, ...]) -> None:
         """How much of its own the view of `push` contains, and by how much the model has something else of it."""
-        largest = self._alphas.largest(self._observer.sent[push].version)
+        largest = self._step_sizes.largest(self._meter.sent[push].version)
         if largest:
             astray = sum(abs(self._weights.get(own, 0.0) - rate) for own in contained)
             self._measures.note_reapplied(rate * len(contained) / largest, astray / largest)
 
     def _settle(self, push: PushId, fate: Fate) -> None:
         """`push` has met its fate: its view ends, and its worker is told with the next reply."""
-        self._observer.end(push)
+        self._meter.end(push)
         self._contained.pop(push, None)
         worker, step = push
         if self._run.owed.get(worker) == step:
@@ -373,11 +373,11 @@ class Lane:
 
     def _under_way(self, worker: int) -> list[PushId]:
         """The pushes that `worker` computes or has queued."""
-        seat = self.ledger.workers.get(worker)
-        return [PushId(worker, step) for step in range(seat.seen + 1, seat.assigned + 1)] if seat else []
+        member = self.ledger.workers.get(worker)
+        return [PushId(worker, step) for step in range(member.seen + 1, member.assigned + 1)] if member else []
 
     def _forget(self, under_way: list[PushId]) -> None:
         """An event was noted: the views end of those that nothing will come of any more."""
         for push in under_way:
             if push not in self.ledger.views and push not in self.ledger.held:
-                self._observer.end(push)
+                self._meter.end(push)

@@ -44,7 +44,7 @@ class Task(NamedTuple):
     terms: Sequence[tuple[int, float]]
 
 
-class Board:
+class TaskBoard:
     """The memory (uint8, zeros at first) by which a crew of ranks 0 .. `ranks` - 1 agrees. Read and write it locked.
 
     busy: rank -> whether it is at work on a block. done: rank -> how many blocks it has made. squares: of the move of
@@ -68,17 +68,17 @@ class Board:
     def number(self) -> int:
         return self._words[_NUMBER]
 
-    def write(self, task: Task, seats: int) -> None:
-        """Let `seats` others take part in `task`."""
+    def write(self, task: Task, members: int) -> None:
+        """Let `members` others take part in `task`."""
         words = self._words
         words[_COUNT], words[_COMBINE], words[_TERMS] = task.count, task.combine, len(task.terms)
         self._rates[_RATE] = task.rate
         for k, (worker, weight) in enumerate(task.terms):
             self._workers[k], self._weights[k] = worker, weight
-        words[_SEATS], words[_NEXT], words[_NUMBER] = seats, 0, task.number
+        words[_SEATS], words[_NEXT], words[_NUMBER] = members, 0, task.number
 
     def join(self) -> Task | None:
-        """Take a seat: the task, None where no seat or no block is left."""
+        """Take a member: the task, None where no member or no block is left."""
         words = self._words
         if not words[_SEATS] or words[_NEXT] >= self.blocks:
             return None
@@ -109,7 +109,7 @@ def _parts(ranks: int, blocks: int) -> list[tuple[int, int]]:
     return parts
 
 
-class Crew:
+class Sharer:
     """What all of a crew can do. rank: who this is. frames: worker -> where its payload lies (d,).
 
     optimizer: of the shared model, with the shared moments. lock: of the board. None of them changes anything of a task
@@ -121,7 +121,7 @@ class Crew:
         rank: int,
         optimizer: FlatOptimizer,
         frames: Mapping[int, Tensor],
-        board: Board,
+        board: TaskBoard,
         lock: AbstractContextManager[object],
     ) -> None:
         self._rank, self._optimizer, self._board, self._lock = rank, optimizer, board, lock
@@ -156,7 +156,7 @@ class Crew:
         return make
 
 
-class Helper(Crew):
+class Helper(Sharer):
     """A worker's part in a crew."""
 
     _seen = 0  # number of the last task that it looked at
@@ -175,7 +175,7 @@ class Helper(Crew):
         return True
 
 
-class Leader(Crew):
+class Leader(Sharer):
     """Rank 0's part in a crew. most: ranks that can be at work on the host without being in each other's way.
 
     call: wakes so many of the workers given. wait: returns when what it is given names no more ranks, or raises.
@@ -185,7 +185,7 @@ class Leader(Crew):
         self,
         optimizer: FlatOptimizer,
         frames: Mapping[int, Tensor],
-        board: Board,
+        board: TaskBoard,
         lock: AbstractContextManager[object],
         most: int,
         call: Callable[[Sequence[int], int], None],
@@ -213,14 +213,14 @@ class Leader(Crew):
             if payload is None or payload[0][0].data_ptr() != self._places.get(push.worker):
                 return None
             terms.append((push.worker, weight))
-        seats = min(len(terms), self._most - 1 - (len(self._places) - len(terms)))
-        if seats < 1 or step.combine not in _COMBINERS:
+        members = min(len(terms), self._most - 1 - (len(self._places) - len(terms)))
+        if members < 1 or step.combine not in _COMBINERS:
             return None
         board, combine = self._board, _COMBINERS.index(step.combine)
         task = Task(board.number + 1, self._optimizer.go_on(), rate, combine, terms)
         with self._lock:
-            board.write(task, seats)
-        self._call([worker for worker, _ in terms], seats)
+            board.write(task, members)
+        self._call([worker for worker, _ in terms], members)
         self._work(task)
         self._wait(self._at_work)
         with self._lock:  # all that they wrote is seen now

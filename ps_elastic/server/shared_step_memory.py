@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ps_elastic.errors import Stalled
 from ps_elastic.server.optimizer import FlatOptimizer, block_count
-from ps_elastic.server.shared_step import Board, Helper, Leader, board_bytes
+from ps_elastic.server.shared_step import Helper, Leader, TaskBoard, board_bytes
 from ps_elastic.server.steppers import moment_count
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
 from ps_elastic.transport.waking import wake_elsewhere
@@ -22,7 +22,7 @@ from ps_elastic.transport.wire import HEADER_BYTES
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Optimizer
     from ps_elastic.server.totals import Totals
-    from ps_elastic.transport.doorbells import Bells
+    from ps_elastic.transport.doorbells import Doorbells
     from ps_elastic.transport.windows import Windows
     from ps_elastic.vectors.layout import Layout
 
@@ -35,22 +35,22 @@ def common_bytes(settings: Optimizer, layout: Layout, ranks: int) -> int:
     return _moments_start(settings, layout, ranks) + 4 * layout.size * moment_count(settings)
 
 
-class Mates:
+class SharedStepMemory:
     """The memory of a crew of all ranks of the server's host, as this rank sees it; rank 0 calls `make` before any.
 
     most: of the `ranks`, that compute at the same time.
     """
 
     def __init__(
-        self, windows: Windows, bells: Bells, most: int, settings: Optimizer, layout: Layout, ranks: int,
+        self, windows: Windows, doorbells: Doorbells, most: int, settings: Optimizer, layout: Layout, ranks: int,
         patience_s: float,
     ) -> None:  # fmt: skip
         memory = windows.common()
         assert memory is not None
-        self._bells, self._model, self._settings, self._layout = bells, windows.model(), settings, layout
+        self._doorbells, self._model, self._settings, self._layout = doorbells, windows.model(), settings, layout
         self._most, self._patience_s = most, patience_s
         self._memory, self._lock = memory, RobustLock(memory[:LOCK_BYTES], patience_s)
-        self._board = Board(memory[LOCK_BYTES:], ranks, block_count(settings, layout))
+        self._board = TaskBoard(memory[LOCK_BYTES:], ranks, block_count(settings, layout))
         floats = memory[_moments_start(settings, layout, ranks) :].view(np.float32)
         self.moments = [torch.from_numpy(row) for row in floats.reshape(moment_count(settings), layout.size)]
         self._frames = {worker: _payload(windows.frames(worker)[0], layout) for worker in windows.workers}
@@ -75,7 +75,7 @@ class Mates:
     def helper(self, rank: int) -> Callable[[], bool]:
         """What a worker calls while it waits."""
         optimizer = FlatOptimizer(self._settings, self._layout, torch.from_numpy(self._model), self.moments)
-        helper, wake = Helper(rank, optimizer, self._frames, self._board, self._lock), self._bells.wake
+        helper, wake = Helper(rank, optimizer, self._frames, self._board, self._lock), self._doorbells.wake
 
         def help() -> bool:
             helped = helper.help()
@@ -87,8 +87,8 @@ class Mates:
 
     def _call(self, workers: Sequence[int], count: int) -> None:
         """Wake `count` of `workers`, first those that sleep: who does not may be in the midst of its last message."""
-        for worker in sorted(workers, key=self._bells.is_asleep, reverse=True)[:count]:
-            wake_elsewhere(self.processes[worker], partial(self._bells.wake, worker))
+        for worker in sorted(workers, key=self._doorbells.is_asleep, reverse=True)[:count]:
+            wake_elsewhere(self.processes[worker], partial(self._doorbells.wake, worker))
 
     def _wait(self, look: Callable[[], None], at_work: Callable[[], Sequence[int]]) -> None:
         """Return when nobody is at work. Raises Stalled by name, and what `look` raises."""
@@ -102,7 +102,7 @@ class Mates:
             if now - looked > _LOOK_S:
                 looked = now
                 look()
-            self._bells.sleep(_NAP_S, lambda: not at_work())
+            self._doorbells.sleep(_NAP_S, lambda: not at_work())
 
 
 def _moments_start(settings: Optimizer, layout: Layout, ranks: int) -> int:

@@ -1,6 +1,6 @@
 """Everything of the server that has d entries: the model, payloads, views, debts. It decides nothing.
 
-The server asks it by PushId and gets numbers back, so that a run can be simulated by a calculator without tensors.
+The server asks it by PushId and gets numbers back, so that a run can be simulated by a store without tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ps_elastic.compressors.base import reapply
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.policies.events import ZERO, PushId, ReplyId, Step, Term
 from ps_elastic.policies.ledger import View
-from ps_elastic.server.combine import Foresight, Terms
+from ps_elastic.server.combine import EagerSum, StepCombiner
 from ps_elastic.server.combiners import Part
 from ps_elastic.server.combiners.base import no_drift
 from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Response, Sweep
@@ -28,7 +28,7 @@ from ps_elastic.vectors.layout import Bucket, Layout
 from ps_elastic.vectors.norms import norm
 
 
-class Calculator:
+class ParameterStore:
     """x: the server's model (d,), in place. keeps_versions: views are kept, so that distances can be measured.
 
     before_change: called before x changes, for a transport that sends models from where they are. begin_step: called
@@ -62,19 +62,19 @@ class Calculator:
         self._settlement: Settlement | None = None
         self._settled_at = -1  # version at which it began
         self._responses: dict[PushId, Response] = {}  # missing push -> what the optimizer made of its debt so far
-        self._terms = Terms(layout, compressors, optimizer.stops)
+        self._terms = StepCombiner(layout, compressors, optimizer.stops)
         self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
         self._combined, self._scratch = layout.empty(), torch.empty_like(x)  # no memory until they are written
         self._distances: dict[PushId, float] = {}  # of the views that the last step measured
         dense = len(layout.buckets) > 1 and all(isinstance(compressor, Identity) for compressor in compressors)
-        self._foresight = Foresight(layout.buckets, self._combined) if dense else None
+        self._eager_sum = EagerSum(layout.buckets, self._combined) if dense else None
 
     def foresee(self, part: PushMessage) -> None:
         """A bucket of a push is here, and what will probably be done with it may be begun. Raises WireError."""
-        if self._foresight is not None:
+        if self._eager_sum is not None:
             i = part.bucket
             (vector,) = self._read(part, self.layout.buckets[i], self._compressors[i])
-            self._foresight.arrived(PushId(part.worker, part.step), i, vector)
+            self._eager_sum.arrived(PushId(part.worker, part.step), i, vector)
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
         """Note the payload of a push; it stays in the transport's memory until `keep`. Raises WireError."""
@@ -84,8 +84,8 @@ class Calculator:
     def keep(self, push: PushId) -> None:
         """Copy the payload out of the transport's memory, if it is still needed."""
         if push in self._payloads:
-            if self._foresight is not None:
-                self._foresight.forget()
+            if self._eager_sum is not None:
+                self._eager_sum.forget()
             copies = (tuple(array.clone() for array in payload) for payload in self._payloads[push])
             self._payloads[push] = tuple(copies)
 
@@ -166,7 +166,7 @@ class Calculator:
         terms, version = step.terms, self.snapshots.version
         owed = [missing for _, _, missing in terms if missing is not None]
         gradient: Tensor | Iterable[Quotient] | None = None
-        if self._foresight is not None and (total := self._foresight.take(step)) is not None:
+        if self._eager_sum is not None and (total := self._eager_sum.take(step)) is not None:
             gradient = self._optimizer.cut(total, float(len(terms)))
         elif not owed:
             gradient = self._terms.in_blocks(step.combine, self._parts_of)
@@ -248,8 +248,8 @@ class Calculator:
         """The terms of the step as one vector (d,), kept where a stand-in is made of it."""
         step, made = self._step, PushId(0, self.snapshots.version + 1)
         if not self._is_combined:
-            if self._foresight is not None:
-                self._foresight.forget()  # the sum lies where this will
+            if self._eager_sum is not None:
+                self._eager_sum.forget()  # the sum lies where this will
             self._terms.whole(step.combine, self._parts_of, self._combined)
             self._is_combined = True
             if any(term.stands_for is not None and term.push == made for term in step.terms):

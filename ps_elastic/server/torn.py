@@ -1,4 +1,4 @@
-"""The server's calculator where workers read the model while it is written: `views: torn`.
+"""The server's store where workers read the model while it is written: `views: torn`.
 
 Nobody knows what such a reader sees but the reader itself. So each worker computes on a copy that it made in memory
 shared with the server, and leaves it there until its push is answered: that copy is the view.
@@ -18,12 +18,12 @@ from ps_elastic.compressors import Compressor
 from ps_elastic.policies.events import PushId, ReplyId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.store import Calculator
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
 
 
-class TornCalculator(Calculator):
+class TornStore(ParameterStore):
     """copies: of each worker the model (d,) that it computes on, in shared memory."""
 
     def __init__(
@@ -55,11 +55,11 @@ class Left(NamedTuple):
     norm: float  # of what it carried
 
 
-class WrittenCalculator(Calculator):
-    """The calculator of a server whose workers write: the steps that it is told of have been made.
+class WrittenStore(ParameterStore):
+    """The store of a server whose workers write: the steps that it is told of have been made.
 
-    distances: of each worker what its `Sheet` has. What pushes carried is in the model and nowhere else, so that of a
-    step which uses several the move is known as the most that it can be.
+    distances: of each worker what its `SharedModel` has. What pushes carried is in the model and nowhere else, so that
+    of a step which uses several the move is known as the most that it can be.
     """
 
     workers_write = True

@@ -127,7 +127,7 @@ class Totals:
         }
 
 
-class Measures:
+class BoundFacts:
     """Norms, counts and spreads of one run, in gradient units. The server notes them."""
 
     def __init__(self, workers: int) -> None:

@@ -76,7 +76,7 @@ class Cores:
         return begins
 
 
-class Wires:
+class NetworkLinks:
     """When messages arrive. Each call is made in the order of its time; a link carries one message after another."""
 
     def __init__(self, settings: Network) -> None:

@@ -1,4 +1,4 @@
-"""A run without numbers: pushes that are headers alone (header_worker.py), and a calculator that moves no tensor.
+"""A run without numbers: pushes that are headers alone (header_worker.py), and a store that moves no tensor.
 
 Server, ledger, rule and network are those of any run; only norms are made up, or taken from a recorded run. Every push
 is a common part (the gradient of the loss) and a part of its own (noise): of pushes combined the common parts add up,
@@ -30,13 +30,13 @@ Motion = tuple[float, float]  # the norm of a vector in two parts: what pushes h
 
 
 class NoSnapshots(NamedTuple):
-    """Stands for the snapshots of a calculator that keeps none."""
+    """Stands for the snapshots of a store that keeps none."""
 
     peak: None = None
 
 
-class HeaderCalculator:
-    """The methods of `Calculator` on norms alone. The momentum is followed, weight decay and the norm of x are not.
+class HeaderStore:
+    """The methods of `ParameterStore` on norms alone. The momentum is followed, weight decay and the norm of x are not.
 
     nbytes: of a model. size: its parameters. coherence: part of a push's squared norm that is common to all.
     """

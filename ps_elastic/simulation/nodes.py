@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ps_elastic.worker.worker import Worker
 
 
-class Machine(Protocol):
+class VirtualWorker(Protocol):
     """A worker that computes at one moment what it was given at another: `Turns`, or `HeaderWorker`."""
 
     step: int  # the last one finished
@@ -41,7 +41,7 @@ class Node:
         "stopping", "taken", "told", "up",
     )  # fmt: skip
 
-    def __init__(self, rank: int, machine: Machine, draw: Callable[[], float]) -> None:
+    def __init__(self, rank: int, machine: VirtualWorker, draw: Callable[[], float]) -> None:
         self.rank, self.machine, self.draw = rank, machine, draw
         self.alive, self.leaving = True, False
         self.arrived = inf  # when the reply arrives that it computes for; infinite while it waits for one
@@ -73,7 +73,7 @@ class Stopwatch:
         return self._times.pop() if len(self._times) > 1 else self._times[0]
 
 
-class Turns:
+class TurnTakingWorker:
     """A `Worker` that takes turns with others in the same memory; `stopwatch` is its clock.
 
     view: the model that the server keeps for a push under way, or of a reply.

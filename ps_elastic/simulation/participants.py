@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ps_elastic.config.schema import Config
-    from ps_elastic.records.writer import Record
+    from ps_elastic.records.writer import RunWriter
     from ps_elastic.runtime.build import Parts
     from ps_elastic.server.evaluator import Evaluator
     from ps_elastic.server.server import Server
-    from ps_elastic.server.store import Calculator
-    from ps_elastic.simulation.nodes import Machine
+    from ps_elastic.server.store import ParameterStore
+    from ps_elastic.simulation.nodes import VirtualWorker
     from ps_elastic.vectors.layout import Layout
 
 
-class Setting:
+class ComputingParticipants:
     """Server and workers that compute. All workers share one module and its memory, since they take turns."""
 
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
         from ps_elastic.runtime.build import choose_device
         from ps_elastic.simulation.nodes import Stopwatch
-        from ps_elastic.worker.flat_module import Workbench
+        from ps_elastic.worker.flat_module import FlatModule
 
         self._stopwatch = Stopwatch()
         self._config, self._parts, self._ranks = config, parts, ranks
         model = copy.deepcopy(parts.model).to(choose_device(config.device, 0))
         self._shared = parts._replace(model=model)
-        self._bench = Workbench(model, parts.layout)
+        self._bench = FlatModule(model, parts.layout)
         self._evaluator: Evaluator | None = None
         self._pages: list[Pages] = []
         self._directory = Path()
@@ -44,7 +44,7 @@ class Setting:
         if config.views == "torn":
             self.copies = {rank: parts.layout.empty() for rank in range(1, ranks + 1)}
 
-    def server(self, workers: int, record: Record) -> Server:
+    def server(self, workers: int, record: RunWriter) -> Server:
         from ps_elastic.runtime.build import make_server
 
         self._directory = record.directory
@@ -52,13 +52,13 @@ class Setting:
         made, self._evaluator = make_server(
             self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies
         )
-        made.calculator.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
+        made.store.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
         return made
 
-    def worker(self, rank: int, server: Server) -> Machine:
+    def worker(self, rank: int, server: Server) -> VirtualWorker:
         from ps_elastic.records.tracker import Tracker
         from ps_elastic.runtime.build import make_worker
-        from ps_elastic.simulation.nodes import Turns
+        from ps_elastic.simulation.nodes import TurnTakingWorker
 
         pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
         self._pages.append(pages)
@@ -66,9 +66,9 @@ class Setting:
             self._config, self._shared, rank, self._ranks, Tracker(rank, pages.write), bench=self._bench,
             clock=self._stopwatch,
         )  # fmt: skip
-        return Turns(worker, self._stopwatch, server.calculator.view)
+        return TurnTakingWorker(worker, self._stopwatch, server.store.view)
 
-    def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
+    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:
         from ps_elastic.runtime.summary import finish
 
         assert self._evaluator is not None
@@ -81,7 +81,7 @@ class Setting:
             pages.flush()
 
 
-class HeaderSetting:
+class HeaderParticipants:
     """Server and workers of which headers alone are there."""
 
     copies: None = None
@@ -95,33 +95,33 @@ class HeaderSetting:
         self._samples = parts.task.batch_size * config.update.accumulate * steps  # of a push
         self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
 
-    def server(self, workers: int, record: Record) -> Server:
-        from ps_elastic.server.layerwise import LanesServer
-        from ps_elastic.server.layerwise_store import Slices
+    def server(self, workers: int, record: RunWriter) -> Server:
+        from ps_elastic.server.layerwise import LayerwiseServer
+        from ps_elastic.server.layerwise_store import LayerwiseStore
         from ps_elastic.server.optimizer import learning_rate
         from ps_elastic.server.server import Server
-        from ps_elastic.simulation.headers import HeaderCalculator, joined
+        from ps_elastic.simulation.headers import HeaderStore, joined
 
         config, train = self._config, self._config.train
         coherence = config.simulation.norms.coherence
 
-        def calculator(part: Layout) -> Calculator:
-            made = HeaderCalculator(config.optimizer, 4 * part.size, part.numel, coherence)
-            return cast("Calculator", made)  # what the server asks of one
+        def store(part: Layout) -> ParameterStore:
+            made = HeaderStore(config.optimizer, 4 * part.size, part.numel, coherence)
+            return cast("ParameterStore", made)  # what the server asks of one
 
         alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
-        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, calculator(self._layout))
+        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, store(self._layout))
         if policy.layerwise:
             parts = self._layout.parts()
-            slices = Slices(self._layout, None, [calculator(part) for part in parts], joined)
-            make = partial(LanesServer, [config.policy.build() for _ in parts], workers, slices)
+            slices = LayerwiseStore(self._layout, None, [store(part) for part in parts], joined)
+            make = partial(LayerwiseServer, [config.policy.build() for _ in parts], workers, slices)
         return make(
             alpha, train.samples, record.tracker, record.events().write,
             discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
             pipeline=config.update.pipeline,
         )  # fmt: skip
 
-    def worker(self, rank: int, server: Server) -> Machine:
+    def worker(self, rank: int, server: Server) -> VirtualWorker:
         from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, modelled
 
         config, totals = self._config, server.totals
@@ -131,7 +131,7 @@ class HeaderSetting:
             return LayerHeaderWorker(rank, headers, self._layout, self._bucket_bytes, self._samples)
         return HeaderWorker(rank, headers, sum(self._bucket_bytes), self._samples)
 
-    def finish(self, server: Server, record: Record, now: float, wall_s: float) -> dict[str, Any]:
+    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:
         from ps_elastic.runtime.summary import summarise
 
         summary = summarise(self._config, server, now, wall_s, OK)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from ps_elastic.config.faults import Plan
 from ps_elastic.errors import ConfigError
 from ps_elastic.records.run_dir import new_run_dir
-from ps_elastic.simulation.costs import Cores, Durations, Wires, typical_s
-from ps_elastic.simulation.participants import HeaderSetting, Setting
+from ps_elastic.simulation.costs import Cores, Durations, NetworkLinks, typical_s
+from ps_elastic.simulation.participants import ComputingParticipants, HeaderParticipants
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ps_elastic.config.schema import Config
-    from ps_elastic.records.writer import Record
+    from ps_elastic.records.writer import RunWriter
     from ps_elastic.runtime.build import Parts
     from ps_elastic.server.server import Server
-    from ps_elastic.simulation.nodes import Machine
+    from ps_elastic.simulation.nodes import VirtualWorker
     from ps_elastic.simulation.simulator import Simulator
 
 LIVES = 100  # times what one worker alone would need, after which a run is given up where no deadline is stated
@@ -51,7 +51,7 @@ def simulate(
         raise ConfigError("goes with --headers-only: a run that computes has norms of its own", key="--norms")
     source = source if isinstance(source, Mapping) else str(source)
     set_threads(load(source, overrides, plugins=False, simulated=True).threads, 1)
-    from ps_elastic.records.writer import Record
+    from ps_elastic.records.writer import RunWriter
     from ps_elastic.runtime.build import make_parts
     from ps_elastic.runtime.live import Live
 
@@ -62,9 +62,13 @@ def simulate(
         raise ConfigError("got 'workers', expected server: in virtual time nobody but the server writes", key="writers")
     joining = config.faults.check(workers)
     parts = make_parts(config, workers)
-    setting = HeaderSetting(config, parts, norms) if headers_only else Setting(config, parts, workers + joining)
+    setting = (
+        HeaderParticipants(config, parts, norms)
+        if headers_only
+        else ComputingParticipants(config, parts, workers + joining)
+    )
     directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
-    record = Record(directory, 0)
+    record = RunWriter(directory, 0)
     record.write_setting(config, workers, transport="simulated", headers_only=headers_only)
     server = setting.server(workers, record)
     live = Live(server, config, quiet=quiet)
@@ -89,7 +93,7 @@ def simulate(
 
 
 def make_simulator(
-    config: Config, parts: Parts, server: Server, workers: int, make: Callable[[int], Machine],
+    config: Config, parts: Parts, server: Server, workers: int, make: Callable[[int], VirtualWorker],
     on_turn: Callable[[float], None] | None = None, copies: Mapping[int, Tensor] | None = None,
 ) -> Simulator:  # fmt: skip
     """The simulator that `config` describes, around `server` and the workers that `make` makes, by rank.
@@ -117,7 +121,7 @@ def make_simulator(
         make,
         Durations(s.compute, workers, config.seed),
         Cores(s.compute.cores) if s.compute.cores else None,
-        Wires(s.network),
+        NetworkLinks(s.network),
         Plan(config.faults, config.seed),
         service_s=s.network.service_s,
         ask_again_s=survive.ask_again_s,
@@ -128,14 +132,14 @@ def make_simulator(
     )
 
 
-def _told(record: Record, summary: dict[str, Any], **more: Any) -> dict[str, Any]:
+def _told(record: RunWriter, summary: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The summary, written again, with what a simulation has to add."""
     run_dir, wall_s = summary.pop("run_dir"), summary["wall_s"]
     summary |= {**more, "pushes_per_s": summary["pushes"] / wall_s if wall_s > 0 else None}
     return {**record.write_summary(summary), "run_dir": run_dir}
 
 
-def _failed(config: Config, record: Record, server: Server, error: BaseException, now: float, wall_s: float) -> None:
+def _failed(config: Config, record: RunWriter, server: Server, error: BaseException, now: float, wall_s: float) -> None:
     from ps_elastic.errors import describe, exit_code
     from ps_elastic.runtime.summary import summarise
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ps_elastic.config.faults import Happening, Plan
 from ps_elastic.errors import Stalled, WorkersLost
 from ps_elastic.runtime.loops import awaited
-from ps_elastic.simulation.costs import Cores, Durations, Wires
-from ps_elastic.simulation.nodes import Machine, Node
+from ps_elastic.simulation.costs import Cores, Durations, NetworkLinks
+from ps_elastic.simulation.nodes import Node, VirtualWorker
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ class Simulator:
         self,
         server: Server,
         workers: int,
-        make: Callable[[int], Machine],
+        make: Callable[[int], VirtualWorker],
         durations: Durations,
         cores: Cores | None,
-        wires: Wires,
+        wires: NetworkLinks,
         plan: Plan,
         *,
         service_s: float = 0.0,

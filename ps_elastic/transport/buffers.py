@@ -23,7 +23,7 @@ def chunk_count(nbytes: int, chunk_bytes: int) -> int:
     return -(-nbytes // chunk_bytes)
 
 
-class Slot:
+class ReceiveBuffer:
     """A piece of memory into which one frame at a time is received, by persistent requests, a chunk each.
 
     chunk_bytes: of a chunk, CHUNK_BYTES unless given.
@@ -68,7 +68,7 @@ class Slot:
             request.Free()
 
 
-class Outbox:
+class SendBuffer:
     """What is sent to one rank under one tag, one message at a time.
 
     memory: where every message starts, so that its requests are made once for messages of one size; None: anywhere.

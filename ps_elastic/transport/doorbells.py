@@ -22,8 +22,8 @@ LINE_BYTES = 64  # the words of each rank have a cache line of their own
 _ASLEEP, _RUNG, _LONG = 0, 1, 2
 
 
-class Bells:
-    """The bells of a host, made and freed by all its ranks together."""
+class Doorbells:
+    """The doorbells of a host, made and freed by all its ranks together."""
 
     def __init__(self, host: Host, rank: int) -> None:
         futex = find_futex()
@@ -91,8 +91,9 @@ class Bells:
         self._window.free()
 
 
-def make_bells(host: Host, rank: int) -> Bells | None:
-    """Bells for the ranks of `host`, by all of them; None where one of them cannot wait by futex, or all are alone."""
+def make_doorbells(host: Host, rank: int) -> Doorbells | None:
+    """Doorbells for the ranks of `host`, by all of them; None where one of them cannot wait by futex, or all are
+    alone."""
     able, everywhere = np.array([find_futex() is not None], np.int32), np.zeros(1, np.int32)
     host.comm.Allreduce(able, everywhere, MPI.MIN)
-    return Bells(host, rank) if everywhere[0] and len(host.ranks) > 1 else None
+    return Doorbells(host, rank) if everywhere[0] and len(host.ranks) > 1 else None

@@ -22,7 +22,7 @@ import numpy as np
 
 from ps_elastic.errors import PlatformError, Stalled
 from ps_elastic.transport import buffers as slots
-from ps_elastic.transport.buffers import Outbox, Slot, chunk_count
+from ps_elastic.transport.buffers import ReceiveBuffer, SendBuffer, chunk_count
 from ps_elastic.transport.links import Links
 from ps_elastic.transport.messages import Message
 from ps_elastic.transport.mpi import MPI
@@ -61,7 +61,7 @@ class Traffic(NamedTuple):
     vectors: Sequence[int] = ()
 
 
-class End:
+class Endpoint:
     """What both ends share: slots to receive into, sends that have not left yet, and how they wait.
 
     peers: the ranks that may send here. look: called every 0.1 s where a rank is slow to take something in; it may
@@ -75,15 +75,15 @@ class End:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._comm, self._layout = comm, traffic.layout
         self._spins, self._patience_s = traffic.spins, traffic.patience_s
-        self._bells = bells = traffic.links.bells if traffic.links else None
+        self._doorbells = doorbells = traffic.links.doorbells if traffic.links else None
         self._probes, self._heard = 0, 0.0  # since the last message, and when there were so many that sleeping began
-        self._all_ring = bells is not None and all(peer in bells for peer in peers)
-        self._slots: list[Slot] = []
-        self._outboxes: list[Outbox] = []
+        self._all_ring = doorbells is not None and all(peer in doorbells for peer in peers)
+        self._slots: list[ReceiveBuffer] = []
+        self._send_buffers: list[SendBuffer] = []
         self._requests: list[MPI.Prequest] = []
-        self._places: list[tuple[Slot, int]] = []
+        self._places: list[tuple[ReceiveBuffer, int]] = []
         self._ready: deque[tuple[int, Message]] = deque()
-        self._sending: set[Outbox] = set()  # what may not leave unless it is looked after
+        self._sending: set[SendBuffer] = set()  # what may not leave unless it is looked after
         self._due = 0  # times that MPI is to be asked for what was rung for
 
     def recv(self, timeout: float) -> tuple[int, Message] | None:
@@ -112,16 +112,16 @@ class End:
         So a message that does not ring is late by a few percent, and little is done while nothing happens. What has
         not left yet needs us to look after it, as large messages may travel in many pieces.
         """
-        self._sending = {outbox for outbox in self._sending if not outbox.left()}
+        self._sending = {send_buffer for send_buffer in self._sending if not send_buffer.left()}
         idle = not self._sending
         shortest, longest = _RUNG_S if self._all_ring and idle else _POLLED_S
         sleep = min(most, longest, max(shortest, 0.1 * waited))
-        if self._bells is None:
+        if self._doorbells is None:
             time.sleep(sleep)
         else:
             if not idle:
                 self._nudge()
-            self._bells.sleep(sleep, self._arrived)
+            self._doorbells.sleep(sleep, self._arrived)
         self._due = _DUE
         self._probe()
 
@@ -132,36 +132,36 @@ class End:
 
     def _nudge(self) -> None:
         """Let those who sleep take in the next piece of what is under way to them."""
-        if self._bells is not None:
-            for outbox in self._sending:
-                self._bells.ring(outbox.dest)
+        if self._doorbells is not None:
+            for send_buffer in self._sending:
+                self._doorbells.ring(send_buffer.dest)
 
     def taken(self) -> None:
         """The model of the last reply was read, and may change: nobody waits for that here."""
 
     def flush(self) -> None:
         """Return when everything sent has left. Raises Stalled where a rank takes nothing in for `patience_s`."""
-        for outbox in self._outboxes:
-            self._left(outbox)
+        for send_buffer in self._send_buffers:
+            self._left(send_buffer)
 
     def idle(self) -> bool:
         """Whether everything sent has left."""
-        return all(outbox.left() for outbox in self._outboxes)
+        return all(send_buffer.left() for send_buffer in self._send_buffers)
 
     def close(self) -> None:
         """Take the posted receives back when everything sent has left."""
         self.flush()
-        End.flush(self)
+        Endpoint.flush(self)
         self.free()
 
     def free(self) -> None:
         """Take the posted receives back; nothing may be under way."""
         for slot in self._slots:
             slot.free()
-        for outbox in self._outboxes:
-            outbox.free()
+        for send_buffer in self._send_buffers:
+            send_buffer.free()
 
-    def _add(self, slot: Slot) -> Slot:
+    def _add(self, slot: ReceiveBuffer) -> ReceiveBuffer:
         self._slots.append(slot)
         for i, request in enumerate(slot.requests):
             self._requests.append(request)
@@ -171,8 +171,8 @@ class End:
     def _probe(self) -> None:
         """Take in what has come, if MPI tells of it; where all ring, it is asked only when somebody did."""
         if self._all_ring and not self._sending:
-            assert self._bells is not None
-            if self._bells.rung():
+            assert self._doorbells is not None
+            if self._doorbells.rung():
                 self._due = _DUE
             elif not self._due:
                 return
@@ -187,27 +187,27 @@ class End:
 
     def _ring(self, dest: int, nbytes: int) -> None:
         """Tell `dest`, if it is on this host, that so much was sent to it in a piece."""
-        if self._bells is not None:
-            self._bells.ring(dest, long=nbytes > _EAGER_BYTES)
+        if self._doorbells is not None:
+            self._doorbells.ring(dest, long=nbytes > _EAGER_BYTES)
 
-    def _look(self, slot: Slot) -> None:
+    def _look(self, slot: ReceiveBuffer) -> None:
         raise NotImplementedError
 
-    def _outbox(self, dest: int, tag: int, memory: np.ndarray | None = None, chunk_bytes: int = 0) -> Outbox:
-        self._outboxes.append(Outbox(self._comm, dest, tag, memory, chunk_bytes))
-        return self._outboxes[-1]
+    def _send_buffer(self, dest: int, tag: int, memory: np.ndarray | None = None, chunk_bytes: int = 0) -> SendBuffer:
+        self._send_buffers.append(SendBuffer(self._comm, dest, tag, memory, chunk_bytes))
+        return self._send_buffers[-1]
 
-    def _send(self, outbox: Outbox, data: np.ndarray) -> None:
-        outbox.start(data)
+    def _send(self, send_buffer: SendBuffer, data: np.ndarray) -> None:
+        send_buffer.start(data)
         # Not asked about now: where ranks outnumber cores, MPI's Test gives the core away.
-        if data.size > _EAGER_BYTES or outbox.memory is None:
-            self._sending.add(outbox)
+        if data.size > _EAGER_BYTES or send_buffer.memory is None:
+            self._sending.add(send_buffer)
 
-    def _left(self, outbox: Outbox) -> None:
+    def _left(self, send_buffer: SendBuffer) -> None:
         """Return when what was last sent there has left, so that its memory may change."""
-        if not outbox.left():  # not Waitall, from which neither a signal nor a deadline gets us out
-            self._until(outbox.left, outbox.dest)
-        self._sending.discard(outbox)
+        if not send_buffer.left():  # not Waitall, from which neither a signal nor a deadline gets us out
+            self._until(send_buffer.left, send_buffer.dest)
+        self._sending.discard(send_buffer)
 
     def _until(self, done: Callable[[], bool], dest: int) -> None:
         """Return when `dest` has done its part. Raises Stalled where that takes more than `patience_s`."""
@@ -223,11 +223,11 @@ class End:
             if now - looked > _LOOK_S:
                 looked = now
                 self.look()
-            if self._bells is None:
+            if self._doorbells is None:
                 time.sleep(_POLLED_S[0])
             else:
-                self._bells.ring(dest)
-                self._bells.sleep(_POLLED_S[0], done)
+                self._doorbells.ring(dest)
+                self._doorbells.sleep(_POLLED_S[0], done)
 
 
 def is_inline(model_bytes: int) -> bool:

@@ -8,10 +8,10 @@ import numpy as np
 
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.transport.collectives import agree
-from ps_elastic.transport.doorbells import Bells, make_bells
+from ps_elastic.transport.doorbells import Doorbells, make_doorbells
 from ps_elastic.transport.host import Host, find_host
 from ps_elastic.transport.mpi import MPI
-from ps_elastic.transport.windows import Sharing, Windows, make_windows
+from ps_elastic.transport.windows import Windows, WindowSizes, make_windows
 
 LEAST_BYTES = 1 << 20  # of a model whose steps are shared: to wake somebody takes as long as half a block
 # Probes before a waiting rank sleeps, with a core for each thread and without: of a word in memory, and of MPI.
@@ -29,7 +29,7 @@ class Links:
     host: Host
     crowded: bool
     spins: int
-    bells: Bells | None
+    doorbells: Doorbells | None
     windows: Windows | None
     transports: dict[int, str]
     note: str
@@ -37,7 +37,7 @@ class Links:
     @property
     def waiting(self) -> str:
         """How ranks of this host wait."""
-        return "bells" if self.bells else "polling"
+        return "bells" if self.doorbells else "polling"
 
     def text(self) -> str:
         """What each worker uses, in a few words."""
@@ -50,12 +50,12 @@ class Links:
         """By all ranks together, when nothing travels any more."""
         if self.windows is not None:
             self.windows.free()
-        if self.bells is not None:
-            self.bells.free()
+        if self.doorbells is not None:
+            self.doorbells.free()
         self.host.comm.Free()
 
 
-def join(comm: MPI.Comm, transport: str, threads: int, quota: float | None, sharing: Sharing) -> Links:
+def join(comm: MPI.Comm, transport: str, threads: int, quota: float | None, sharing: WindowSizes) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
     quota: of the host's cores, that the job may use.
 
@@ -72,12 +72,12 @@ def join(comm: MPI.Comm, transport: str, threads: int, quota: float | None, shar
     apart, torn = [worker for worker in range(1, size) if not beside[worker]], sharing.torn
     if (transport == "shared" or torn) and apart:
         agree(comm, lambda: _refuse(apart, torn))
-    windows, note, bells = None, "", make_bells(host, rank)
+    windows, note, doorbells = None, "", make_doorbells(host, rank)
     if transport != "messages":
         readers = np.array([sharing.in_place], np.int32)
         host.comm.Allreduce(MPI.IN_PLACE, readers, MPI.MIN)
         sharing = sharing._replace(in_place=bool(readers[0]))
-        if bells is None or sharing.model_bytes < LEAST_BYTES or host.cores < 2 * threads:
+        if doorbells is None or sharing.model_bytes < LEAST_BYTES or host.cores < 2 * threads:
             sharing = sharing._replace(common=0)
         windows, note = make_windows(comm, host, sharing)
         note = f"{note}: messages instead" if note else ""
@@ -87,8 +87,8 @@ def join(comm: MPI.Comm, transport: str, threads: int, quota: float | None, shar
     comm.Bcast(shared, 0)
     transports = {worker: "shared" if shared[0] and beside[worker] else "messages" for worker in range(1, size)}
     crowded = host.crowded(threads)
-    spins = (_SPINS_RUNG if bells else _SPINS_POLLED)[crowded]
-    return Links(host, crowded, spins, bells, windows, transports, note)
+    spins = (_SPINS_RUNG if doorbells else _SPINS_POLLED)[crowded]
+    return Links(host, crowded, spins, doorbells, windows, transports, note)
 
 
 def _refuse(apart: list[int], torn: bool) -> None:

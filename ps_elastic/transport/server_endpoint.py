@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ps_elastic.errors import WireError
-from ps_elastic.transport.buffers import Outbox, Slot
+from ps_elastic.transport.buffers import ReceiveBuffer, SendBuffer
 from ps_elastic.transport.endpoint import (
     CONTROL,
     MODEL,
@@ -18,7 +18,7 @@ from ps_elastic.transport.endpoint import (
     TAGS,
     TEXT_BYTES,
     VECTOR,
-    End,
+    Endpoint,
     Traffic,
     goes_apart,
     is_inline,
@@ -33,7 +33,7 @@ from ps_elastic.vectors.memory import aligned
 _IN_A_ROW = 2  # answers of this kind that a worker must have got
 
 
-class ServerEnd(End):
+class ServerEndpoint(Endpoint):
     """Rank 0's end.
 
     model: where the server's model (d,) is to live so that workers of this host see it; None without shared windows.
@@ -49,23 +49,31 @@ class ServerEnd(End):
         self._given: dict[int, int] = {}  # worker that shares memory -> how many models it was given there
         self._taken: dict[int, memoryview] = {}  # and how many of them it is done with, where that matters
         self._reading: set[int] = set()  # those that may not be done with the last
-        self._read: dict[int, list[Slot]] = {}  # worker -> where its push lies until it is answered
-        self._shared: dict[Slot, np.ndarray] = {}  # where a push is a header -> the frame in the worker's window
-        self._vectors: dict[Slot, Slot] = {}  # where a bucket may be apart from its header -> where it arrives
-        self._heads: dict[Slot, Slot] = {}  # and back
+        self._read: dict[int, list[ReceiveBuffer]] = {}  # worker -> where its push lies until it is answered
+        self._shared: dict[
+            ReceiveBuffer, np.ndarray
+        ] = {}  # where a push is a header -> the frame in the worker's window
+        self._vectors: dict[
+            ReceiveBuffer, ReceiveBuffer
+        ] = {}  # where a bucket may be apart from its header -> where it arrives
+        self._heads: dict[ReceiveBuffer, ReceiveBuffer] = {}  # and back
         self._control: set[int] = set()
-        self._replies: dict[int, deque[tuple[Outbox, Outbox]]] = {}  # worker -> for heads, for models that go apart
+        self._replies: dict[
+            int, deque[tuple[SendBuffer, SendBuffer]]
+        ] = {}  # worker -> for heads, for models that go apart
         for worker in range(1, self.size):
             near = windows is not None and worker in windows.workers
             shared = windows.frames(worker) if windows and near and not windows.written else ()
             for i, nbytes in enumerate(frames):
                 apart = vectors[i] if vectors and not near and goes_apart(vectors[i]) else 0
                 memory = aligned(HEADER_BYTES if shared else nbytes - padded(apart), HEADER_BYTES)
-                slot = self._add(Slot(comm, worker, PUSH + i * TAGS, memory))
+                slot = self._add(ReceiveBuffer(comm, worker, PUSH + i * TAGS, memory))
                 if shared:
                     self._shared[slot] = shared[i]
                 if apart:
-                    self._vectors[slot] = self._add(Slot(comm, worker, PUSH + i * TAGS + VECTOR, aligned(apart)))
+                    self._vectors[slot] = self._add(
+                        ReceiveBuffer(comm, worker, PUSH + i * TAGS + VECTOR, aligned(apart))
+                    )
                     self._heads[self._vectors[slot]] = slot
             if windows and near:
                 self._given[worker] = 0
@@ -74,12 +82,12 @@ class ServerEnd(End):
             self._replies[worker] = deque()
             for _ in range(traffic.pipeline + 1):
                 head = aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES)
-                body = self._outbox(worker, MODEL, chunk_bytes=piece_bytes(model_bytes))
-                self._replies[worker].append((self._outbox(worker, REPLY, head), body))
+                body = self._send_buffer(worker, MODEL, chunk_bytes=piece_bytes(model_bytes))
+                self._replies[worker].append((self._send_buffer(worker, REPLY, head), body))
         for worker in range(1, self.size):  # after the pushes: of two arrivals a push is looked at before an Ask
-            control = self._add(Slot(comm, worker, CONTROL, aligned(HEADER_BYTES + TEXT_BYTES)))
+            control = self._add(ReceiveBuffer(comm, worker, CONTROL, aligned(HEADER_BYTES + TEXT_BYTES)))
             self._control.add(id(control))
-        self._early, self._steps = Early(), 0
+        self._early, self._steps = EagerModels(), 0
         self._ahead: dict[int, int] = {}  # worker -> the step whose model has left for it ahead of its reply
         self._newest, self._begun = 0, 0  # where that model lies, and the step that it is of
         for slot in self._slots:
@@ -139,7 +147,7 @@ class ServerEnd(End):
                 self._sending.add(body)
                 self._ring(worker, model.size)
 
-    def _look(self, slot: Slot) -> None:
+    def _look(self, slot: ReceiveBuffer) -> None:
         slot = self._heads.get(slot, slot)
         if not slot.has_first():
             return
@@ -168,9 +176,9 @@ class ServerEnd(End):
     def flush(self) -> None:
         """Return when models sent have left, and workers are done with those that they read here: x may change."""
         self._steps += 1
-        for outbox in tuple(self._sending):
-            if outbox.memory is None:  # else it sends a copy
-                self._left(outbox)
+        for send_buffer in tuple(self._sending):
+            if send_buffer.memory is None:  # else it sends a copy
+                self._left(send_buffer)
         for worker in self._reading & self._taken.keys():
             if self._taken[worker][0] != self._given[worker]:
                 self._until(partial(self._is_done, worker), worker)
@@ -190,7 +198,7 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-class Early:
+class EagerModels:
     """Workers whose last pushes were each answered with the model of the very step that was made of them.
 
     They will probably be answered so again: the pieces of the model leave to them as the step makes them. Nobody is

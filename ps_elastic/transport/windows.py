@@ -27,7 +27,7 @@ _COUNT_BYTES = 64  # a cache line for the count
 _SLACK = 1.05, 16 << 20  # room in shared memory beyond the windows' own: MPI takes some as it goes
 
 
-class Sharing(NamedTuple):
+class WindowSizes(NamedTuple):
     """What the ranks of the server's host share, and so how large the part of each is.
 
     frames: most bytes that each bucket's frame can take. model_bytes: of the flat model.
@@ -66,7 +66,7 @@ class Sharing(NamedTuple):
 class Windows:
     """The windows of rank 0 and the workers on its host, made and freed by all of them; settings: see Sharing."""
 
-    def __init__(self, host: Host, rank: int, sharing: Sharing) -> None:
+    def __init__(self, host: Host, rank: int, sharing: WindowSizes) -> None:
         self.workers = tuple(other for other in host.ranks if other)
         self.in_place, self.torn, self.written = sharing.in_place, sharing.torn, sharing.written
         self._rank, self._model_bytes, self._common = rank, sharing.model_bytes, sharing.common
@@ -127,7 +127,7 @@ def free_bytes() -> int:
     return found.f_bavail * found.f_frsize
 
 
-def make_windows(comm: MPI.Comm, host: Host, sharing: Sharing) -> tuple[Windows | None, str]:
+def make_windows(comm: MPI.Comm, host: Host, sharing: WindowSizes) -> tuple[Windows | None, str]:
     """The windows of the server's host, on its ranks; and why there are none, or "". All ranks of `comm` take part.
 
     There are none where the server has no worker on its host, or too little memory to share; where there is too little

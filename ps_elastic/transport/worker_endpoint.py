@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ps_elastic.errors import WireError
-from ps_elastic.transport.buffers import Outbox, Slot
+from ps_elastic.transport.buffers import ReceiveBuffer, SendBuffer
 from ps_elastic.transport.endpoint import (
     CONTROL,
     MODEL,
@@ -16,7 +16,7 @@ from ps_elastic.transport.endpoint import (
     TAGS,
     TEXT_BYTES,
     VECTOR,
-    End,
+    Endpoint,
     Traffic,
     goes_apart,
     is_inline,
@@ -29,7 +29,7 @@ from ps_elastic.transport.wire import HEADER_BYTES, Place, pack, padded, size_of
 from ps_elastic.vectors.memory import aligned
 
 
-class WorkerEnd(End):
+class WorkerEndpoint(Endpoint):
     """A worker's end. memory: the model (d,) and the gradient (d,), float32, that lie in the transport's buffers.
 
     in_place: a push is the gradient itself, in one bucket, so that it is sent from where it is; not where a worker may
@@ -52,7 +52,7 @@ class WorkerEnd(End):
         self._writes = self._windows is not None and self._windows.written > 0  # so that headers go alone, in frames
         if self._windows is not None:
             self._count = self._windows.taken(self.rank)
-        self._vectors: dict[int, Outbox] = {}  # of the buckets that are sent apart from their header
+        self._vectors: dict[int, SendBuffer] = {}  # of the buckets that are sent apart from their header
         if self._windows is not None and not self._writes:
             self._frames = [self._windows.frames(self.rank)]
         else:
@@ -60,15 +60,21 @@ class WorkerEnd(End):
             alone = [nbytes if goes_apart(nbytes) else 0 for nbytes in far] or [0] * len(frames)
             inside = [nbytes - padded(other) for nbytes, other in zip(frames, alone, strict=True)]
             self._frames = [[aligned(nbytes, HEADER_BYTES) for nbytes in inside] for _ in range(pipeline + 1)]
-            self._vectors = {i: self._outbox(0, PUSH + i * TAGS + VECTOR) for i, nbytes in enumerate(alone) if nbytes}
+            self._vectors = {
+                i: self._send_buffer(0, PUSH + i * TAGS + VECTOR) for i, nbytes in enumerate(alone) if nbytes
+            }
         self._pushes = [
-            [self._outbox(0, PUSH + i * TAGS, frame) for i, frame in enumerate(turn)] for turn in self._frames
+            [self._send_buffer(0, PUSH + i * TAGS, frame) for i, frame in enumerate(turn)] for turn in self._frames
         ]
-        self._control = self._asks = self._outbox(0, CONTROL, aligned(HEADER_BYTES + TEXT_BYTES))
+        self._control = self._asks = self._send_buffer(0, CONTROL, aligned(HEADER_BYTES + TEXT_BYTES))
         if pipeline:
-            self._asks = self._outbox(0, PUSH, aligned(HEADER_BYTES))  # behind its pushes: some may not be there yet
-        self._head = self._add(Slot(comm, 0, REPLY, aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES)))
-        self._body: Slot | None = None
+            self._asks = self._send_buffer(
+                0, PUSH, aligned(HEADER_BYTES)
+            )  # behind its pushes: some may not be there yet
+        self._head = self._add(
+            ReceiveBuffer(comm, 0, REPLY, aligned(most_reply_bytes(model_bytes, frames), HEADER_BYTES))
+        )
+        self._body: ReceiveBuffer | None = None
         torn = self._windows is not None and self._windows.torn
         self.apart = self._lends = compares and self._windows is not None and not self.reads_in_place and not torn
         if self._windows is not None and (self.reads_in_place or torn):
@@ -77,7 +83,7 @@ class WorkerEnd(End):
             received = aligned(model_bytes)
             self._model = received.view(np.float32)
             if not is_inline(model_bytes):
-                self._body = self._add(Slot(comm, 0, MODEL, received, piece_bytes(model_bytes)))
+                self._body = self._add(ReceiveBuffer(comm, 0, MODEL, received, piece_bytes(model_bytes)))
         in_place = in_place and not pipeline and not self._writes
         gradient = self._frames[0][0][HEADER_BYTES : HEADER_BYTES + model_bytes] if in_place else aligned(model_bytes)
         model = aligned(model_bytes).view(np.float32) if pipeline or self.apart or self._writes else self._model
@@ -94,19 +100,19 @@ class WorkerEnd(End):
             self._post_head()
         body = None
         if isinstance(message, PushMessage):
-            outbox = self._pushes[message.step % len(self._pushes)][message.bucket]
+            send_buffer = self._pushes[message.step % len(self._pushes)][message.bucket]
             body = self._vectors.get(message.bucket)
         else:
-            outbox = self._asks if isinstance(message, Ask) else self._control
-        self._left(outbox)
-        assert outbox.memory is not None
-        packed = pack(message, self._layout, outbox.memory, place=Place.INLINE if body is None else Place.APART)
+            send_buffer = self._asks if isinstance(message, Ask) else self._control
+        self._left(send_buffer)
+        assert send_buffer.memory is not None
+        packed = pack(message, self._layout, send_buffer.memory, place=Place.INLINE if body is None else Place.APART)
         data = packed.head
         if self._windows is not None and isinstance(message, PushMessage):
             self._windows.sync()
             if not self._writes:
                 data = data[:HEADER_BYTES]  # the rest is where the server reads it
-        self._send(outbox, data)
+        self._send(send_buffer, data)
         nbytes = data.size
         if body is not None and packed.apart is not None:
             self._left(body)
@@ -154,10 +160,10 @@ class WorkerEnd(End):
         if self._windows is not None:
             self._windows.sync()
             self._count[0] = self._seen
-        if self._bells is not None:
-            self._bells.wake(0)
+        if self._doorbells is not None:
+            self._doorbells.wake(0)
 
-    def _look(self, slot: Slot) -> None:
+    def _look(self, slot: ReceiveBuffer) -> None:
         if not self._head.has_first():
             return
         head, body, source = self._head.memory, self._body, self._head.name

@@ -1,7 +1,7 @@
 """Norms of float32 vectors, good to a millionth at the price of a float32 dot product.
 
-The squares of 1024 entries at a time are summed in float32 by the BLAS, which adds in 32 lanes or more, so that no
-lane makes more than 32 additions; these sums are added in double precision. By the usual bound on a sum of positive
+The squares of 1024 entries at a time are summed in float32 by the BLAS, which adds in 32 shards or more, so that no
+shard makes more than 32 additions; these sums are added in double precision. By the usual bound on a sum of positive
 numbers its square is off by at most (1024 / 32 + 5) 2^-24 = 2.2e-6 of itself, hence the norm by `ACCURACY`. Single
 precision throughout would be as fast and off by 4e-4 at ten million entries (seen); double precision throughout takes
 six times as long. One thread computes, so that a norm does not depend on the number of threads.

@@ -4,7 +4,7 @@ All vectors are contiguous, of the same length (n,), and may lie in memory that 
 torch's kernels, whose multiplications and additions are one operation (fma) in some places and two in others;
 `stepping` looks whether that is so on this machine.
 
-Squares are added up in float32 over 512 entries, in as many lanes as the processor has (16 or more where it has an fma
+Squares are added up in float32 over 512 entries, in as many shards as the processor has (16 or more where it has an fma
 at all), and these sums in double precision: good to (512 / 16 + 5) 2^-24 = 2.2e-6 by the usual bound on sums of
 positive numbers, as in `norms`. In double precision from the start a step takes a quarter longer. A sum that the ends
 of float32's range may have spoilt is made again in double precision.

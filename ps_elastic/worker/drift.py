@@ -19,7 +19,7 @@ _BLOCK = 1 << 16  # floats: model, view and room for their difference stay in ca
 _LATE_BLOCK = 1 << 15  # and those of the gradient too
 
 
-class Lookout:
+class DriftMeter:
     """||new model + own applied update - old view|| of each push; for plain SGD what others did meanwhile, exactly.
 
     view: the model computed on (d,), which nobody else looks at or writes to between a push and its reply. What
@@ -93,8 +93,9 @@ class Lookout:
         return math.sqrt(total)
 
 
-class LateLookout(Lookout):
-    """As `Lookout`, of a worker on the CPU that computes where each model arrives: x (d,), which stays as it is then.
+class LateDriftMeter(DriftMeter):
+    """As `DriftMeter`, of a worker on the CPU that computes where each model arrives: x (d,), which stays as it is
+    then.
 
     Nothing is done before the worker goes on: the model is compared with the view, and the next view is made of it, in
     one pass when the next push has left.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import TaskError
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.staging import FromGpu, InPlace, Place, Staging, measured
+from ps_elastic.worker.staging import FromGpu, GradientRegion, InPlace, Staging, measured
 
 
 class Memory(NamedTuple):
@@ -26,7 +26,7 @@ class Memory(NamedTuple):
     apart: bool = True  # a reply's model is not in x yet
 
 
-class Workbench:
+class FlatModule:
     """The module's parameters live in x (d,), their gradients land in g (d,).
 
     On the CPU x and g are the transport's `memory` where it offers some. Workers that take turns may share a bench:
@@ -40,7 +40,7 @@ class Workbench:
         layout.attach(model, self.x, fill=not self.foreign)
         model.train()
         self.made = g.to(self.device)  # the gradient, where backward is: g itself on the CPU
-        places = {name: Place(view) for name, view in layout.views(self.made).items()}
+        places = {name: GradientRegion(view) for name, view in layout.views(self.made).items()}
         self.staging: Staging
         if self.device.type == "cpu":
             every = list(places.values())
@@ -50,15 +50,15 @@ class Workbench:
         self.g = self.staging.g
         self.gradient = self._collector(model, layout, places)
 
-    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> Gradient:
-        return Gradient(model, layout, places, self.staging.begin)
+    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, GradientRegion]) -> GradientHooks:
+        return GradientHooks(model, layout, places, self.staging.begin)
 
 
 class Cut(Exception):
     """Backward is to be left where it is: its time is over."""
 
 
-class Gradient:
+class GradientHooks:
     """Carries each parameter's gradient into its place in g as soon as backward has it.
 
     A hook that copies and forgets `p.grad` is faster than gradients preset as views: it saves zeroing and adding.
@@ -66,7 +66,7 @@ class Gradient:
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, places: Mapping[str, Place], begin: Callable[[int], None]
+        self, model: nn.Module, layout: Layout, places: Mapping[str, GradientRegion], begin: Callable[[int], None]
     ) -> None:
         self._places, self._seen, self._begin = places, set[str](), begin
         self.views = {name: place.view for name, place in places.items()}

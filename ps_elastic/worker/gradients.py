@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ps_elastic.tasks import Task
 from ps_elastic.vectors.layout import Bucket
-from ps_elastic.worker.flat_module import Workbench
+from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.sgd import Sgd
 
 
-class Oracle:
+class GradientSource:
     """What a worker's update asks for gradients. bench: where they are made; clock: seconds, for one that is cut off.
 
     drawn: batches since it was set to 0. final: whether what backward makes is what is pushed, and is so in any case.
@@ -35,7 +35,7 @@ class Oracle:
         model: nn.Module,
         batches: Iterator[Any],
         update: Update,
-        bench: Workbench,
+        bench: FlatModule,
         buckets: Sequence[Bucket],
         *,
         seed: int,

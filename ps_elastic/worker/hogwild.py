@@ -17,23 +17,23 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.flat_module import Gradient, Workbench
-from ps_elastic.worker.model_writer import Run, Sheet, Writer, runs_of
-from ps_elastic.worker.push import Courier, Parcel, plain
-from ps_elastic.worker.staging import Place
+from ps_elastic.worker.flat_module import FlatModule, GradientHooks
+from ps_elastic.worker.model_writer import ModelWriter, Run, SharedModel, runs_of
+from ps_elastic.worker.push import OutgoingPush, PushEncoder, plain
+from ps_elastic.worker.staging import GradientRegion
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.sgd import Sgd
 from ps_elastic.worker.worker import Worker
 
 
-class Kept(Gradient):
+class Kept(GradientHooks):
     """Keeps each large gradient as backward made it: who writes the model in place needs no copy of it."""
 
     def __init__(
         self,
         model: nn.Module,
         layout: Layout,
-        places: Mapping[str, Place],
+        places: Mapping[str, GradientRegion],
         begin: Callable[[int], None],
         g: Tensor,
     ) -> None:
@@ -64,14 +64,14 @@ class Kept(Gradient):
         return self._g[run.start : run.stop].clone() if kept is None else kept.reshape(-1)
 
 
-class OpenBench(Workbench):
-    """A workbench whose gradients stay where backward made them."""
+class OpenBench(FlatModule):
+    """A flat_module whose gradients stay where backward made them."""
 
-    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, Place]) -> Gradient:
+    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, GradientRegion]) -> GradientHooks:
         return Kept(model, layout, places, self.staging.begin, self.made)
 
 
-class Page(Parcel):
+class WrittenPush(OutgoingPush):
     """A push on its way into the model: what is encoded is written at once, and only the header leaves.
 
     reads: the copy that the next push is computed on is made on the way. ahead: see PushMessage. take: gives the
@@ -80,30 +80,30 @@ class Page(Parcel):
 
     def __init__(
         self,
-        courier: Courier,
+        encoder: PushEncoder,
         step: int,
         base: int,
         emit: Callable[[PushMessage], None],
-        writer: Writer,
+        writer: ModelWriter,
         rate: float,
         ahead: int,
         take: Callable[[], tuple[Tensor, ...]] | None,
         *,
         reads: bool,
     ) -> None:
-        super().__init__(courier, step, base, emit)
+        super().__init__(encoder, step, base, emit)
         self._writer, self._rate, self._ahead, self._reads, self._take = writer, rate, ahead, reads, take
         self._square = 0.0  # of the distance
 
     def norm(self) -> float:
         if self._take is None:
             return super().norm()
-        started = self._courier.clock()
+        started = self._encoder.clock()
         self.payloads[0] = self._take()
         self._square, norm = self._writer.write_parts(self.payloads[0], self._rate, reads=self._reads)
         self._squares[0] = self._payload_squares[0] = [norm * norm]
         self._encoded[0] = True
-        self.encode_s += self._courier.clock() - started
+        self.encode_s += self._encoder.clock() - started
         return norm
 
     def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any, ahead: int = 0) -> None:
@@ -111,21 +111,21 @@ class Page(Parcel):
 
     def _encode(self, i: int) -> None:
         super()._encode(i)
-        compressor = plain(self._courier.compressors[i])
+        compressor = plain(self._encoder.compressors[i])
         self._square += self._writer.write(i, compressor, self.payloads[i], self._rate, reads=self._reads)
 
     def _send(self, i: int, **numbers: Any) -> None:
         if i == 0:
             self._writer.leave(self._step, self._square)
-        self._emit(PushMessage(self._courier.rank, self._step, self._base, (), i, len(self.payloads), **numbers))
+        self._emit(PushMessage(self._encoder.rank, self._step, self._base, (), i, len(self.payloads), **numbers))
 
 
 class WritingWorker(Worker):
-    """As `Worker`; sheet: the model that it writes, and what it is told by."""
+    """As `Worker`; shared_model: the model that it writes, and what it is told by."""
 
     def __init__(
         self,
-        sheet: Sheet,
+        shared_model: SharedModel,
         rank: int,
         task: Task,
         model: nn.Module,
@@ -140,13 +140,13 @@ class WritingWorker(Worker):
         own = type(task).differentiate is not Task.differentiate
         whole = len(compressors) == 1 and isinstance(compressors[0], Identity)
         as_made = whole and type(update).run is Sgd.run and settings.get("clip_norm") is None and not own
-        self.workbench = OpenBench if as_made else Workbench
+        self.flat_module = OpenBench if as_made else FlatModule
         super().__init__(
             rank, task, model, layout, batches, update, compressors, *arguments, discrepancy="off", **settings
         )
         gradient = self._bench.gradient
         self._take = gradient.take if isinstance(gradient, Kept) else None
-        self._writer = Writer(sheet, self.x, layout, measures=discrepancy == "exact")
+        self._writer = ModelWriter(shared_model, self.x, layout, measures=discrepancy == "exact")
         self._unsettled: dict[
             int, tuple[float, Sequence[tuple[Tensor, ...]]]
         ] = {}  # rate and payloads of what it wrote
@@ -172,13 +172,13 @@ class WritingWorker(Worker):
             self._note_read()
         super().push(emit, cut)
 
-    def _parcel(self, emit: Callable[[PushMessage], None]) -> Page:
+    def _outgoing(self, emit: Callable[[PushMessage], None]) -> WrittenPush:
         base, ahead = self._read_base, self.step - 1 - self._read_told
         self._has_read = self.may_go_on and not self._overlaps
         if self._has_read:
             self._note_read()
-        page = Page(
-            self._courier, self.step, base, emit, self._writer, self._rate, ahead, self._take, reads=self._has_read
+        page = WrittenPush(
+            self._encoder, self.step, base, emit, self._writer, self._rate, ahead, self._take, reads=self._has_read
         )  # fmt: skip
         self._unsettled[self.step] = self._rate, page.payloads
         return page

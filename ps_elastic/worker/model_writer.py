@@ -31,7 +31,7 @@ _SMALL = 1 << 14  # floats: a smaller gradient is copied beside its neighbours
 _LEAST, _MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
 
 
-class Sheet(NamedTuple):
+class SharedModel(NamedTuple):
     """What a writer works on. x: the shared model (d,). lock: held while a block of it is written; a null context
     writes plainly. distances: (n,) float64, where that of push s is left at s modulo n."""
 
@@ -70,14 +70,14 @@ def runs_of(layout: Layout) -> list[Run]:
     return runs
 
 
-class Writer:
+class ModelWriter:
     """A worker's pen. view: its copy of the model (d,). measures: whether distances are wanted, else they are nan.
 
     A gradient that is written as backward made it comes in parts (n,), one for each of `runs_of` the layout.
     """
 
-    def __init__(self, sheet: Sheet, view: Tensor, layout: Layout, *, measures: bool) -> None:
-        self._x, self._lock, self._distances = sheet
+    def __init__(self, shared_model: SharedModel, view: Tensor, layout: Layout, *, measures: bool) -> None:
+        self._x, self._lock, self._distances = shared_model
         self._view, self._buckets, self._measures = view, layout.buckets, measures
         self._room = torch.empty(min(_BLOCK, layout.size))
         kernels = kernels_for(layout.size)
@@ -186,7 +186,7 @@ def _adds_like_torch(kernels: ModuleType) -> bool:
 
 
 def _square(vector: Tensor) -> float:
-    """||vector||^2 of a vector (n,), n <= _BLOCK: summed in float32, by 32 lanes or more."""
+    """||vector||^2 of a vector (n,), n <= _BLOCK: summed in float32, by 32 shards or more."""
     total = float(torch.dot(vector, vector))
     if _LEAST < total < _MOST:
         return total

@@ -13,7 +13,7 @@ from ps_elastic.vectors.layout import Bucket
 from ps_elastic.worker.staging import Staging
 
 
-class Courier:
+class PushEncoder:
     """What a worker's pushes have in common.
 
     staging: brings the gradient to the CPU. lends: it may be written into before a push has arrived, so that what
@@ -47,17 +47,17 @@ class Courier:
         return tuple([a.clone() if a.untyped_storage().data_ptr() == memory else a for a in payload])
 
 
-class Parcel:
+class OutgoingPush:
     """One push: `leave` during backward for each bucket that is finished, then `norm`, and `close` for the rest.
 
     Bucket 0 leaves last and carries the numbers of the whole push: backward mostly finishes the first layers last.
     """
 
-    def __init__(self, courier: Courier, step: int, base: int, emit: Callable[[PushMessage], None]) -> None:
-        count = len(courier.buckets)
+    def __init__(self, encoder: PushEncoder, step: int, base: int, emit: Callable[[PushMessage], None]) -> None:
+        count = len(encoder.buckets)
         self.payloads: list[Payload] = [()] * count
         self.encode_s = self.emit_s = self.residual_norm = 0.0  # emit_s: of what left during backward
-        self._courier, self._step, self._base, self._emit = courier, step, base, emit
+        self._encoder, self._step, self._base, self._emit = encoder, step, base, emit
         self._encoded, self._sound = [False] * count, True
         self._squares, self._payload_squares = [[0.0]] * count, [[0.0]] * count  # in parts
 
@@ -65,22 +65,22 @@ class Parcel:
         """Bucket i of g is as it will be. It stays, with all that would follow it, where it is not finite."""
         if i == 0:
             return
-        started = self._courier.clock()
-        self._squares[i] = self._courier.staging.fetch(i)
+        started = self._encoder.clock()
+        self._squares[i] = self._encoder.staging.fetch(i)
         self._sound = self._sound and math.isfinite(sum(self._squares[i]))
         if self._sound:
             self._encode(i)
-        encoded = self._courier.clock()
+        encoded = self._encoder.clock()
         if self._sound:
             self._send(i)
         self.encode_s += encoded - started
-        self.emit_s += self._courier.clock() - encoded
+        self.emit_s += self._encoder.clock() - encoded
 
     def norm(self) -> float:
         """||g||_2; the parts of all buckets are added exactly, and rounded once."""
         for i, encoded in enumerate(self._encoded):
             if not encoded:
-                self._squares[i] = self._courier.staging.fetch(i)
+                self._squares[i] = self._encoder.staging.fetch(i)
         return _root(self._squares)
 
     def close(self, samples: int, loss: float, norm: float, waited_s: float, statistics: Any, ahead: int = 0) -> None:
@@ -88,11 +88,11 @@ class Parcel:
         for i in reversed(range(len(self.payloads))):
             if self._encoded[i]:
                 continue
-            started = self._courier.clock()
+            started = self._encoder.clock()
             self._encode(i)
             if i == 0:
-                self.residual_norm = self._courier.residual_norm()
-            self.encode_s += self._courier.clock() - started
+                self.residual_norm = self._encoder.residual_norm()
+            self.encode_s += self._encoder.clock() - started
             if i:
                 self._send(i)
         self._send(
@@ -104,32 +104,32 @@ class Parcel:
         self, bases: Sequence[int], cut: Collection[int], samples: int, loss: float, waited_s: float, statistics: Any
     ) -> None:
         """As `close`, for a layerwise rule: each bucket with a base and norms of its own, those in `cut` empty."""
-        courier = self._courier
+        encoder = self._encoder
         for i in reversed(range(len(self.payloads))):
-            started, compressor = courier.clock(), courier.compressors[i]
+            started, compressor = encoder.clock(), encoder.compressors[i]
             if i not in cut:
                 self._encode(i)
-            self.encode_s += courier.clock() - started
+            self.encode_s += encoder.clock() - started
             residual = float(compressor.residual.norm()) if isinstance(compressor, ErrorFeedback) else 0.0
             self._send(
                 i, samples=samples, loss=loss, norm=_root(self._squares[i : i + 1]),
                 payload_norm=_root(self._payload_squares[i : i + 1]),
                 residual_norm=residual, waited_s=waited_s, statistics=None if i else statistics, base=bases[i],
             )  # fmt: skip
-        self.residual_norm = courier.residual_norm()
+        self.residual_norm = encoder.residual_norm()
 
     def _encode(self, i: int) -> None:
-        courier = self._courier
-        compressor, vector = courier.compressors[i], courier.parts[i]
+        encoder = self._encoder
+        compressor, vector = encoder.compressors[i], encoder.parts[i]
         payload = compressor.encode(vector)
-        self.payloads[i], self._encoded[i] = courier.keep(payload) if courier.lends else payload, True
+        self.payloads[i], self._encoded[i] = encoder.keep(payload) if encoder.lends else payload, True
         if isinstance(compressor, Identity):
             self._payload_squares[i] = self._squares[i]
         else:
             self._payload_squares[i] = [plain(compressor).payload_norm(payload, vector.numel()) ** 2]
 
     def _send(self, i: int, **numbers: Any) -> None:
-        rank, arrays = self._courier.rank, tuple([array.numpy() for array in self.payloads[i]])
+        rank, arrays = self._encoder.rank, tuple([array.numpy() for array in self.payloads[i]])
         base = numbers.pop("base", self._base)
         self._emit(PushMessage(rank, self._step, base, arrays, i, len(self.payloads), **numbers))
 

@@ -34,7 +34,7 @@ class Staging(Protocol):
 class InPlace:
     """Backward leaves the gradient in g itself. places: those that make up each bucket."""
 
-    def __init__(self, g: Tensor, places: Sequence[Sequence[Place]]) -> None:
+    def __init__(self, g: Tensor, places: Sequence[Sequence[GradientRegion]]) -> None:
         self.g, self._places = g, places
 
     def begin(self, i: int) -> None:
@@ -70,7 +70,7 @@ class FromGpu:
         return [float(self._norms[i]) ** 2]
 
 
-class Place:
+class GradientRegion:
     """view: contiguous, of g."""
 
     def __init__(self, view: Tensor) -> None:
@@ -118,7 +118,7 @@ class Place:
         return squares(array) if self._kernels is None else partial(self._kernels.square, array)
 
 
-def measured(layout: Layout, bucket: Bucket, places: Sequence[Place], g: Tensor) -> Iterator[Place]:
+def measured(layout: Layout, bucket: Bucket, places: Sequence[GradientRegion], g: Tensor) -> Iterator[GradientRegion]:
     """What `bucket` is squared by: the places of its large tensors, and runs of small ones. places: of every tensor."""
     inside = [pair for pair in zip(layout.slots, places, strict=True) if bucket.start <= pair[0].offset < bucket.stop]
     for is_large, group in groupby(inside, lambda pair: pair[1].is_large):
@@ -127,4 +127,4 @@ def measured(layout: Layout, bucket: Bucket, places: Sequence[Place], g: Tensor)
             yield from [place for _, place in members]
         else:
             first, last = members[0][0], members[-1][0]
-            yield Place(g[first.offset : last.offset + last.numel])
+            yield GradientRegion(g[first.offset : last.offset + last.numel])

@@ -17,10 +17,10 @@ from ps_elastic.records.tracker import Tracker
 from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.vectors.layout import Layout, statistics_of
-from ps_elastic.worker.drift import LateLookout, Lookout
-from ps_elastic.worker.flat_module import Memory, Workbench
-from ps_elastic.worker.gradients import Oracle
-from ps_elastic.worker.push import Courier, Parcel, Residuals, plain
+from ps_elastic.worker.drift import DriftMeter, LateDriftMeter
+from ps_elastic.worker.flat_module import FlatModule, Memory
+from ps_elastic.worker.gradients import GradientSource
+from ps_elastic.worker.push import OutgoingPush, PushEncoder, Residuals, plain
 from ps_elastic.worker.updates import Update
 
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
@@ -36,7 +36,7 @@ class Worker:
     goes on; to the model of each reply it re-applies those of its pushes that this model lacks.
     """
 
-    workbench: type[Workbench] = Workbench
+    flat_module: type[FlatModule] = FlatModule
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Worker:
         autocast: str | None = None,
         discrepancy: str = "exact",
         memory: Memory | None = None,
-        bench: Workbench | None = None,
+        bench: FlatModule | None = None,
         layerwise: bool = False,
         pipeline: int = 0,
         clock: Callable[[], float] = time.perf_counter,
@@ -66,18 +66,18 @@ class Worker:
         self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
         self._task, self._update, self._compressors = task, update, compressors
         self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
-        self._bench = made = bench or self.workbench(model, layout, memory)
+        self._bench = made = bench or self.flat_module(model, layout, memory)
         self.x, self.g = made.x, made.g
-        self._oracle = Oracle(
+        self._gradient_source = GradientSource(
             rank, task, model, batches, update, made, layout.buckets,
             seed=seed, accumulate=accumulate, clip_norm=clip_norm, autocast=autocast, clock=clock,
         )  # fmt: skip
-        may_leave = self._oracle.final and on_nonfinite == "stop"
+        may_leave = self._gradient_source.final and on_nonfinite == "stop"
         self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
         lends = bench is not None or pipeline > 0
-        self._courier = Courier(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
+        self._encoder = PushEncoder(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
         self._residuals = Residuals(compressors, scales=update.units == "gradient", layerwise=layerwise)
-        self.logbook = Logbook(tracker, layerwise=layerwise)
+        self.worker_log = WorkerLog(tracker, layerwise=layerwise)
         self._statistics = statistics_of(model)
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
         self._plains = [plain(compressor) for compressor in compressors]
@@ -85,12 +85,12 @@ class Worker:
         keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
         alone = keeps_view and bench is None and not made.watched  # nobody but this worker looks at x
         self._compares = alone and made.apart  # x itself is the view, until the next model
-        self._lookout: Lookout | None = None
+        self._drift_meter: DriftMeter | None = None
         if alone and not made.apart and not update.moves:
-            self._lookout = LateLookout(self.x, layout.buckets, self._plains)
+            self._drift_meter = LateDriftMeter(self.x, layout.buckets, self._plains)
         elif keeps_view:
             view = self.x if self._compares else torch.empty_like(self.x)
-            self._lookout = Lookout(view, layout.buckets, self._plains)
+            self._drift_meter = DriftMeter(view, layout.buckets, self._plains)
         self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
         self._told_alpha = self._rate = self._waited_s = 0.0
@@ -110,7 +110,7 @@ class Worker:
 
         The model may stand in `x` already, received in place, unless the worker compares the two.
         """
-        if self._courier.feeds_back:
+        if self._encoder.feeds_back:
             self._residuals.learn(reply)
         self.told, self.step = reply.step, max(self.step, reply.step)
         self._told_alpha = reply.alpha
@@ -123,9 +123,9 @@ class Worker:
         self.base, self._rate = reply.version, reply.rate
         if not self._compares:
             self.resume(reply.model)
-        if self._lookout is not None:
+        if self._drift_meter is not None:
             model = torch.from_numpy(reply.model) if self._compares else self.x
-            self._lookout.came(model, self._weights(reply))
+            self._drift_meter.came(model, self._weights(reply))
         self._bases = tuple([layer.version for layer in reply.layers])
         return True
 
@@ -151,42 +151,42 @@ class Worker:
         """
         self.step += 1
         started = self._clock()
-        self._oracle.begin(self.step, started, cut)
+        self._gradient_source.begin(self.step, started, cut)
         if self._own_statistics:
             _copy(self._own_statistics, self._statistics)
-        parcel = self._parcel(emit)
+        outgoing = self._outgoing(emit)
         try:
-            self._send(parcel, started)
+            self._send(outgoing, started)
         finally:
-            self.logbook.tell()
+            self.worker_log.tell()
 
-    def _send(self, parcel: Parcel, started: float) -> None:
+    def _send(self, outgoing: OutgoingPush, started: float) -> None:
         """Compute and send; what can be done while the answer is awaited comes after."""
-        loss, norm = self._finite_gradient(parcel)
+        loss, norm = self._finite_gradient(outgoing)
         if self._own_statistics:
             _copy(self._statistics, self._own_statistics)
-        compute_s = self._clock() - started - parcel.encode_s - parcel.emit_s
+        compute_s = self._clock() - started - outgoing.encode_s - outgoing.emit_s
         statistics = None
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
-        self.samples = self._task.batch_size * self._oracle.drawn
-        missing = self._oracle.missing()
+        self.samples = self._task.batch_size * self._gradient_source.drawn
+        missing = self._gradient_source.missing()
         if self._layerwise:
-            parcel.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
+            outgoing.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
         else:
-            parcel.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
-        if self._courier.feeds_back:
-            kept = {i: self._courier.keep(p) for i, p in enumerate(parcel.payloads) if i not in missing}
+            outgoing.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
+        if self._encoder.feeds_back:
+            kept = {i: self._encoder.keep(p) for i, p in enumerate(outgoing.payloads) if i not in missing}
             self._residuals.sent(self.step, kept)
         if self.pipeline:
-            self._flying[self.step] = parcel.payloads
-            self._reapply(parcel.payloads)
-        self.logbook.made(self.step, parcel.residual_norm, compute_s, parcel.encode_s)
-        if self._lookout is not None:
-            self._lookout.left(parcel.payloads, self._update.view)
+            self._flying[self.step] = outgoing.payloads
+            self._reapply(outgoing.payloads)
+        self.worker_log.made(self.step, outgoing.residual_norm, compute_s, outgoing.encode_s)
+        if self._drift_meter is not None:
+            self._drift_meter.left(outgoing.payloads, self._update.view)
 
-    def _parcel(self, emit: Callable[[PushMessage], None]) -> Parcel:
-        return Parcel(self._courier, self.step, self.base, emit)
+    def _outgoing(self, emit: Callable[[PushMessage], None]) -> OutgoingPush:
+        return OutgoingPush(self._encoder, self.step, self.base, emit)
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since.
@@ -194,8 +194,8 @@ class Worker:
         The lines are written when the next push has left, or at once where there is none to come.
         """
         self._waited_s += wait_s
-        seen = None if reply.model is None else self._lookout
-        self.logbook.note(reply, t_s, lambda: math.nan if seen is None else seen.moved, send_s, wait_s)
+        seen = None if reply.model is None else self._drift_meter
+        self.worker_log.note(reply, t_s, lambda: math.nan if seen is None else seen.moved, send_s, wait_s)
 
     def _weights(self, reply: Reply) -> tuple[float, ...]:
         """What the server applied each bucket of the last push times; 0 of what is no gradient.
@@ -209,14 +209,14 @@ class Worker:
             return tuple([layer.weight for layer in reply.layers])
         return (reply.weight,) * len(self.layout.buckets)
 
-    def _finite_gradient(self, parcel: Parcel) -> tuple[float, float]:
-        oracle = self._oracle
+    def _finite_gradient(self, outgoing: OutgoingPush) -> tuple[float, float]:
+        gradient_source = self._gradient_source
         if self._overlaps:
-            oracle.leave = parcel.leave
+            gradient_source.leave = outgoing.leave
         for _ in range(MOST_NONFINITE):
-            oracle.drawn = 0
-            loss = self._update.run(oracle.gradient, self.x, self._bench.made, self._told_alpha, self.base)
-            norm = parcel.norm()
+            gradient_source.drawn = 0
+            loss = self._update.run(gradient_source.gradient, self.x, self._bench.made, self._told_alpha, self.base)
+            norm = outgoing.norm()
             if math.isfinite(norm):
                 return loss, norm
             if self._on_nonfinite == "stop":
@@ -229,7 +229,7 @@ def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
         target.copy_(source)
 
 
-class Logbook:
+class WorkerLog:
     """Notes what comes, and writes the lines when it is told to, or at once where no push is to come."""
 
     def __init__(self, tracker: Tracker, *, layerwise: bool) -> None:

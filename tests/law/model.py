@@ -226,7 +226,7 @@ class Model:
         assert {push: (view.version, view.own_push) for push, view in ledger.views.items()} == {
             push: (job.version, job.own) for push, job in under_way.items()
         }
-        assert {w: list(ledger.workers[w].course.given) for w in self.jobs} == {
+        assert {w: list(ledger.workers[w].pipeline_state.given) for w in self.jobs} == {
             w: [given.told for given in self.given[w]] for w in self.jobs
         }
         assert {push: seen for push in ledger.held if (seen := ledger.contained(push))} == {

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ps_elastic.policies import Policy
-from ps_elastic.policies.ledger import Course, Ledger, Seat
+from ps_elastic.policies.ledger import Ledger, Member, PipelineState
 from tests.law.cases import pipeline_of
 from tests.law.harness import Move, World
 from tests.law.model import Model
@@ -87,18 +87,18 @@ def fork(thing: Any) -> Any:
     }
     new.__dict__.update(copied)
     if type(thing) is Ledger:
-        new.workers = {worker: _copy_seat(seat) for worker, seat in new.workers.items()}
-        new.gone = {worker: _copy_seat(seat) for worker, seat in new.gone.items()}
+        new.workers = {worker: _copy_seat(member) for worker, member in new.workers.items()}
+        new.gone = {worker: _copy_seat(member) for worker, member in new.gone.items()}
     elif type(thing) is World:
         new.reload()
     return new
 
 
-def _copy_seat(seat: Seat) -> Seat:
-    new = Seat()
-    for name in Seat.__slots__:
-        setattr(new, name, getattr(seat, name))
-    new.course = seat.course.copy()
+def _copy_seat(member: Member) -> Member:
+    new = Member()
+    for name in Member.__slots__:
+        setattr(new, name, getattr(member, name))
+    new.pipeline_state = member.pipeline_state.copy()
     return new
 
 
@@ -132,8 +132,8 @@ def _freeze_of(kind: type) -> Callable[[Any], Hashable] | None:
         return _all
     if issubclass(kind, set):
         return frozenset
-    if issubclass(kind, Seat | Course):
-        return lambda seat: _all([getattr(seat, name) for name in kind.__slots__])  # type: ignore[attr-defined]
+    if issubclass(kind, Member | PipelineState):
+        return lambda member: _all([getattr(member, name) for name in kind.__slots__])  # type: ignore[attr-defined]
     if issubclass(kind, World | Ledger | Model | Policy):
         return lambda world: _all([value for name, value in vars(world).items() if name not in TRANSIENT])
     return None  # numbers, strings and the law's own tuples

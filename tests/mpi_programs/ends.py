@@ -24,16 +24,17 @@ from ps_elastic.transport import endpoint as common
 from ps_elastic.transport.host import find_host
 from ps_elastic.transport.links import Links, join
 from ps_elastic.transport.messages import Ask, Farewell, PushMessage, Reply
-from ps_elastic.transport.server_endpoint import ServerEnd
-from ps_elastic.transport.windows import Sharing
+from ps_elastic.transport.server_endpoint import ServerEndpoint
+from ps_elastic.transport.windows import WindowSizes
 from ps_elastic.transport.wire import HEADER_BYTES, Place, pack
-from ps_elastic.transport.worker_endpoint import WorkerEnd
+from ps_elastic.transport.worker_endpoint import WorkerEndpoint
 
 WORLD = buffers.MPI.COMM_WORLD
 RANK = WORLD.Get_rank()
 LAYOUT = b"the layout, 32 bytes of a digest"
 PATIENCE_S = 0.6
-MODES = ("polling", "bells", "shared", "in place")  # how the ranks are joined; every check is made with each of them
+# how the ranks are joined; every check is made with each of them
+MODES = ("polling", "doorbells", "shared", "in place")
 mode = MODES[0]
 joined: list[Links] = []
 
@@ -44,23 +45,23 @@ def ends(
     in_place: bool = True,
     vectors: Sequence[int] = (),
     patience_s: float = PATIENCE_S,
-) -> ServerEnd | WorkerEnd:
+) -> ServerEndpoint | WorkerEndpoint:
     """This rank's end, and what joins it to the other, to be freed when the check is over."""
     frames, links = frames or [HEADER_BYTES + 4 * floats], None
     if mode != "polling":
-        transport = "messages" if mode == "bells" else "shared"
-        links = join(WORLD, transport, 1, Sharing(frames, 4 * floats, in_place=mode == "in place"))
+        transport = "messages" if mode == "doorbells" else "shared"
+        links = join(WORLD, transport, 1, WindowSizes(frames, 4 * floats, in_place=mode == "in place"))
         joined.append(links)
         links.spins = 3
     traffic = common.Traffic(LAYOUT, frames, 4 * floats, 3, patience_s, links, vectors=vectors)
     if RANK == 0:
-        return ServerEnd(WORLD, traffic)
-    return WorkerEnd(WORLD, traffic, in_place=in_place)
+        return ServerEndpoint(WORLD, traffic)
+    return WorkerEndpoint(WORLD, traffic, in_place=in_place)
 
 
-def model_of(end: ServerEnd | WorkerEnd, floats: int, value: float = 0.0) -> np.ndarray:
+def model_of(end: ServerEndpoint | WorkerEndpoint, floats: int, value: float = 0.0) -> np.ndarray:
     """The server's model, where its transport wants it."""
-    found = end.model if isinstance(end, ServerEnd) else None
+    found = end.model if isinstance(end, ServerEndpoint) else None
     model = np.empty(floats, np.float32) if found is None else found
     if RANK == 0:
         model[:] = value
@@ -83,14 +84,14 @@ def _file_of(word: str) -> Path:
     return Path(sys.argv[1]).with_suffix(f".{mode}.{word}")
 
 
-def expect(end: ServerEnd | WorkerEnd, kind: type):
+def expect(end: ServerEndpoint | WorkerEndpoint, kind: type):
     source, message = end.recv(20.0) or (None, None)
     assert source == 1 - RANK and type(message) is kind, (source, message)
     return message
 
 
-def round_trip(end: ServerEnd | WorkerEnd, model: np.ndarray, step: int) -> None:
-    if isinstance(end, ServerEnd):
+def round_trip(end: ServerEndpoint | WorkerEndpoint, model: np.ndarray, step: int) -> None:
+    if isinstance(end, ServerEndpoint):
         end.send(1, Reply(1, step, step, model))
         end.flush()
         push = expect(end, PushMessage)
@@ -117,7 +118,7 @@ def small_and_large_models_and_chunks_arrive_whole() -> None:
 
 def a_push_in_place_is_sent_from_where_the_gradient_lies() -> None:
     end = ends(20_000)
-    if isinstance(end, WorkerEnd):
+    if isinstance(end, WorkerEndpoint):
         frame = end._frames[0][0]
         assert end.memory[1].ctypes.data == frame.ctypes.data + HEADER_BYTES
         assert end.memory[1].ctypes.data % 64 == 0 and frame.size == HEADER_BYTES + end.memory[1].nbytes
@@ -132,7 +133,7 @@ def the_steady_state_allocates_nothing_of_the_size_of_the_model() -> None:
         round_trip(end, model, step)
     tracemalloc.start()
     for step in range(5, 25):
-        if isinstance(end, ServerEnd):
+        if isinstance(end, ServerEndpoint):
             end.send(1, Reply(1, step, step, model))
             end.flush()
             expect(end, PushMessage)
@@ -147,7 +148,7 @@ def the_steady_state_allocates_nothing_of_the_size_of_the_model() -> None:
 
 def buckets_travel_apart() -> None:
     end = ends(1000, [HEADER_BYTES + 400, HEADER_BYTES + 3600], in_place=False)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
         end.send(1, Reply(1, 0, 0, model_of(end, 1000)))
         parts = sorted((expect(end, PushMessage) for _ in range(2)), key=lambda part: part.bucket)
         assert [part.arrays[0].size for part in parts] == [100, 900]
@@ -172,7 +173,7 @@ def large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header() -
         end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
         starts = np.cumsum([0, *CUT]).tolist()
         for step in range(1, 5):
-            if isinstance(end, ServerEnd):
+            if isinstance(end, ServerEndpoint):
                 parts = {message.bucket: message for message in (expect(end, PushMessage) for _ in CUT)}
                 there = np.concatenate([parts[i].arrays[0] for i in range(3) if parts[i].arrays])
                 wanted = np.arange(sum(CUT), dtype=np.float32) + step
@@ -182,7 +183,7 @@ def large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header() -
                 assert (there == wanted).all() and parts[0].statistics.tolist() == [step] * 4
                 end.send(1, Reply(1, step, step, None))
             else:
-                apart = mode in ("polling", "bells")
+                apart = mode in ("polling", "doorbells")
                 assert [frame.size < 1000 for frame in end._frames[0]] == [True, apart, apart]
                 end.memory[1][:] = np.arange(sum(CUT)) + step
                 for i in (2, 1, 0):
@@ -196,11 +197,11 @@ def large_buckets_leave_from_the_gradient_and_small_ones_behind_their_header() -
 
 
 def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
-    if mode not in ("polling", "bells"):
+    if mode not in ("polling", "doorbells"):
         return
     end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
     push = PushMessage(1, 1, 0, (np.ones(CUT[1], np.float32),), 1, 3)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
         started = time.monotonic()
         assert end.recv(0.3) is None and time.monotonic() - started < 5
         WORLD.Barrier()
@@ -214,10 +215,10 @@ def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
 
 
 def a_bucket_of_another_size_than_its_header_says_is_refused() -> None:
-    if mode not in ("polling", "bells"):
+    if mode not in ("polling", "doorbells"):
         return
     end = ends(sum(CUT), FRAMES, in_place=False, vectors=VECTORS)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
         try:
             end.recv(20.0)
         except WireError as error:
@@ -258,7 +259,7 @@ def a_model_that_leaves_with_its_step_is_that_of_the_reply_or_thrown_away() -> N
     end = ends(floats)
     model, older, ahead = model_of(end, floats), np.full(floats, -1, np.float32), 0
     for step, fate in enumerate(STORY, 1):
-        if isinstance(end, WorkerEnd):
+        if isinstance(end, WorkerEndpoint):
             end.send(0, PushMessage(1, step, step - 1, (end.memory[1],)))
             reply = expect(end, Reply)
             wanted = {"newest": reply.version, "later": reply.version, "older": -1}
@@ -282,14 +283,14 @@ def a_model_that_leaves_with_its_step_is_that_of_the_reply_or_thrown_away() -> N
                     tell(min(start + 65_536, floats))
         given = {"newest": model, "later": model, "older": older, "stop": None}[fate]
         end.send(1, Reply(1, step, int(model[0]), given))
-    if isinstance(end, ServerEnd):
-        assert ahead == (7 if mode in ("polling", "bells") else 0), ahead
+    if isinstance(end, ServerEndpoint):
+        assert ahead == (7 if mode in ("polling", "doorbells") else 0), ahead
     end.close()
 
 
 def of_two_arrivals_the_push_is_looked_at_before_the_ask() -> None:
     end = ends(64)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
         time.sleep(0.3)
         expect(end, PushMessage)
         expect(end, Ask)
@@ -302,7 +303,7 @@ def of_two_arrivals_the_push_is_looked_at_before_the_ask() -> None:
 
 def a_farewell_brings_its_text() -> None:
     end = ends(64)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
         assert expect(end, Farewell) == Farewell(1, 7, "what a pity \N{DOG FACE}", 3)
     else:
         end.send(0, Farewell(1, 7, "what a pity \N{DOG FACE}", 3))
@@ -317,7 +318,7 @@ def foreign_bytes_are_refused_by_the_rank_they_came_from() -> None:
     ):
         end = ends(64)
         WORLD.Barrier()
-        if isinstance(end, ServerEnd):
+        if isinstance(end, ServerEndpoint):
             try:
                 end.recv(20.0)
             except WireError as error:
@@ -342,7 +343,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
     floats = 3_000_000
     end = ends(floats)
     WORLD.Barrier()
-    if isinstance(end, WorkerEnd):
+    if isinstance(end, WorkerEndpoint):
         tell("out of the barrier")
         until_told("given up")  # neither receives nor lets MPI work
         assert expect(end, Reply).model[-1] == 1
@@ -361,7 +362,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
             raise AssertionError("it left")
         finally:
             tell("given up")
-        while not all(outbox.left() for outbox in under_way):
+        while not all(send_buffer.left() for send_buffer in under_way):
             pass
     WORLD.Barrier()
     end.free()
@@ -369,7 +370,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
 
 def a_message_that_has_left_leaves_the_end_idle() -> None:
     end = ends(1_000_000)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
         end.send(1, Reply(1, 0, 0, model_of(end, 1_000_000, 1)))
         end.flush()
         assert end.idle()
@@ -406,7 +407,7 @@ def who_sleeps_is_woken_by_the_bell_and_no_wake_is_lost() -> None:
 
 def a_worker_that_waits_is_asked_for_help_and_gets_its_reply() -> None:
     end, asked = ends(64), 0
-    if isinstance(end, WorkerEnd):
+    if isinstance(end, WorkerEndpoint):
 
         def help() -> bool:
             nonlocal asked
@@ -423,12 +424,12 @@ def a_worker_that_waits_is_asked_for_help_and_gets_its_reply() -> None:
     else:
         model = model_of(end, 64, 1)
         expect(end, Ask)
-        if end._bells is not None:
-            bells, limit = end._bells, time.monotonic() + 20.0
-            while not bells.is_asleep(1):
+        if end._doorbells is not None:
+            doorbells, limit = end._doorbells, time.monotonic() + 20.0
+            while not doorbells.is_asleep(1):
                 assert time.monotonic() < limit
                 time.sleep(0.005)
-            bells.wake(1)
+            doorbells.wake(1)
         end.send(1, Reply(1, 1, 1, model))
     end.close()
 
@@ -436,7 +437,7 @@ def a_worker_that_waits_is_asked_for_help_and_gets_its_reply() -> None:
 def one_who_is_slow_is_looked_after() -> None:
     looks = []
     end = ends(3_000_000, patience_s=20.0)
-    if isinstance(end, ServerEnd):
+    if isinstance(end, ServerEndpoint):
 
         def look() -> None:
             looks.append(1)

@@ -11,18 +11,18 @@ from ps_elastic.transport.endpoint import Traffic
 from ps_elastic.transport.links import join
 from ps_elastic.transport.messages import Reply
 from ps_elastic.transport.mpi import MPI
-from ps_elastic.transport.server_endpoint import ServerEnd
-from ps_elastic.transport.windows import Sharing
+from ps_elastic.transport.server_endpoint import ServerEndpoint
+from ps_elastic.transport.windows import WindowSizes
 from ps_elastic.transport.wire import HEADER_BYTES
-from ps_elastic.transport.worker_endpoint import WorkerEnd
+from ps_elastic.transport.worker_endpoint import WorkerEndpoint
 
 FLOATS = 20_000
 world = MPI.COMM_WORLD
 frames = [HEADER_BYTES + 4 * FLOATS]
-links = join(world, "shared", 1, Sharing(frames, 4 * FLOATS, in_place=False))
+links = join(world, "shared", 1, WindowSizes(frames, 4 * FLOATS, in_place=False))
 traffic = Traffic(bytes(32), frames, 4 * FLOATS, 3, 1.0, links)
 if world.Get_rank() == 0:
-    server = ServerEnd(world, traffic)
+    server = ServerEndpoint(world, traffic)
     assert server.model is not None
     server.model[:] = 7
     for worker in (1, 2):
@@ -35,7 +35,7 @@ if world.Get_rank() == 0:
         print(error, flush=True)
     world.Barrier()
 else:
-    end = WorkerEnd(world, traffic, in_place=True)
+    end = WorkerEndpoint(world, traffic, in_place=True)
     if world.Get_rank() == 2:
         time.sleep(2.0)  # the server gives it up meanwhile
     _, reply = end.recv(20.0) or (0, None)

@@ -7,9 +7,9 @@ import numpy as np
 from ps_elastic.transport.endpoint import Traffic
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.transport.mpi import MPI
-from ps_elastic.transport.server_endpoint import ServerEnd
+from ps_elastic.transport.server_endpoint import ServerEndpoint
 from ps_elastic.transport.wire import HEADER_BYTES
-from ps_elastic.transport.worker_endpoint import WorkerEnd
+from ps_elastic.transport.worker_endpoint import WorkerEndpoint
 
 FLOATS = 550_000_000
 PIECE = 1 << 22  # floats looked at together, so that the check needs no memory of its own
@@ -34,7 +34,7 @@ traffic = Traffic(LAYOUT, [HEADER_BYTES + 4 * FLOATS], 4 * FLOATS, 3, 100.0)
 if comm.Get_rank() == 0:
     model = np.empty(FLOATS, np.float32)
     fill(model, 1)
-    server = ServerEnd(comm, traffic)
+    server = ServerEndpoint(comm, traffic)
     server.send(1, Reply(1, 0, 0, model))
     received = server.recv(100.0)
     assert received is not None
@@ -42,7 +42,7 @@ if comm.Get_rank() == 0:
     server.close()
     print(received[1].arrays[0].nbytes, "bytes each way")
 else:
-    worker = WorkerEnd(comm, traffic, in_place=True)
+    worker = WorkerEndpoint(comm, traffic, in_place=True)
     reply = worker.recv(100.0)
     assert reply is not None
     check(reply[1].model, 1)

@@ -51,7 +51,7 @@ def watched(cls: type) -> None:
     cls.apply = noted  # type: ignore[attr-defined]
 
 
-class Watched(model_writer.Writer):
+class Watched(model_writer.ModelWriter):
     """Notes, in double precision, what there is to see before each write, with the lock held meanwhile."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -100,7 +100,7 @@ def looked_at(cls: Any) -> Any:
     return Worker
 
 
-class Dying(model_writer.Writer):
+class Dying(model_writer.ModelWriter):
     writes = 0
 
     def write_parts(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,19 +125,19 @@ from ps_elastic.worker import hogwild  # noqa: E402
 
 build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
 hogwild.Writer = Watched  # type: ignore[misc]
-watched(torn.TornCalculator)
+watched(torn.TornStore)
 made, ended = build.make_server, summary.finish
 
 
 def make_server(*args: Any, **kwargs: Any) -> Any:
     server, evaluator = made(*args, **kwargs)
-    seen["start"] = server.calculator.x.double().numpy().copy()
+    seen["start"] = server.store.x.double().numpy().copy()
     seen["used"] = np.zeros(seen["start"].size)
     return server, evaluator
 
 
 def finish(config: Any, parts: Any, server: Any, *args: Any) -> Any:
-    seen["end"] = server.calculator.x.double().numpy().copy()  # every worker has said farewell
+    seen["end"] = server.store.x.double().numpy().copy()  # every worker has said farewell
     return ended(config, parts, server, *args)
 
 
@@ -145,7 +145,7 @@ build.make_server, summary.finish = make_server, finish
 found = []
 for i, config in enumerate(plan):
     if config.pop("dies", False):
-        hogwild.Writer = Dying if rank == 2 else model_writer.Writer  # type: ignore[misc]
+        hogwild.Writer = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
     seen.clear()
     seen.update(copies={}, seen={}, distances=[])
     summary = train(config, run_dir=folder / f"run-{i}")

@@ -10,7 +10,7 @@ from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.plugins import expect
 
 if TYPE_CHECKING:
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
 
 _TENSOR = 1 << 18  # floats of each tensor of the model
 
@@ -61,16 +61,15 @@ class Ahead(Benchmark):
 
 
 class Rounds:
-    """A server's calculator that gets a push of every worker in buckets, and steps; `ahead`: it may begin to add."""
+    """A server's store that gets a push of every worker in buckets, and steps; `ahead`: it may begin to add."""
 
     def __init__(self, size: int, workers: int, bucket_bytes: int, ahead: bool) -> None:
         import torch
 
-        self._calculator, self._ahead, self._step = _calculator(size, bucket_bytes), ahead, 0
-        vectors = [torch.randn(self._calculator.x.shape) for _ in range(workers)]
+        self._store, self._ahead, self._step = _store(size, bucket_bytes), ahead, 0
+        vectors = [torch.randn(self._store.x.shape) for _ in range(workers)]
         self._arrays = [
-            [vector[bucket.start : bucket.stop].numpy() for bucket in self._calculator.layout.buckets]
-            for vector in vectors
+            [vector[bucket.start : bucket.stop].numpy() for bucket in self._store.layout.buckets] for vector in vectors
         ]
 
     def round(self) -> tuple[float, float]:
@@ -79,7 +78,7 @@ class Rounds:
         from ps_elastic.transport.messages import PushMessage
 
         self._step += 1
-        calculator, count = self._calculator, len(self._calculator.layout.buckets)
+        store, count = self._store, len(self._store.layout.buckets)
         parts = [
             [PushMessage(worker, self._step, 0, (array,), i, count) for i, array in enumerate(arrays)]
             for worker, arrays in enumerate(self._arrays, 1)
@@ -87,27 +86,27 @@ class Rounds:
         started = process_time()
         for i in reversed(range(count)):
             for of_worker in parts if self._ahead else ():
-                calculator.foresee(of_worker[i])
+                store.foresee(of_worker[i])
         here = process_time()
         terms = tuple([Term(PushId(worker, self._step)) for worker in range(1, len(parts) + 1)])
         for term, of_worker in zip(terms, parts, strict=True):
-            calculator.take(term.push, of_worker)
-        calculator.combine(Step(terms))
-        calculator.apply(Step(terms), 1e-4)
+            store.take(term.push, of_worker)
+        store.combine(Step(terms))
+        store.apply(Step(terms), 1e-4)
         ended = process_time()
         for term in terms:
-            calculator.free(term.push)
+            store.free(term.push)
         return here - started, ended - here
 
 
-def _calculator(size: int, bucket_bytes: int) -> Calculator:
+def _store(size: int, bucket_bytes: int) -> ParameterStore:
     import torch
     from torch import nn
 
     from ps_elastic.compressors.identity import Identity
     from ps_elastic.config.sections import Optimizer
     from ps_elastic.server.optimizer import FlatOptimizer
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
     from ps_elastic.vectors.layout import Layout
 
     lengths = [min(_TENSOR, size - start) for start in range(0, size, _TENSOR)]
@@ -116,4 +115,4 @@ def _calculator(size: int, bucket_bytes: int) -> Calculator:
     x = layout.empty()
     layout.attach(model, x)
     optimizer = FlatOptimizer(Optimizer(name="sgd", lr=1e-4, momentum=0.9), layout, x)
-    return Calculator(layout, x, optimizer, [Identity() for _ in layout.buckets], keeps_versions=False)
+    return ParameterStore(layout, x, optimizer, [Identity() for _ in layout.buckets], keeps_versions=False)

@@ -78,7 +78,7 @@ class _Run:
 
         from ps_elastic.cluster.threads import set_threads
         from ps_elastic.config.load import load
-        from ps_elastic.records.writer import Record
+        from ps_elastic.records.writer import RunWriter
         from ps_elastic.runtime.build import make_parts, make_server, make_worker
 
         tree: dict[str, Any] = {
@@ -95,8 +95,8 @@ class _Run:
         set_threads(1, 1)
         config = load(tree)
         parts = make_parts(config, workers)
-        self._record, self._folder = Record(folder, 0), folder
-        silent = Record(folder / "workers", 1)
+        self._record, self._folder = RunWriter(folder, 0), folder
+        silent = RunWriter(folder / "workers", 1)
         self._workers = [
             make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, silent.tracker)
             for rank in range(1, workers + 1)

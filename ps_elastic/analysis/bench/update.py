@@ -12,7 +12,7 @@ from ps_elastic.plugins import expect
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "sgd with momentum": {"name": "sgd", "lr": 1e-4, "momentum": 0.9},
@@ -89,34 +89,34 @@ def _medians_s(cases: dict[str, Callable[[], object]], repeats: int, clock: Call
 
 
 def _ours(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[], object]:
-    """A step of the server's calculator from pushes taken to payloads freed."""
+    """A step of the server's store from pushes taken to payloads freed."""
     from ps_elastic.policies.events import PushId, Step, Term
     from ps_elastic.transport.messages import PushMessage
 
-    calculator = make_calculator(parameters, _SETTINGS[name], measured)
-    gradients = [_gradient(calculator.x, worker).numpy() for worker in range(1, pushes + 1)]
+    store = make_calculator(parameters, _SETTINGS[name], measured)
+    gradients = [_gradient(store.x, worker).numpy() for worker in range(1, pushes + 1)]
     step = Step(tuple(Term(PushId(worker, 1)) for worker in range(1, pushes + 1)))
 
     def update() -> None:
         for worker, gradient in enumerate(gradients, 1):
-            calculator.take(PushId(worker, 1), [PushMessage(worker, 1, 0, (gradient,))])
-        calculator.combine(step)
-        calculator.apply(step, 1e-4)
+            store.take(PushId(worker, 1), [PushMessage(worker, 1, 0, (gradient,))])
+        store.combine(step)
+        store.apply(step, 1e-4)
         for term in step.terms:
-            calculator.free(term.push)
+            store.free(term.push)
 
     return update
 
 
-def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = True) -> Calculator:
-    """A server's calculator for a model of one random tensor; unmeasured: it does not tell how far the model moved."""
+def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = True) -> ParameterStore:
+    """A server's store for a model of one random tensor; unmeasured: it does not tell how far the model moved."""
     import torch
     from torch import nn
 
     from ps_elastic.compressors.identity import Identity
     from ps_elastic.config.sections import Optimizer
     from ps_elastic.server.optimizer import FlatOptimizer
-    from ps_elastic.server.store import Calculator
+    from ps_elastic.server.store import ParameterStore
     from ps_elastic.vectors.layout import Layout
 
     model = nn.Module()
@@ -125,7 +125,7 @@ def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = 
     x = layout.empty()
     layout.attach(model, x)
     made = FlatOptimizer(Optimizer(**settings), layout, x, measures=measured)
-    return Calculator(layout, x, made, [Identity()])
+    return ParameterStore(layout, x, made, [Identity()])
 
 
 def _torch(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from ps_elastic.policies.base import Policy
 from ps_elastic.policies.decide import decide
 from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Step
 from ps_elastic.policies.ledger import Ledger
-from ps_elastic.records.reader import Answer, Recorded, read_line
+from ps_elastic.records.reader import Answer, RecordedEvent, read_line
 
 Watch = Callable[[Ledger, Event | Action, float], None]
 
@@ -74,7 +74,7 @@ def replay_decisions(
     Raises ConfigError naming the line if the record is cut, malformed, or not of these workers.
     """
     produced: list[str] = []
-    lanes: dict[int | None, tuple[Policy, Ledger]] = {}
+    shards: dict[int | None, tuple[Policy, Ledger]] = {}
     members = list(workers)
     events = actions = 0
     ended: str | None = None
@@ -83,10 +83,10 @@ def replay_decisions(
         if ended is not None:
             return Replay(events, actions, False, Mismatch(number, recorded, "", ended))
         told = read_line(recorded, f"{source}:{number}", first=number == 1)
-        if told.bucket not in lanes:
+        if told.bucket not in shards:
             rule = policy if told.bucket is None else copy.deepcopy(policy)
-            lanes[told.bucket] = rule, _ledger(policy, members, pipeline, told, produced, f"{source}:{number}")
-        rule, ledger = lanes[told.bucket]
+            shards[told.bucket] = rule, _ledger(policy, members, pipeline, told, produced, f"{source}:{number}")
+        rule, ledger = shards[told.bucket]
         if ledger.started and isinstance(told.event, Applied):
             raise ConfigError("got 'applied', expected an event of its own", source=f"{source}:{number}")
         try:
@@ -104,7 +104,7 @@ def replay_decisions(
 
 
 def _ledger(
-    policy: Policy, workers: Iterable[int], pipeline: int, told: Recorded, produced: list[str], where: str
+    policy: Policy, workers: Iterable[int], pipeline: int, told: RecordedEvent, produced: list[str], where: str
 ) -> Ledger:
     """The ledger whose first line this is."""
     if policy.layerwise != (told.bucket is not None):
@@ -121,7 +121,7 @@ def _ledger(
     )  # fmt: skip
 
 
-def _replay_event(policy: Policy, ledger: Ledger, told: Recorded, watch: Watch) -> tuple[int, str | None]:
+def _replay_event(policy: Policy, ledger: Ledger, told: RecordedEvent, watch: Watch) -> tuple[int, str | None]:
     """How many actions the event gave, and why it broke off, if it did."""
     event, now, answers = told.event, told.t_s, iter(told.answers)
     actions = 0

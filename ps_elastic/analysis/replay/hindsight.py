@@ -46,7 +46,7 @@ from ps_elastic.policies.events import (
     Woke,
 )
 from ps_elastic.policies.ledger import Ledger
-from ps_elastic.records.reader import Recorded
+from ps_elastic.records.reader import RecordedEvent
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Hindsight:
     """One rule on the arrivals of a run with workers 1..`workers`; `figures` after `run`."""
 
     def __init__(self, policy: Policy, workers: int, motion: Motion) -> None:
-        self.policy, self.tally, self._motion = policy, Tally(), motion
+        self.policy, self.tally, self._motion = policy, PolicyTotals(), motion
         self.ledger = Ledger(
             range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views
         )
@@ -104,7 +104,7 @@ class Hindsight:
         self._seen: dict[int, int] = {}  # worker -> its last recorded push that arrived
         self.unsent = 0  # recorded pushes whose worker was not released in time for them
 
-    def run(self, told: Iterable[Recorded]) -> dict[str, Any]:
+    def run(self, told: Iterable[RecordedEvent]) -> dict[str, Any]:
         """The figures of the rule. Raises PolicyError and Stalled as the rule would have."""
         now = 0.0
         for recorded in told:
@@ -151,10 +151,10 @@ class Hindsight:
 
     def _ask(self, worker: int, step: int, now: float) -> None:
         """A joiner asks, or one whose push was lost; one whose reply was lost has it again, which changes nothing."""
-        seat = self.ledger.workers[worker]
-        joined = seat.assigned == seat.seen
+        member = self.ledger.workers[worker]
+        joined = member.assigned == member.seen
         if worker not in self.ledger.waiting and (joined or step > self._seen.get(worker, 0)):
-            self._go_on(self._feed(Asked(worker, seat.assigned), now), now)
+            self._go_on(self._feed(Asked(worker, member.assigned), now), now)
 
     def _go_on(self, released: Iterable[int], now: float) -> None:
         """Let workers that are released push what they have ready."""
@@ -195,7 +195,7 @@ class Hindsight:
 
 
 @dataclass
-class Tally:
+class PolicyTotals:
     """Figures of one rule over one run, up to its Done: told of events and actions as `replay_decisions` tells them."""
 
     pushes: int = 0

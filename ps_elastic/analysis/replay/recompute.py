@@ -20,12 +20,12 @@ import torch
 from ps_elastic.analysis.replay.decisions import Mismatch, Replay
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
 from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
-from ps_elastic.records.reader import Recorded, read_line
+from ps_elastic.records.reader import RecordedEvent, read_line
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import choose_device, make_parts, make_server, make_worker
 from ps_elastic.transport.messages import Ask, PushMessage, Reply
 from ps_elastic.vectors import kernels
-from ps_elastic.worker.flat_module import Workbench
+from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def recompute(
     return Recomputed(Replay(events, actions, True, None), run.parameters_sha256())
 
 
-def _fed(run: _Run, told: Recorded, where: str) -> str | None:
+def _fed(run: _Run, told: RecordedEvent, where: str) -> str | None:
     """Feed one event to the server; return why the run could not go on, if it could not."""
     try:
         run.feed(told)
@@ -101,7 +101,7 @@ class _Run:
         compute_on(self._threads)
         self._parts = make_parts(self._config, workers)
         model = copy.deepcopy(self._parts.model).to(choose_device(config.device, 0))
-        self._shared, self._bench = self._parts._replace(model=model), Workbench(model, self._parts.layout)
+        self._shared, self._bench = self._parts._replace(model=model), FlatModule(model, self._parts.layout)
         self._ranks = workers + config.faults.check(workers)
         self._workers = {rank: self._make_worker(rank) for rank in range(1, workers + 1)}
         self._replies: dict[int, Reply] = {}  # of workers that compute
@@ -109,7 +109,7 @@ class _Run:
         self._server, _ = make_server(
             self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False
         )
-        self._server.calculator.keeps_versions = True
+        self._server.store.keeps_versions = True
         self.cuts = self._config.update.plugin.build().cut_s is not None
         if self.cuts and self._config.faults.lost_push:
             raise ConfigError("pushes were cut off and pushes were lost: the record does not tell which", key="faults")
@@ -123,7 +123,7 @@ class _Run:
             if isinstance(told.event, Push) and told.bucket is not None and not told.ignored:
                 self._came.add((told.event.id, told.bucket))
 
-    def feed(self, told: Recorded) -> None:
+    def feed(self, told: RecordedEvent) -> None:
         """Let one recorded event happen. What was due by the clock is an event of its own."""
         event, now, server = told.event, told.t_s, self._server
         match event:
@@ -158,7 +158,7 @@ class _Run:
     def _make_worker(self, rank: int) -> Worker:
         return make_worker(self._config, self._shared, rank, self._ranks, Tracker(rank, _discard), bench=self._bench)
 
-    def _told(self, push: Push, told: Recorded) -> list[PushMessage]:
+    def _told(self, push: Push, told: RecordedEvent) -> list[PushMessage]:
         """What a recorded line of a push stands for."""
         if told.ignored:
             return [_header(push, told.bucket)]
@@ -171,7 +171,7 @@ class _Run:
         worker, mail = self._workers[rank], self._mail.get(rank, [])
         if told > max(worker.told, *(reply.step for reply in mail), -1):
             raise WireError(f"worker {rank} pushes after a reply to its step {told}, and there is none")
-        view = self._server.calculator.view(ReplyId(rank, told))
+        view = self._server.store.view(ReplyId(rank, told))
         compute_on(self._threads)
         while mail and mail[0].step <= told:
             worker.load(mail.pop(0)._replace(model=view))
@@ -183,7 +183,7 @@ class _Run:
         worker, reply = self._workers[rank], self._replies.pop(rank, None)
         if reply is None:
             raise WireError(f"worker {rank} pushes after step {worker.step}, and was not released")
-        view = self._server.calculator.view(PushId(rank, reply.step + 1))
+        view = self._server.store.view(PushId(rank, reply.step + 1))
         compute_on(self._threads)
         worker.load(reply._replace(model=view))
         push, buckets = PushId(rank, reply.step + 1), range(len(self._parts.layout.buckets))

@@ -19,7 +19,7 @@ from ps_elastic.transport.host import Window, find_host
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
 from ps_elastic.transport.mpi import MPI
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.model_writer import Sheet, Writer
+from ps_elastic.worker.model_writer import ModelWriter, SharedModel
 
 _LIMIT_S = 200.0
 _OF_MPI = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
@@ -55,7 +55,7 @@ def lost(world: MPI.Comm, parameters: int, writes: int, compressor: str, writing
     payload = made.encode(torch.ones(layout.size))
     if rank:
         held = lock if writing == "lock" else contextlib.nullcontext()
-        writer = Writer(Sheet(x, held, np.zeros(1)), layout.empty(), layout, measures=False)
+        writer = ModelWriter(SharedModel(x, held, np.zeros(1)), layout.empty(), layout, measures=False)
         for _ in range(writes):
             writer.write(0, made, payload, -1.0, reads=False)
     meet(world)

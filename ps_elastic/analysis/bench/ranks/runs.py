@@ -37,10 +37,10 @@ def train(world: MPI.Comm, config: dict[str, Any], *, watched: bool = False, pau
     if not watched:
         return _train(world, config)
     looks: list[tuple[float, float]] = []
-    with standing_in(server_endpoint, "ServerEnd", partial(Watched, looks=looks, pause_s=pause_s)):
+    with standing_in(server_endpoint, "ServerEndpoint", partial(Watched, looks=looks, pause_s=pause_s)):
         found = _train(world, config)
     if world.Get_rank() == 0:
-        assert looks, "the server of a run takes its messages from elsewhere than server_endpoint.ServerEnd"
+        assert looks, "the server of a run takes its messages from elsewhere than server_endpoint.ServerEndpoint"
         found["looks"] = looks
     return found
 
@@ -105,7 +105,7 @@ class Sender(Worker):
         self._trips.append(send_s + wait_s)
 
 
-class Watched(server_endpoint.ServerEnd):
+class Watched(server_endpoint.ServerEndpoint):
     """The server's end, which notes the time and the CPU time used at each look that found a message."""
 
     def __init__(self, *args: Any, looks: list[tuple[float, float]], pause_s: float, **kwargs: Any) -> None:
