@@ -102,7 +102,7 @@ class Watch:
             raise WorkersLost(f"ranks {lost} died")
 
     def on_turn(self, now: float) -> None:
-        """Called after each message, and now and then without one."""
+        """Called now and then, whether messages come or not."""
         signals, (record, server, _, end, _) = self._signals, self._made
         if signals.end:
             self.look()
@@ -140,6 +140,6 @@ def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
         distances=distances, moments=step_memory.moments if step_memory else (),
         gather=partial(step_memory.leader, look=lambda: end.look()) if step_memory else None,
     )  # fmt: skip
-    if isinstance(server.store, ParameterStore) and not config.update.pipeline:
+    if end.lends and isinstance(server.store, ParameterStore) and not config.update.pipeline:
         server.store.begin_step = end.begin_step
     return Made(record, server, evaluator, end, step_memory)
