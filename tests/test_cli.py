@@ -24,6 +24,8 @@ class Tiny(Task):
     batch_size: int = 4
     model = batches = loss = evaluate = None
 """
+_NAMES = [stand_in.name or "" for stand_in in cli.STAND_INS]
+COMMAND_HELPS = [[*line.split(), "--help"] for line in ("config show", "config validate", *_NAMES)]
 
 
 @pytest.fixture
@@ -74,14 +76,17 @@ def modules_after(*arguments: str) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list", "policies"], ["list", "policies", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["list", "policies"], ["list", "policies", "--json"], *COMMAND_HELPS]
+)
 def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not {"torch", "numpy", "mpi4py", "sklearn"} & modules_after(*arguments)
 
 
 def test_only_the_command_that_is_named_is_imported() -> None:
     modules = modules_after("list", "policies")
-    assert {module for module in modules if module.startswith("ps_elastic.cli.")} == {"ps_elastic.cli.list"}
+    commands = {module for module in modules if module.startswith("ps_elastic.cli.") and "._" not in module}
+    assert commands == {"ps_elastic.cli.list"}
 
 
 def test_help_names_every_command_and_so_does_python_m() -> None:
@@ -90,6 +95,20 @@ def test_help_names_every_command_and_so_does_python_m() -> None:
     for module in (ROOT / "ps_elastic" / "cli").glob("[a-z]*.py"):
         assert f"\n  {module.stem} " in done.stdout
     assert done.stdout.startswith("Usage: ps-elastic ")
+
+
+def test_help_says_of_each_command_what_the_command_says() -> None:
+    context = click.Context(cli.group)
+    assert [stand_in.name for stand_in in cli.STAND_INS] == cli.group.list_commands(context)
+    for stand_in in cli.STAND_INS:
+        command = cli.group.get_command(context, stand_in.name or "")
+        assert command is not None and command.help is not None
+        if stand_in.short_help is None:
+            assert " ".join(command.help.split("\n\n")[0].split()) == stand_in.help
+
+
+def test_help_imports_no_command() -> None:
+    assert {module for module in modules_after("--help") if module.startswith("ps_elastic.cli.")} == set()
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

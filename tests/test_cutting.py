@@ -75,7 +75,7 @@ def test_in_between_the_choice_is_the_best_there_is() -> None:
     assert choice.late_s == lates[choice.buckets]
     assert choice.late_s <= min(lates.values()) + 0.02 * (choice.whole_s + 3.2)
     assert choice.late_s < choice.whole_s
-    assert choice.count == len(Layout(_model(32), choice.buckets).buckets)
+    assert choice.pieces == len(Layout(_model(32), choice.buckets).buckets)
 
 
 def test_a_push_stays_whole_where_backward_would_wait_for_every_copy() -> None:

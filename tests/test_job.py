@@ -56,8 +56,10 @@ def test_the_word_of_the_launcher_says_who_asked_to_stop(tmp_path):
 def test_threads_can_be_set_before_torch_is_imported(mpi):
     code = (
         "import mpi4py; mpi4py.rc.initialize = False\n"
-        "import sys, ps_elastic.runtime.rank, ps_elastic.transport.server_endpoint\n"
-        "sys.exit('torch' in sys.modules)"
+        "import sys, ps_elastic.runtime.train, ps_elastic.simulation.simulate, ps_elastic.transport.mpi\n"
+        "early = {'torch', 'numpy'} & set(sys.modules)\n"
+        "import ps_elastic.transport.server_endpoint\n"
+        "sys.exit(bool(early) or 'torch' in sys.modules)"
     )
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0

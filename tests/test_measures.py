@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import Desk, Run, fit
 
+from ps_elastic.cli._options import recheck
 from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import CHECK_FAILED
 from ps_elastic.policies import Policy, theory
@@ -23,7 +24,6 @@ from ps_elastic.policies.rules.norm_bounded import NormBounded
 from ps_elastic.policies.rules.synchronous import Synchronous
 from ps_elastic.policies.rules.variance_bounded import VarianceBounded
 from ps_elastic.policies.theory import Bound, Facts
-from ps_elastic.runtime.summary import recheck
 
 QUADRATIC = {"task": "quadratic", "optimizer": {"lr": 1 / 60}}
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ps_elastic
+from ps_elastic.cli._options import recheck
 from ps_elastic.errors import ConfigError, PlatformError, TaskError
 from ps_elastic.policies import policies
 from ps_elastic.records.run_dir import read_summary
-from ps_elastic.runtime import summary
 
 SUMMARY_KEYS = {
     "policy", "compressor", "task", "workers", "seed", "wall_s", "samples", "samples_computed", "pushes", "used",
@@ -139,14 +139,14 @@ def test_a_run_stops_at_its_target(tmp_path: Path) -> None:
     reached = next(line for line in run.lines(0, "evaluated") if line["accuracy"] >= 0.7)
     assert run.summary["samples"] == reached["samples"] < 2000
     assert run.summary["time_to_target_s"] == pytest.approx(reached["samples"] / 12)  # rounds of three pushes
-    assert run.summary["exit"] == 0 and summary.recheck(run.summary) == run.summary
+    assert run.summary["exit"] == 0 and recheck(run.summary) == run.summary
 
 
 def test_a_target_missed_is_told_and_fails_the_check(tmp_path: Path) -> None:
     overrides = ("train.evaluate_every_samples=24", "train.stop_at=loss<=0.0001")
     run = fit(tmp_path, "helpers:Blobs", *overrides, samples=60)
     assert run.summary["time_to_target_s"] is None and run.summary["exit"] == 0
-    checked = summary.recheck(run.summary)
+    checked = recheck(run.summary)
     assert checked["exit"] == 6 and checked["error"] == "the target loss<=0.0001 was not reached"
     written = read_summary(run.directory)
     assert written is not None and written["exit"] == 6

@@ -12,56 +12,27 @@ import copy
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ps_elastic.analysis.verdict import Verdict
+from ps_elastic.config.schema import Config
 from ps_elastic.policies.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import Parts, make_parts, make_server, make_worker
+from ps_elastic.server.server import Server
 from ps_elastic.server.totals import SLACK, BoundFacts, Mean
 from ps_elastic.simulation.nodes import Stopwatch, TurnTakingWorker
-from ps_elastic.simulation.simulate import make_simulator
+from ps_elastic.simulation.virtual_time import make_simulator
+from ps_elastic.tasks import Task
 from ps_elastic.worker.flat_module import FlatModule
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.server.server import Server
-    from ps_elastic.tasks import Task
 
 RESAMPLES = 1000
 OTHER = 1_000_000  # added to a seed, it is one of the others
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one rule.
-
-    verdict: identity (a promise about every push was kept), within (all of the 95 % interval [low, high]), exceeded
-    (none of it, whatever M and sigma in theirs), inconclusive, or not applicable, for the `reason` given. conditions:
-    of the theorem, and whether they hold; null where that is not known.
-    """
-
-    policy: str
-    verdict: str
-    reason: str = ""
-    B_sup: float | None = None
-    low: float | None = None
-    high: float | None = None
-    B_theory: float | None = None
-    B_theory_kind: str | None = None
-    tightness: float | None = None  # B_sup / B_theory
-    formula: str = ""
-    conditions: dict[str, bool | None] | None = None
-    figures: dict[str, Any] | None = None  # the Facts
-    seeds: int = 0
-    pushes: int = 0  # of each run
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Played(NamedTuple):

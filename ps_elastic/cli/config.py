@@ -6,6 +6,8 @@ import json
 
 import click
 
+from ps_elastic.cli import _options
+from ps_elastic.config.load import check, load
 from ps_elastic.errors import OK, USAGE
 
 
@@ -15,25 +17,19 @@ def command() -> None:
 
 
 @command.command("show")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.configuration
+@_options.as_json
 def show(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print CONFIG in full, every default stated."""
-    from ps_elastic.config.load import load
-
     resolved = load(config, overrides)
     click.echo(json.dumps(resolved.to_dict(), indent=2) if as_json else resolved.to_yaml(), nl=as_json)
 
 
 @command.command("validate")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.configuration
+@_options.as_json
 def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Name every problem of CONFIG; exit 2 if there is one."""
-    from ps_elastic.config.load import check
-
     errors = check(config, overrides)
     if as_json:
         found = [{"key": error.key, "message": error.message, "source": error.source} for error in errors]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.config.compatibility import refuse_alone
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
@@ -24,7 +24,6 @@ from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step import Leader
-from ps_elastic.server.shared_step_memory import SharedStepMemory
 from ps_elastic.server.store import ParameterStore
 from ps_elastic.server.torn import TornStore, WrittenStore
 from ps_elastic.tasks import Task
@@ -35,11 +34,6 @@ from ps_elastic.worker.gradients import draw_seed
 from ps_elastic.worker.hogwild import WritingWorker
 from ps_elastic.worker.model_writer import SharedModel
 from ps_elastic.worker.worker import Worker
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.transport.endpoint import Traffic
-    from ps_elastic.transport.links import Links
 
 
 class Parts(NamedTuple):
@@ -233,17 +227,6 @@ def shares_steps(config: Config, parts: Parts) -> bool:
     return usual and parts.in_place
 
 
-def find_step_memory(
-    links: Links, config: Config, layout: Layout, ranks: int, patience_s: float
-) -> SharedStepMemory | None:
-    """The crew that this rank belongs to, if its host has one."""
-    windows, doorbells = links.windows, links.doorbells
-    if windows is None or doorbells is None or windows.common() is None:
-        return None
-    most = int(links.host.cores / config.threads)
-    return SharedStepMemory(windows, doorbells, most, config.optimizer, layout, ranks, patience_s)
-
-
 def choose_device(name: str, local: int) -> torch.device:
     """The device of the `local`-th rank of a host: GPUs are dealt out in turn. Raises PlatformError without one."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
@@ -269,23 +252,3 @@ def _fresh(compressor: Compressor, buckets: Sequence[Bucket], seed: int, rank: i
         compressor.fresh(bucket.numel, torch.Generator().manual_seed(draw_seed(seed, rank, i)))
         for i, bucket in enumerate(buckets)
     ]
-
-
-class RankSetup(NamedTuple):
-    """What a rank knows when it may begin."""
-
-    config: Config
-    parts: Parts
-    threads: str  # for the user
-    buckets: str  # for the user, where they were measured
-    directory: Path
-
-    def traffic(self, links: Links, patience_s: float) -> Traffic:
-        """What this rank's end of the transport is made for."""
-        from ps_elastic.transport.endpoint import Traffic
-
-        config, parts = self.config, self.parts
-        return Traffic(
-            parts.layout.digest, parts.frames(config), 4 * parts.layout.size, links.spins, patience_s, links,
-            config.update.pipeline, parts.vectors(config),
-        )  # fmt: skip

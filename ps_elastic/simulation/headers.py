@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies.events import ZERO, PushId, ReplyId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.transport.messages import PushMessage
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer
 
 
 class Weight(NamedTuple):

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from torch import Tensor
+
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import OK
-from ps_elastic.records.tracker import Pages
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ps_elastic.config.schema import Config
-    from ps_elastic.records.writer import RunWriter
-    from ps_elastic.runtime.build import Parts
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.server import Server
-    from ps_elastic.server.store import ParameterStore
-    from ps_elastic.simulation.nodes import VirtualWorker
-    from ps_elastic.vectors.layout import Layout
+from ps_elastic.records.tracker import Pages, Tracker
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import Parts, choose_device, make_server, make_worker
+from ps_elastic.runtime.summary import finish, summarise
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.layerwise import LayerwiseServer
+from ps_elastic.server.layerwise_store import LayerwiseStore
+from ps_elastic.server.optimizer import learning_rate
+from ps_elastic.server.server import Server
+from ps_elastic.server.store import ParameterStore
+from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, RecordedNorms, modelled
+from ps_elastic.simulation.headers import HeaderStore, joined
+from ps_elastic.simulation.nodes import Stopwatch, TurnTakingWorker, VirtualWorker
+from ps_elastic.vectors.layout import Layout
+from ps_elastic.worker.flat_module import FlatModule
 
 
 class ComputingParticipants:
     """Server and workers that compute. All workers share one module and its memory, since they take turns."""
 
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
-        from ps_elastic.runtime.build import choose_device
-        from ps_elastic.simulation.nodes import Stopwatch
-        from ps_elastic.worker.flat_module import FlatModule
-
         self._stopwatch = Stopwatch()
         self._config, self._parts, self._ranks = config, parts, ranks
         model = copy.deepcopy(parts.model).to(choose_device(config.device, 0))
@@ -45,8 +47,6 @@ class ComputingParticipants:
             self.copies = {rank: parts.layout.empty() for rank in range(1, ranks + 1)}
 
     def server(self, workers: int, record: RunWriter) -> Server:
-        from ps_elastic.runtime.build import make_server
-
         self._directory = record.directory
         log = record.events().write
         made, self._evaluator = make_server(
@@ -56,10 +56,6 @@ class ComputingParticipants:
         return made
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
-        from ps_elastic.records.tracker import Tracker
-        from ps_elastic.runtime.build import make_worker
-        from ps_elastic.simulation.nodes import TurnTakingWorker
-
         pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
         self._pages.append(pages)
         worker = make_worker(
@@ -68,11 +64,9 @@ class ComputingParticipants:
         )  # fmt: skip
         return TurnTakingWorker(worker, self._stopwatch, server.store.view)
 
-    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:
-        from ps_elastic.runtime.summary import finish
-
+    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float, **more: Any) -> dict[str, Any]:
         assert self._evaluator is not None
-        return finish(self._config, self._parts, server, self._evaluator, record, now, wall_s)
+        return finish(self._config, self._parts, server, self._evaluator, record, now, wall_s, **more)
 
     def close(self) -> None:
         if self._evaluator is not None:
@@ -87,8 +81,6 @@ class HeaderParticipants:
     copies: None = None
 
     def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
-        from ps_elastic.simulation.header_workers import RecordedNorms
-
         self._config, self._layout = config, parts.layout
         self._bucket_bytes = [parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets]
         steps = getattr(config.update.plugin.build(), "local_steps", 1)
@@ -96,22 +88,16 @@ class HeaderParticipants:
         self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
 
     def server(self, workers: int, record: RunWriter) -> Server:
-        from ps_elastic.server.layerwise import LayerwiseServer
-        from ps_elastic.server.layerwise_store import LayerwiseStore
-        from ps_elastic.server.optimizer import learning_rate
-        from ps_elastic.server.server import Server
-        from ps_elastic.simulation.headers import HeaderStore, joined
-
         config, train = self._config, self._config.train
         coherence = config.simulation.norms.coherence
 
         def store(part: Layout) -> ParameterStore:
             made = HeaderStore(config.optimizer, 4 * part.size, part.numel, coherence)
-            return cast("ParameterStore", made)  # what the server asks of one
+            return cast(ParameterStore, made)  # what the server asks of one
 
         alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
-        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, store(self._layout))
-        if policy.layerwise:
+        make: Callable[..., Server] = partial(Server, config.policy.build(), workers, store(self._layout))
+        if config.policy.build().layerwise:
             parts = self._layout.parts()
             slices = LayerwiseStore(self._layout, None, [store(part) for part in parts], joined)
             make = partial(LayerwiseServer, [config.policy.build() for _ in parts], workers, slices)
@@ -122,8 +108,6 @@ class HeaderParticipants:
         )  # fmt: skip
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
-        from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, modelled
-
         config, totals = self._config, server.totals
         model = config.simulation.norms
         headers = self._norms.of(rank) if self._norms else modelled(model, rank, config.seed, lambda: totals.samples)
@@ -131,11 +115,9 @@ class HeaderParticipants:
             return LayerHeaderWorker(rank, headers, self._layout, self._bucket_bytes, self._samples)
         return HeaderWorker(rank, headers, sum(self._bucket_bytes), self._samples)
 
-    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:
-        from ps_elastic.runtime.summary import summarise
-
-        summary = summarise(self._config, server, now, wall_s, OK)
-        return {**summary, "run_dir": str(record.directory)}
+    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float, **more: Any) -> dict[str, Any]:
+        summary = summarise(self._config, server, now, wall_s, OK, **more)
+        return {**record.write_summary(summary), "run_dir": str(record.directory)}
 
     def close(self) -> None:
         """Nothing is open."""
