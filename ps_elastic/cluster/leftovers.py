@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 SHM = Path("/dev/shm")
 PATTERNS = ("sm_segment.*", "osc_sm.*", "vader_segment.*", "mpich_shm_*")
 SETTLED_S = 60.0  # a file so old is mapped by whoever made it, if they live
@@ -120,14 +122,13 @@ def _host() -> str:
 
 def _is_over(folder: Path, made: Path) -> bool:
     """Whether the process whose id follows the first dot of `folder`, and which made `made` when it began, is gone."""
-    import psutil
-
     process = folder.name.split(".")[1]
     try:
         about = made.stat()
         if not process.isdigit() or about.st_uid != os.geteuid():
             return False
-        return psutil.Process(int(process)).create_time() > about.st_mtime + _CLOCK_S  # else it is another by now
+        began: float = psutil.Process(int(process)).create_time()
+        return began > about.st_mtime + _CLOCK_S  # else it is another by now
     except OSError:  # removed since, or not for us to look into
         return False
     except psutil.NoSuchProcess:

@@ -12,12 +12,13 @@ import copy
 import dataclasses
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ps_elastic.analysis.replay.decisions import Mismatch, Replay
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
 from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
 from ps_elastic.records.reader import RecordedEvent, read_line
@@ -27,9 +28,6 @@ from ps_elastic.transport.messages import Ask, PushMessage, Reply
 from ps_elastic.vectors import kernels
 from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.worker import Worker
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
 
 
 class Recomputed(NamedTuple):
