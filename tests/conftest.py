@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,20 +29,33 @@ TRAIN = (sys.executable, "-m", "ps_elastic", "train")
 START_S = 120.0  # enough for any start of any job here, on a machine busy with other things
 _MARK = "PS_ELASTIC_TEST"  # whatever a job starts inherits it
 
-_BEGUN = pytest.StashKey[dict[tuple[Callable[[Any], object], Hashable], Future[object]]]()  # checks in other processes
-
 # The same examples each time, and none fails for the time that it took on a busy machine.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With `pytest -n 2` one process takes all files that start jobs, which mostly wait and want to be alone in that;
+    the other begins with the rest, of which who is free takes the next function with all its cases."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneStartsAllJobs(LoadScopeScheduling):  # it begins with the scope of most tests, which is that of the jobs
+        def _split_scope(self, nodeid: str) -> str:
+            return "jobs" if _starts_jobs(nodeid.partition("::")[0]) else nodeid.partition("[")[0]
+
+    return OneStartsAllJobs(config, log)
+
+
+@cache
+def _starts_jobs(file: str) -> bool:
+    return "pytest.mark.mpi" in (ROOT / file).read_text()
 
 
 def pytest_collection_finish() -> None:
     """What torch and thousands of tests are made of stays, and is not looked through for garbage again and again."""
     gc.collect()
     gc.freeze()
-
-
-Apart = Callable[[Callable[[Any], object], Hashable], None]
 
 
 class Ended(NamedTuple):
@@ -151,40 +162,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield begin
     for job in jobs:
         job.kill()
-
-
-@pytest.fixture(scope="session")
-def processes() -> Iterator[ProcessPoolExecutor]:
-    """As many processes as cores for checks that compute alone."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(environment.usable_cores(), spawn, initializer=_end_with_the_tests)
-    yield pool
-    pool.shutdown(cancel_futures=True)
-
-
-def _end_with_the_tests() -> None:
-    """Ask the kernel to be killed when the process dies that started this one, even if it is killed itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-
-
-@pytest.fixture
-def apart(request: pytest.FixtureRequest, processes: ProcessPoolExecutor) -> Apart:
-    """Wait for what apart(check, case) comes to in another process; all chosen cases of the test begin with the first.
-
-    check: a function of a module, which raises where the case is wrong. case: the test's one parameter.
-    """
-    begun = request.session.stash.setdefault(_BEGUN, {})
-
-    def wait(check: Callable[[Any], object], case: Hashable) -> None:
-        if (check, case) not in begun:
-            ours = [item for item in request.session.items if item.parent is request.node.parent]
-            for item in [item for item in ours if item.originalname == request.node.originalname]:
-                [other] = item.callspec.params.values()
-                begun[check, other] = processes.submit(check, other)
-        begun.pop((check, case)).result()
-
-    return wait
 
 
 @pytest.fixture(scope="session")
