@@ -199,18 +199,51 @@ class Said(NamedTuple):
         return messages(self.stderr)
 
 
-def run_several(mpi: Mpi, ranks: int, plan: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, list[Said]]:
-    """Run the command lines of `plan` (see mpi_programs/several.py) in one job; return what each rank said of each."""
-    (folder / "plan.json").write_text(json.dumps(list(plan.values())))
-    program = [sys.executable, str(PROGRAMS / "several.py"), str(folder / "plan.json"), str(folder)]
-    job = Job(ranks_command(mpi, ranks, program), launcher.mpi_environment(mpi), folder)
+Plan = Mapping[str, Mapping[str, Any]]
+
+
+class Several:
+    """A server and three workers in one job, which run one command line after another for as long as tests have any."""
+
+    RANKS = 4
+
+    def __init__(self, mpi: Mpi, folder: Path) -> None:
+        program = [sys.executable, str(PROGRAMS / "several.py"), str(folder)]
+        self._job = Job(ranks_command(mpi, self.RANKS, program), launcher.mpi_environment(mpi), folder)
+        self._folder, self._plans = folder, 0
+
+    def run(self, plan: Plan, folder: Path) -> dict[str, list[Said]]:
+        """What each rank said of each command line of `plan` (see mpi_programs/several.py), all run in `folder`."""
+        self._tell({"folder": str(folder), "plan": list(plan.values())})
+        files = [folder / f"rank-{rank}.json" for rank in range(self.RANKS)]
+        self._job.until(lambda: all(file.exists() for file in files), START_S + 5 * len(plan))
+        each = [json.loads(file.read_text()) for file in files]
+        return {name: [Said(*rank[i]) for rank in each] for i, name in enumerate(plan)}
+
+    def end(self) -> None:
+        """Unless it failed before, of which its tests told."""
+        if self._job.process.poll() is None:
+            self._tell(None)
+            assert self._job.wait().code == 0, self._job.said()
+
+    def kill(self) -> None:
+        self._job.kill()
+
+    def _tell(self, order: Any) -> None:
+        (self._folder / "order").write_text(json.dumps(order))
+        (self._folder / "order").rename(self._folder / f"order-{self._plans}.json")
+        self._plans += 1
+
+
+@pytest.fixture(scope="session")
+def several(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
+    """One job for the runs of many tests: the start of one takes longer than most of those."""
+    job = Several(mpi, tmp_path_factory.mktemp("several"))
     try:
-        ended = job.wait(START_S + 5 * len(plan))
+        yield job
+        job.end()
     finally:
         job.kill()
-    assert ended.code == 0, job.said()
-    each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
-    return {name: [Said(*rank[i]) for rank in each] for i, name in enumerate(plan)}
 
 
 @pytest.fixture(scope="session")
