@@ -16,7 +16,7 @@ from tests.law.schedule import SETTINGS, draws, play, workers
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_law_holds_and_the_log_tells_the_whole_run(case: str) -> None:
-    check_laws(case, max_examples=20)
+    check_laws(case, max_examples=10)
 
 
 @pytest.mark.slow

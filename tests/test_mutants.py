@@ -162,6 +162,7 @@ def walks_ahead() -> Iterator[tuple[str, Callable[[], object]]]:
     cases = {case: make for case, make in CASES.items() if pipeline_of(make)}
     for case, make in cases.items():
         yield f"walk of {case}", partial(walk, make, workers=1, pushes=4)
+    for case, make in cases.items():
         yield f"schedules of {case}", partial(schedules, make)
 
 
