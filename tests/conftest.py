@@ -203,47 +203,68 @@ Plan = Mapping[str, Mapping[str, Any]]
 
 
 class Several:
-    """A server and three workers in one job, which run one command line after another for as long as tests have any."""
+    """A server and three workers in one job, which run one command line after another for as long as tests have any.
+
+    A job that ended before its time has failed a test; the next begins another.
+    """
 
     RANKS = 4
 
     def __init__(self, mpi: Mpi, folder: Path) -> None:
-        program = [sys.executable, str(PROGRAMS / "several.py"), str(folder)]
-        self._job = Job(ranks_command(mpi, self.RANKS, program), launcher.mpi_environment(mpi), folder)
-        self._folder, self._plans = folder, 0
+        self._mpi, self._folder = mpi, folder
+        self._jobs: list[Job] = []
+        self._orders = 0
 
-    def run(self, plan: Plan, folder: Path) -> dict[str, list[Said]]:
+    def run(self, plan: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, list[Said]]:
         """What each rank said of each command line of `plan` (see mpi_programs/several.py), all run in `folder`."""
-        self._tell({"folder": str(folder), "plan": list(plan.values())})
-        files = [folder / f"rank-{rank}.json" for rank in range(self.RANKS)]
-        self._job.until(lambda: all(file.exists() for file in files), START_S + 5 * len(plan))
-        each = [json.loads(file.read_text()) for file in files]
+        each = self.order({"plan": list(plan.values())}, folder, START_S + 5 * len(plan))
         return {name: [Said(*rank[i]) for rank in each] for i, name in enumerate(plan)}
 
+    def order(self, order: Mapping[str, Any], folder: Path, limit_s: float = START_S) -> list[Any]:
+        """What each rank leaves of an order as mpi_programs/several.py knows them, carried out in `folder`."""
+        job = self._working()
+        self._tell({"folder": str(folder), **order})
+        files = [folder / f"rank-{rank}.json" for rank in range(self.RANKS)]
+        job.until(lambda: all(file.exists() for file in files), limit_s)
+        return [json.loads(file.read_text()) for file in files]
+
     def end(self) -> None:
-        """Unless it failed before, of which its tests told."""
-        if self._job.process.poll() is None:
+        if self._jobs and self._jobs[-1].process.poll() is None:
             self._tell(None)
-            assert self._job.wait().code == 0, self._job.said()
+            assert self._jobs[-1].wait().code == 0, self._jobs[-1].said()
 
     def kill(self) -> None:
-        self._job.kill()
+        for job in self._jobs:
+            job.kill()
 
-    def _tell(self, order: Any) -> None:
-        (self._folder / "order").write_text(json.dumps(order))
-        (self._folder / "order").rename(self._folder / f"order-{self._plans}.json")
-        self._plans += 1
+    def _working(self) -> Job:
+        if not self._jobs or self._jobs[-1].process.poll() is not None:
+            self._orders, home = 0, self._home(len(self._jobs))
+            home.mkdir()
+            program = [sys.executable, str(PROGRAMS / "several.py"), str(home)]
+            command = ranks_command(self._mpi, self.RANKS, program)
+            self._jobs.append(Job(command, launcher.mpi_environment(self._mpi), home))
+        return self._jobs[-1]
+
+    def _tell(self, order: Mapping[str, Any] | None) -> None:
+        home = self._home(len(self._jobs) - 1)
+        (home / "order").write_text(json.dumps(order))
+        (home / "order").rename(home / f"order-{self._orders}.json")
+        self._orders += 1
+
+    def _home(self, number: int) -> Path:
+        return self._folder / f"job-{number}"
 
 
 @pytest.fixture(scope="session")
 def several(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
     """One job for the runs of many tests: the start of one takes longer than most of those."""
-    job = Several(mpi, tmp_path_factory.mktemp("several"))
+    ranks = Several(mpi, tmp_path_factory.mktemp("several"))
     try:
-        yield job
-        job.end()
+        yield ranks
+        ranks.end()
     finally:
-        job.kill()
+        ranks.kill()
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,10 @@ def test_no_order_of_pushes_breaks_a_law(case: str) -> None:
 
 
 # Quick: every rule once, and each way to run ahead. Its other settings have random schedules with faults besides.
-@pytest.mark.parametrize("case", [case if ":" not in case or "+" in case else pytest.param(case, marks=pytest.mark.slow)
-                                  for case in CASES])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [case if ":" not in case or "+" in case else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_no_order_with_one_fault_breaks_a_law(case: str) -> None:
     walk(CASES[case], workers=1 if pipeline_of(CASES[case]) else 2, pushes=2, faults=1, wakes=1)
 

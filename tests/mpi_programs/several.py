@@ -4,6 +4,7 @@
 run; plan}, or null at the end. A plan is a list of {argv, a list for all ranks or {rank: list}; chunk_bytes,
 inline_bytes; least, bytes of a model whose steps are shared; apart, ranks to be treated as on other hosts; room, bytes
 of shared memory}. Each rank leaves rank-N.json in the folder of the plan: a list of [exit code, stdout, stderr].
+With torn, a list of configurations, in place of a plan it leaves there what torn.py does.
 """
 
 from __future__ import annotations
@@ -51,12 +52,9 @@ def orders(home: Path) -> Iterator[Any]:
         yield order
 
 
-rank = slot.MPI.COMM_WORLD.Get_rank()
-usual = slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes, links.LEAST_BYTES
-for order in orders(Path(sys.argv[1])):
-    os.chdir(order["folder"])
+def run_all(plan: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     done = []
-    for entry in order["plan"]:
+    for entry in plan:
         slot.CHUNK_BYTES = entry.get("chunk_bytes", usual[0])
         end.INLINE_BYTES = entry.get("inline_bytes", usual[1])
         links.LEAST_BYTES = entry.get("least", usual[3])
@@ -64,6 +62,22 @@ for order in orders(Path(sys.argv[1])):
         shared.free_bytes = (lambda room: lambda: room)(entry["room"]) if "room" in entry else usual[2]
         argv = entry["argv"]
         done.append(run(argv if isinstance(argv, list) else argv.get(str(rank), argv["0"])))
+    slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes, links.LEAST_BYTES = usual
+    host.APART = ""
+    return done
+
+
+def look(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    import torn  # it needs more than the others, torch for one
+
+    return torn.look(configs, Path.cwd())
+
+
+rank = slot.MPI.COMM_WORLD.Get_rank()
+usual = slot.CHUNK_BYTES, end.INLINE_BYTES, shared.free_bytes, links.LEAST_BYTES
+for order in orders(Path(sys.argv[1])):
+    os.chdir(order["folder"])
+    done = look(order["torn"]) if "torn" in order else run_all(order["plan"])
     Path("said").mkdir(exist_ok=True)
     written = Path("said", f"{rank}.json")
     written.write_text(json.dumps(done))
