@@ -196,7 +196,7 @@ def test_in_ci_the_quick_tests_run_three_times_and_a_failure_in_any_is_told_at_t
         (here / name).write_text(text)
         (here / name).chmod(0o755)
     assert run_copy_of_launch(tmp_path, ".ci/run").returncode == code
-    assert (tmp_path / "ran").read_text().splitlines() == ["-m pytest", *["-m pytest -m not slow"] * 2]
+    assert (tmp_path / "ran").read_text().splitlines() == ["-m pytest -n 2", *["-m pytest -n 2 -m not slow"] * 2]
 
 
 def run_copy_of_launch(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PROGRAMS, Job, ranks_command
+from conftest import PROGRAMS, Job, Several, ranks_command
 from torch import nn
 
 from ps_elastic import train
@@ -112,23 +112,10 @@ LOCKED = [name for name in RUNS if "lock" in name]
 
 
 @pytest.fixture(scope="module")
-def found(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def found(several: Several, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What each rank of mpi_programs/torn.py found of each run."""
-    folder = tmp_path_factory.mktemp("torn")
-    job = _job(mpi, folder, list(RUNS.values()))
-    try:
-        ended = job.wait(90)
-    finally:
-        job.kill()
-    assert ended.code == 0, job.said()
-    each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
+    each = several.order({"torn": list(RUNS.values())}, tmp_path_factory.mktemp("torn"))
     return {name: [rank[i] for rank in each] for i, name in enumerate(RUNS)}
-
-
-def _job(mpi: Mpi, folder: Path, plan: list[dict[str, Any]]) -> Job:
-    (folder / "plan.json").write_text(json.dumps(plan))
-    program = [sys.executable, str(PROGRAMS / "torn.py"), str(folder / "plan.json"), str(folder)]
-    return Job(ranks_command(mpi, 4, program), launcher.mpi_environment(mpi), folder)
 
 
 @pytest.mark.mpi
@@ -173,8 +160,10 @@ def test_the_model_at_the_end_is_that_of_the_start_less_every_update_used(found,
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_a_worker_that_is_killed_while_it_holds_the_lock_ends_the_run_by_name(mpi, tmp_path):
-    job = _job(mpi, tmp_path, [{**LOCK, "train": {"samples": 100_000_000}, "dies": True}])
+def test_a_worker_that_is_killed_while_it_holds_the_lock_ends_the_run_by_name(mpi: Mpi, tmp_path: Path):
+    (tmp_path / "plan.json").write_text(json.dumps([{**LOCK, "train": {"samples": 100_000_000}, "dies": True}]))
+    program = [sys.executable, str(PROGRAMS / "torn.py"), str(tmp_path / "plan.json"), str(tmp_path)]
+    job = Job(ranks_command(mpi, 4, program), launcher.mpi_environment(mpi), tmp_path)
     try:
         ended = job.wait(60)
     finally:
