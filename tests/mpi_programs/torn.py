@@ -124,7 +124,7 @@ from ps_elastic.server import torn  # noqa: E402
 from ps_elastic.worker import hogwild  # noqa: E402
 
 build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
-hogwild.Writer = Watched  # type: ignore[misc]
+hogwild.ModelWriter = Watched  # type: ignore[misc]
 watched(torn.TornStore)
 made, ended = build.make_server, summary.finish
 
@@ -145,7 +145,7 @@ build.make_server, summary.finish = make_server, finish
 found = []
 for i, config in enumerate(plan):
     if config.pop("dies", False):
-        hogwild.Writer = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
+        hogwild.ModelWriter = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
     seen.clear()
     seen.update(copies={}, seen={}, distances=[])
     summary = train(config, run_dir=folder / f"run-{i}")
