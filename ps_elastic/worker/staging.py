@@ -118,6 +118,27 @@ class GradientRegion:
         return squares(array) if self._kernels is None else partial(self._kernels.square, array)
 
 
+class KeptGradient:
+    """As `GradientRegion`, but the gradient is kept as backward made it, and `view` stays zero, as if none was made."""
+
+    def __init__(self, view: Tensor) -> None:
+        self.view = self._made = view
+
+    def put(self, gradient: Tensor, *, final: bool) -> None:
+        self._made = gradient
+
+    def add(self, gradient: Tensor) -> None:
+        self._made.add_(gradient)
+
+    def clear(self) -> None:
+        self._made = self.view
+
+    def take(self) -> Tensor:
+        """The gradient (n,), which is let go."""
+        made, self._made = self._made, self.view
+        return made.reshape(-1)
+
+
 def measured(layout: Layout, bucket: Bucket, places: Sequence[GradientRegion], g: Tensor) -> Iterator[GradientRegion]:
     """What `bucket` is squared by: the places of its large tensors, and runs of small ones. places: of every tensor."""
     inside = [pair for pair in zip(layout.slots, places, strict=True) if bucket.start <= pair[0].offset < bucket.stop]

@@ -85,19 +85,16 @@ class Watched(model_writer.ModelWriter):
         super().leave(step, square)
 
 
-def looked_at(cls: Any) -> Any:
-    """`cls` with notes of what each push is computed on."""
+class Worker(worker.Worker):
+    """Notes what each push is computed on."""
 
-    class Worker(cls):
-        def push(self, *args: Any, **kwargs: Any) -> None:
-            super().push(*args, **kwargs)
-            seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
+    def push(self, *args: Any, **kwargs: Any) -> None:
+        super().push(*args, **kwargs)
+        seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
 
-        def _finite_gradient(self, *args: Any) -> Any:
-            self.computed_on = self.x.double().numpy().copy()
-            return super()._finite_gradient(*args)
-
-    return Worker
+    def _gradient(self) -> float:
+        self.computed_on = self.x.double().numpy().copy()
+        return super()._gradient()
 
 
 class Dying(model_writer.ModelWriter):
@@ -123,7 +120,7 @@ from ps_elastic.runtime import build  # noqa: E402
 from ps_elastic.server import torn  # noqa: E402
 from ps_elastic.worker import hogwild  # noqa: E402
 
-build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
+build.Worker = Worker  # type: ignore[misc]
 hogwild.ModelWriter = Watched  # type: ignore[misc]
 watched(torn.TornStore)
 made, ended = build.make_server, summary.finish
