@@ -65,13 +65,8 @@ def labelled_batches(
     if not 1 <= worker <= workers:
         raise ValueError(f"got worker {worker}, expected 1 to {workers}")
     parts = split(labels.numpy(), workers, heterogeneity, batch_size, seed)
-    return _chosen(inputs, labels, endless_batches(parts[worker - 1], batch_size, worker, seed))
-
-
-def _chosen(inputs: Tensor, labels: Tensor, batches: Iterator[Indices]) -> Iterator[Batch]:
-    for batch in batches:
-        rows = torch.from_numpy(batch)
-        yield inputs[rows], labels[rows]
+    chosen = map(torch.from_numpy, endless_batches(parts[worker - 1], batch_size, worker, seed))
+    return ((inputs[rows], labels[rows]) for rows in chosen)
 
 
 def evaluate_classifier(model: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int = 500) -> dict[str, float]:

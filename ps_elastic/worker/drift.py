@@ -36,7 +36,7 @@ class DriftMeter:
         self._view, self._compressors = view, compressors
         self._kernels = kernels_for(view.numel()) if view.device.type == "cpu" else None
         self._difference = Difference(min(view.numel(), _BLOCK)) if view.device.type == "cpu" else None
-        self._blocks = [block.numpy() for block in view.split(_BLOCK)] if self._difference else []
+        self._blocks = [block.numpy() for block in torch.split(view, _BLOCK)] if self._difference else []
         self._parts = [view[bucket.start : bucket.stop] for bucket in buckets]
         self._payloads: Sequence[Payload] = ()  # of the push that is not answered yet
         self._nothing = (0.0,) * len(buckets)
@@ -87,7 +87,7 @@ class DriftMeter:
         if self._kernels is not None:
             return math.sqrt(self._kernels.follow(self._view.numpy(), model.numpy()))
         total = 0.0
-        for new, view in zip(model.split(_BLOCK), self._blocks, strict=True):
+        for new, view in zip(torch.split(model, _BLOCK), self._blocks, strict=True):
             block = new.numpy()
             total += self._difference.square(view, block)
             np.copyto(view, block)

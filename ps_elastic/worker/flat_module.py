@@ -17,6 +17,8 @@ from ps_elastic.vectors.layout import Layout
 from ps_elastic.worker.model_writer import Run
 from ps_elastic.worker.staging import FromGpu, GradientRegion, InPlace, KeptGradient, Staging, measured
 
+Hook = Callable[[Tensor], None]  # is given a parameter whose gradient is there
+
 
 class ModelLives(Enum):
     """Whose the memory is that a worker computes on, and how the model of a reply comes there."""
@@ -100,7 +102,8 @@ class GradientHooks:
         parameters = dict(model.named_parameters())
         for i, names in enumerate(self._members):
             for name in names:
-                parameters[name].register_post_accumulate_grad_hook(self._hook(name, i))
+                register: Callable[[Hook], object] = parameters[name].register_post_accumulate_grad_hook
+                register(self._hook(name, i))
 
     @contextlib.contextmanager
     def collecting(
@@ -141,7 +144,7 @@ class GradientHooks:
         while self._later and self._filled is not None:
             self._filled(self._later.pop(0))
 
-    def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
+    def _hook(self, name: str, bucket: int) -> Hook:
         place, seen = self._places[name], self._seen
 
         def collect(parameter: Tensor) -> None:

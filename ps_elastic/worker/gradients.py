@@ -90,7 +90,7 @@ class GradientSource:
                 if self.leave is not None and number == self._accumulate:
                     self._gradient.tell(self.leave)
                 total += float(loss.detach())
-                (loss / self._accumulate if self._accumulate > 1 else loss).backward()
+                torch.autograd.backward(loss / self._accumulate if self._accumulate > 1 else loss)
                 self._gradient.told()
         for i in self.missing():
             bucket = self._flat.layout.buckets[i]

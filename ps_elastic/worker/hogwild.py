@@ -38,14 +38,9 @@ class IntoModel:
     """
 
     def __init__(
-        self,
-        shared_model: SharedModel,
-        flat: FlatModule,
-        plains: Sequence[Compressor],
-        pipeline: int,
-        *,
-        measures: bool,
-    ) -> None:
+        self, shared_model: SharedModel, flat: FlatModule, plains: Sequence[Compressor], pipeline: int,
+        *, measures: bool,
+    ) -> None:  # fmt: skip
         self._writer = ModelWriter(shared_model, flat.x, flat.layout, measures=measures)
         self._plains, self._parts, self._pipeline = plains, flat.parts, pipeline
         self.write_made: Callable[[], tuple[Payload, float]] | None = self._write_made if flat.parts else None

@@ -54,7 +54,7 @@ class ToServer:
     """Pushes are sent. x (d,): where they are computed. To the model of each reply those are applied that it lacks,
     where a worker leaves as many as `pipeline` unanswered."""
 
-    write_made = None
+    write_made: Callable[[], tuple[Payload, float]] | None = None
 
     def __init__(self, x: Tensor, buckets: Sequence[Bucket], plains: Sequence[Compressor], pipeline: int) -> None:
         self._x, self._buckets, self._plains, self._pipeline = x, buckets, plains, pipeline

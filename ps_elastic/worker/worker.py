@@ -23,7 +23,6 @@ from ps_elastic.worker.push import Outlet, PushEncoder, Residuals, ToServer, pla
 from ps_elastic.worker.updates import Update
 
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
-_NO_DURATIONS = {"compute_s": 0.0, "encode_s": 0.0}  # of a push of an earlier life
 
 
 class Worker:
@@ -60,8 +59,8 @@ class Worker:
         layout = flat.layout
         self.rank, self.layout, self.step, self.base = rank, layout, 0, 0
         self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
-        self._task, self._update, self._compressors = task, update, compressors
-        self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
+        self._task, self._update, self._clock = task, update, clock
+        self._on_nonfinite, self._layerwise = on_nonfinite, layerwise
         self._flat, self.x, self.g = flat, flat.x, flat.g
         self._gradient_source = GradientSource(
             rank, task, flat, batches, update, seed=seed, accumulate=accumulate, clip_norm=clip_norm,
@@ -69,7 +68,7 @@ class Worker:
         )  # fmt: skip
         shares = flat.lives is ModelLives.SHARED
         plains = [plain(compressor) for compressor in compressors]
-        self._outlet = outlet or ToServer(self.x, layout.buckets, plains, pipeline)
+        self._outlet: Outlet = outlet or ToServer(self.x, layout.buckets, plains, pipeline)
         self._encoder = PushEncoder(
             rank, layout.buckets, compressors, flat.staging, clock, self._outlet, lends=shares or pipeline > 0
         )
@@ -221,12 +220,12 @@ class WorkerLog:
 
     def __init__(self, tracker: Tracker, *, layerwise: bool) -> None:
         self._tracker, self._layerwise = tracker, layerwise
-        self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
+        self._made: dict[int, tuple[float, float, float]] = {}  # push not answered -> what its line says of it
         self._untold: list[tuple[Reply, float, Callable[[], float], float, float]] = []  # noted, and not written yet
 
     def made(self, step: int, residual_norm: float, compute_s: float, encode_s: float) -> None:
         """Push `step` has left."""
-        self._made[step] = residual_norm, {"compute_s": compute_s, "encode_s": encode_s}
+        self._made[step] = residual_norm, compute_s, encode_s
 
     def note(self, reply: Reply, t_s: float, moved: Callable[[], float], send_s: float, wait_s: float) -> None:
         """A reply was loaded; `moved` is asked when its line is written."""
@@ -249,10 +248,11 @@ class WorkerLog:
                 "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy, **named
             )
         if reply.step:
-            residual_norm, durations = self._made.pop(reply.step, (0.0, _NO_DURATIONS))
+            residual_norm, compute_s, encode_s = self._made.pop(reply.step, (0.0, 0.0, 0.0))  # of an earlier life
             self._tracker.note(
                 "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=moved(),
-                residual_norm=residual_norm, outcome=reply.outcome, **durations, send_s=send_s, wait_s=wait_s,
+                residual_norm=residual_norm, outcome=reply.outcome, compute_s=compute_s, encode_s=encode_s,
+                send_s=send_s, wait_s=wait_s,
             )  # fmt: skip
             for answered in [step for step in self._made if step < reply.step]:
                 del self._made[answered]
