@@ -23,8 +23,8 @@ from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.torn import WrittenStore
 from ps_elastic.transport.messages import PushMessage, Reply, Settled
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.hogwild import WritingWorker
 from ps_elastic.worker.model_writer import ModelWriter, SharedModel, runs_of
+from ps_elastic.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("kernels")
 RATE = 0.25
@@ -155,7 +155,7 @@ def test_a_server_whose_workers_write_changes_nothing_and_tells_what_they_measur
     assert made.snapshots.version == 2 and torch.equal(x, before)
 
 
-def working(compressor: Any = "identity", **settings: Any) -> tuple[WritingWorker, Tensor, Layout]:
+def working(compressor: Any = "identity", **settings: Any) -> tuple[Worker, Tensor, Layout]:
     config = load({"task": "helpers:Blobs", "compressor": compressor, **settings})
     parts = make_parts(config, 1)
     x = parts.layout.empty()
@@ -163,7 +163,6 @@ def working(compressor: Any = "identity", **settings: Any) -> tuple[WritingWorke
         view.normal_()
     shared_model = SharedModel(x, contextlib.nullcontext(), np.zeros(config.update.pipeline + 1))
     worker = make_worker(config, parts, 1, 1, Tracker(1, lambda line: None), shared_model=shared_model)
-    assert isinstance(worker, WritingWorker)
     return worker, x, parts.layout
 
 

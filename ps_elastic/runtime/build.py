@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -30,10 +31,11 @@ from ps_elastic.server.torn import TornStore, WrittenStore
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
-from ps_elastic.worker.flat_module import FlatModule, Memory
+from ps_elastic.worker.flat_module import FlatModule, Memory, ModelLives
 from ps_elastic.worker.gradients import draw_seed
-from ps_elastic.worker.hogwild import WritingWorker
-from ps_elastic.worker.model_writer import SharedModel
+from ps_elastic.worker.hogwild import IntoModel, takes_as_made
+from ps_elastic.worker.model_writer import SharedModel, runs_of
+from ps_elastic.worker.push import plain
 from ps_elastic.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -172,41 +174,44 @@ def make_worker(
     tracker: Tracker,
     memory: Memory | None = None,
     local: int = 0,
-    bench: FlatModule | None = None,
+    flat: FlatModule | None = None,
     clock: Callable[[], float] = time.perf_counter,
     shared_model: SharedModel | None = None,
 ) -> Worker:
-    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). shared_model: where it writes
-    itself."""
-    device = choose_device(config.device, local)
-    parts.model.to(device)
-    coders = working_copies(config, parts.compressor, parts.layout.buckets, rank)
+    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). memory: for its model and gradient
+    on the CPU. flat: shared with others, instead. shared_model: where it writes itself."""
+    task, layout, update = parts.task, parts.layout, config.update.plugin.build()
+    coders = working_copies(config, parts.compressor, layout.buckets, rank)
+    if flat is None:
+        device = choose_device(config.device, local)
+        as_made = shared_model is not None and takes_as_made(task, update, coders, config.optimizer.clip_norm)
+        memory = memory if device.type == "cpu" else None
+        flat = FlatModule(parts.model.to(device), layout, memory, runs_of(layout) if as_made else ())
     try:
-        batches = parts.task.batches(rank, workers, config.seed)
+        batches = task.batches(rank, workers, config.seed)
     except ConfigError as error:
         raise error.within("task") from None
-    kind = Worker if shared_model is None else partial(WritingWorker, shared_model)
-    return kind(
-        rank,
-        parts.task,
-        parts.model,
-        parts.layout,
-        batches,
-        config.update.plugin.build(),
-        coders,
-        tracker,
-        seed=config.seed,
-        accumulate=config.update.accumulate,
-        clip_norm=config.optimizer.clip_norm,
-        on_nonfinite=config.train.on_nonfinite,
-        autocast=config.train.autocast,
-        discrepancy=config.tracker.discrepancy,
-        memory=memory if device.type == "cpu" else None,
-        bench=bench,
-        layerwise=config.policy.build().layerwise,
-        pipeline=config.update.pipeline,
-        clock=clock,
-    )
+    outlet, discrepancy = None, config.tracker.discrepancy
+    if shared_model is not None:  # which measures, as its worker cannot
+        measures, discrepancy = discrepancy == "exact", "off"
+        outlet = IntoModel(shared_model, flat, list(map(plain, coders)), config.update.pipeline, measures=measures)
+    return Worker(
+        rank, task, flat, batches, update, coders, tracker,
+        seed=config.seed, accumulate=config.update.accumulate, clip_norm=config.optimizer.clip_norm,
+        on_nonfinite=config.train.on_nonfinite, autocast=config.train.autocast, discrepancy=discrepancy, outlet=outlet,
+        layerwise=config.policy.build().layerwise, pipeline=config.update.pipeline, clock=clock,
+    )  # fmt: skip
+
+
+def shared_workers(
+    config: Config, parts: Parts, workers: int, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[int, Tracker], Worker]:
+    """What makes worker `rank` of 1..workers with its tracker, for workers that take turns: all of them compute in one
+    module, a copy of that of `parts`, which is the server's."""
+    shared = parts._replace(model=copy.deepcopy(parts.model).to(choose_device(config.device, 0)))
+    memory = Memory(parts.layout.empty(), parts.layout.empty(), ModelLives.SHARED)
+    flat = FlatModule(shared.model, parts.layout, memory)
+    return lambda rank, tracker: make_worker(config, shared, rank, workers, tracker, flat=flat, clock=clock)
 
 
 def reads_in_place(config: Config) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ps_elastic.errors import CHECK_FAILED, OK, describe, exit_code
 from ps_elastic.policies.theory import Bound, Facts, b_error_feedback
-from ps_elastic.records.run_dir import SUMMARY
+from ps_elastic.records.run_dir import SUMMARY, write_json
 from ps_elastic.server.totals import SLACK
 
 if TYPE_CHECKING:
@@ -75,8 +75,6 @@ def failed(config: Config, server: Server, error: BaseException, wall_s: float) 
 
 def recheck(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary with exit 6, written too, where a run that ended well missed its stated target or bound."""
-    from ps_elastic.records.writer import write_json
-
     missed = []
     if summary["stop_at"] and summary["time_to_target_s"] is None:
         missed.append(f"the target {summary['stop_at']} was not reached")

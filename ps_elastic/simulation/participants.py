@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from functools import partial
 from pathlib import Path
@@ -28,15 +27,12 @@ class ComputingParticipants:
     """Server and workers that compute. All workers share one module and its memory, since they take turns."""
 
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
-        from ps_elastic.runtime.build import choose_device
+        from ps_elastic.runtime.build import shared_workers
         from ps_elastic.simulation.nodes import Stopwatch
-        from ps_elastic.worker.flat_module import FlatModule
 
         self._stopwatch = Stopwatch()
-        self._config, self._parts, self._ranks = config, parts, ranks
-        model = copy.deepcopy(parts.model).to(choose_device(config.device, 0))
-        self._shared = parts._replace(model=model)
-        self._bench = FlatModule(model, parts.layout)
+        self._config, self._parts = config, parts
+        self._make_worker = shared_workers(config, parts, ranks, self._stopwatch)
         self._evaluator: Evaluator | None = None
         self._pages: list[Pages] = []
         self._directory = Path()
@@ -57,15 +53,11 @@ class ComputingParticipants:
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
         from ps_elastic.records.tracker import Tracker
-        from ps_elastic.runtime.build import make_worker
         from ps_elastic.simulation.nodes import TurnTakingWorker
 
         pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
         self._pages.append(pages)
-        worker = make_worker(
-            self._config, self._shared, rank, self._ranks, Tracker(rank, pages.write), bench=self._bench,
-            clock=self._stopwatch,
-        )  # fmt: skip
+        worker = self._make_worker(rank, Tracker(rank, pages.write))
         return TurnTakingWorker(worker, self._stopwatch, server.store.view)
 
     def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ seen: dict[str, Any] = {}
 
 
 def watched(apply: Any) -> Any:
-    """`apply` of a calculator, which notes, in double precision, what there is to see before each step."""
+    """`apply` of a store, which notes, in double precision, what there is to see before each step."""
 
     def noted(self: Any, step: Any, rate: float, views: Any = ()) -> float:
         own = np.zeros(self.x.numel())
@@ -86,19 +86,16 @@ class Watched(model_writer.ModelWriter):
         super().leave(step, square)
 
 
-def looked_at(cls: Any) -> Any:
-    """`cls` with notes of what each push is computed on."""
+class Worker(worker.Worker):
+    """Notes what each push is computed on."""
 
-    class Worker(cls):
-        def push(self, *args: Any, **kwargs: Any) -> None:
-            super().push(*args, **kwargs)
-            seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
+    def push(self, *args: Any, **kwargs: Any) -> None:
+        super().push(*args, **kwargs)
+        seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
 
-        def _finite_gradient(self, *args: Any) -> Any:
-            self.computed_on = self.x.double().numpy().copy()
-            return super()._finite_gradient(*args)
-
-    return Worker
+    def _gradient(self) -> float:
+        self.computed_on = self.x.double().numpy().copy()
+        return super()._gradient()
 
 
 class Dying(model_writer.ModelWriter):
@@ -137,8 +134,7 @@ def finish(config: Any, parts: Any, server: Any, *args: Any) -> Any:
 def look(plan: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What this rank found of each run of the plan."""
     with (
-        patch.object(build, "Worker", looked_at(worker.Worker)),
-        patch.object(build, "WritingWorker", looked_at(hogwild.WritingWorker)),
+        patch.object(build, "Worker", Worker),
         patch.object(server_rank, "make_server", make_server),
         patch.object(server_rank, "finish", finish),
         patch.object(hogwild, "ModelWriter", Watched),
