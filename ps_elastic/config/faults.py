@@ -249,7 +249,8 @@ class Plan:
 
     def factor(self, worker: int, step: int, now: float) -> float:
         """How many times as long the push of `step` takes that begins now."""
-        return math.prod(entry.factor for entry in self._concerned("slow", worker, step, now))
+        factor: float = math.prod(entry.factor for entry in self._concerned("slow", worker, step, now))
+        return factor
 
     def end(self, worker: int, begins: float, duration: float) -> float:
         """When a computation of `duration` ends, with all pauses on its way."""

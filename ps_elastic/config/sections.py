@@ -277,7 +277,8 @@ class Norms:
         """The norm after `samples`, without noise."""
         if self.half_life_samples is None or self.final is None:
             return self.initial
-        return self.final + (self.initial - self.final) * 2.0 ** (-samples / self.half_life_samples)
+        left: float = 2.0 ** (-samples / self.half_life_samples)
+        return self.final + (self.initial - self.final) * left
 
 
 @dataclass(frozen=True)
