@@ -72,13 +72,6 @@ class Registry(Generic[T]):
         self._discover()
         yield from sorted(self._classes.items())
 
-    def name_of(self, cls: type) -> str:
-        """The registered name of `cls`, or `module:Class` for one from outside."""
-        for name, known in self._classes.items():
-            if known is cls:
-                return name
-        return f"{cls.__module__}:{cls.__qualname__}"
-
     def _discover(self) -> None:
         if self._complete:
             return
