@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ps_elastic.config.values import Misfit, complaint, convert, describe_type, init_types, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import Misfit, complaint, convert, describe_type, init_types, make, plain
+from ps_elastic.plugins import plain
 
 if TYPE_CHECKING:
     from nowhere import Unknown

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from ps_elastic.config.values import make
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import expect, make, plain, show
+from ps_elastic.plugins import expect, plain, show
 
 
 @dataclass(frozen=True)
