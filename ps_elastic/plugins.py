@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import operator
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -129,6 +131,34 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+class Range:
+    """The numbers that a setting may be: `Annotated[float, Range("a number > 0 and <= 1")]`.
+
+    The words are what a value outside is refused with, and `>`, `>=`, `<`, `<=` or `from A to B` in them is the check.
+    Of a list every number is checked; text and null are none.
+    """
+
+    def __init__(self, expected: str) -> None:
+        self.expected = expected
+        both = re.sub(r"\bfrom (\S+) to (\S+)", r">= \1 <= \2", expected)
+        found = re.findall(r"(>=|<=|>|<) (-?[\d.]+)(?:\^(\d+))?", both)
+        self.bounds = {sign: float(number) ** int(power or 1) for sign, number, power in found}
+        if not found:
+            raise ValueError(f"no bound is stated in {expected!r}")
+
+    def holds(self, value: Any) -> bool:
+        """Whether every number in `value` is within."""
+        if isinstance(value, (list, tuple)):
+            return all(map(self.holds, value))
+        numbers = isinstance(value, (int, float))
+        return not numbers or all(_HOLDS[sign](value, bound) for sign, bound in self.bounds.items())
+
+
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le
+}  # fmt: skip
 
 
 def expect(ok: bool, section: Any, key: str, expected: str) -> None:
