@@ -91,7 +91,7 @@ def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
 
 def _make(text: str) -> Benchmark:
     from ps_elastic.config.sources import read_yaml
-    from ps_elastic.plugins import make
+    from ps_elastic.config.values import make
 
     name, options = parse_one_line(text)
     cls = benchmarks.load(name)
