@@ -129,8 +129,9 @@ def play(config: Config, workers: int, look: Callable[[Server], object] = id) ->
     """One run of `config` in virtual time, of which only the figures are kept; `look` sees the server before it."""
     parts = make_parts(config, workers)
     uses = Uses()
-    server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
-    server.store.keeps_versions = True
+    server, evaluator = make_server(
+        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True
+    )
     server.measures.pushes, server.measures.applied = Kept(), Kept()
     stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
     view, start, ranks = server.store.view, server.store.x.clone(), workers + config.faults.check(workers)

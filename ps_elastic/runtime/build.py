@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from ps_elastic.server.layerwise import LayerwiseServer
 from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.server.server import Server
-from ps_elastic.server.shared_step import Leader
 from ps_elastic.server.shared_step_memory import SharedStepMemory
 from ps_elastic.server.store import ParameterStore
 from ps_elastic.server.torn import TornStore, WrittenStore
@@ -40,6 +39,16 @@ if TYPE_CHECKING:
     from ps_elastic.config.schema import Config
     from ps_elastic.transport.endpoint import Traffic
     from ps_elastic.transport.links import Links
+
+
+class Readers(Protocol):
+    """Those who read the server's model where it lies: its end of the transport."""
+
+    def flush(self) -> None:
+        """Return when the model may change."""
+
+    def begin_step(self, workers: Sequence[int], model: np.ndarray) -> Callable[[int], None] | None:
+        """A step begins, of pushes of `workers`: what is to be told how many entries of `model` it is done with."""
 
 
 class Parts(NamedTuple):
@@ -112,15 +121,16 @@ def make_server(
     x: Tensor | None = None,
     copies: Mapping[int, Tensor] | None = None,
     distances: Mapping[int, np.ndarray] | None = None,
-    moments: Sequence[Tensor] = (),
-    gather: Callable[[FlatOptimizer], Leader] | None = None,
+    sharing: SharedStepMemory | None = None,
+    readers: Readers | None = None,
+    keeps_versions: bool = False,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
     of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
-    workers`. Raises ConfigError for torn views without either. moments: of the optimizer, in memory that a crew shares;
-    gather: makes the one who leads it.
+    workers`. Raises ConfigError for torn views without either. sharing: with the workers that make a part of a step.
+    readers: of the model where it lies. keeps_versions: the models given are kept even where nobody measures them.
     """
     if copies is None and distances is None:
         refuse_alone(config)
@@ -131,18 +141,21 @@ def make_server(
     layout.attach(parts.model, x)
     policy = config.policy.build()
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
+    hooks: dict[str, Any] = {}
+    if readers is not None:
+        hooks = {"before_change": readers.flush, "begin_step": None if policy.layerwise else readers.begin_step}
 
     def store(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> ParameterStore:
         if distances is not None:
             return WrittenStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
         if copies is not None:
-            return TornStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
-        optimizer = FlatOptimizer(config.optimizer, part, x, moments)
-        keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
-        made = ParameterStore(part, x, optimizer, compressors, keeps_versions=keeps)
-        if gather is not None:
-            made.crew = gather(optimizer)
-        return made
+            return TornStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies, **hooks)
+        optimizer = FlatOptimizer(config.optimizer, part, x, sharing.moments if sharing else ())
+        keeps = keeps_versions or config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
+        return ParameterStore(
+            part, x, optimizer, compressors, keeps_versions=keeps, crew=sharing.leader(optimizer) if sharing else None,
+            **hooks,
+        )  # fmt: skip
 
     make: Callable[..., Server]
     if policy.layerwise:

@@ -36,8 +36,6 @@ class LayerwiseStore:
     when the last bucket releases it, with every slice as it was when its own bucket did. So views are always kept.
     """
 
-    keeps_versions = True
-
     def __init__(
         self,
         layout: Layout,
@@ -47,16 +45,6 @@ class LayerwiseStore:
     ) -> None:
         self.layout, self.x, self.parts, self.snapshots = layout, x, tuple(parts), Copies(parts)
         self.join = join or self._concatenated
-
-    @property
-    def before_change(self) -> Callable[[], None]:
-        """Called before any part of x changes."""
-        return self.parts[0].before_change
-
-    @before_change.setter
-    def before_change(self, act: Callable[[], None]) -> None:
-        for part in self.parts:
-            part.before_change = act
 
     def view(self, view: PushId) -> Any:
         """The model given for the push `view`, whatever x has become since."""

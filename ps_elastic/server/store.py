@@ -27,13 +27,15 @@ from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Bucket, Layout
 from ps_elastic.vectors.norms import norm
 
+BeginStep = Callable[[Sequence[int], np.ndarray], "Callable[[int], None] | None"]
+
 
 class ParameterStore:
     """x: the server's model (d,), in place. keeps_versions: views are kept, so that distances can be measured.
 
     before_change: called before x changes, for a transport that sends models from where they are. begin_step: called
     then with the workers whose pushes a step is made of, and x; what it returns, unless None, is told how many entries
-    of x are new, again and again. crew: makes a step, where it can, that does nothing but change x; None: nobody does.
+    of x are new, again and again. crew: makes a step, where it can, that does nothing but change x. None: nobody cares.
     """
 
     workers_write = False  # the steps that it is told of have been made by workers
@@ -46,13 +48,14 @@ class ParameterStore:
         compressors: Sequence[Compressor],
         *,
         keeps_versions: bool = True,
+        before_change: Callable[[], None] | None = None,
+        begin_step: BeginStep | None = None,
+        crew: Leader | None = None,
     ) -> None:
         self.layout, self.x, self.snapshots = layout, x, Snapshots(x)
         self._array = x.numpy()  # the same; made once, as it takes a microsecond
-        self.keeps_versions = keeps_versions
-        self.before_change: Callable[[], None] = lambda: None
-        self.begin_step: Callable[[Sequence[int], np.ndarray], Callable[[int], None] | None] = lambda workers, x: None
-        self.crew: Leader | None = None
+        self._keeps_versions = keeps_versions
+        self._before_change, self._begin_step, self._crew = before_change, begin_step, crew
         self._optimizer, self._compressors = optimizer, compressors
         self._payloads: dict[PushId, tuple[Payload, ...]] = {}
         self._dense: dict[PushId, Tensor] = {}  # combined payloads (0, version), (d,)
@@ -102,13 +105,13 @@ class ParameterStore:
                 self._own[view] = self._optimizer.add_response(
                     self.snapshots.vector(given.version).clone(), vector, response
                 )
-            elif self.keeps_versions:
+            elif self._keeps_versions:
                 self.snapshots.hold(given.version)
                 self._views[view] = given.version
         if view in self._own:
             return self._own[view].numpy()
         # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
-        if given.version == self.snapshots.version or not self.keeps_versions:
+        if given.version == self.snapshots.version or not self._keeps_versions:
             return self._array
         return self.snapshots.vector(given.version).numpy()
 
@@ -182,7 +185,8 @@ class ParameterStore:
         for push, _, missing in terms:
             if missing is None:
                 self.end(push)  # its memory, read in this pass, may be where the model of before is kept
-        self.before_change()
+        if self._before_change is not None:
+            self._before_change()
         sweep = Sweep(tuple(apart.values()), self.snapshots.advance())
         if step.apply == "assign":
             moved = self._optimizer.assign(gradient, sweep)
@@ -192,9 +196,11 @@ class ParameterStore:
             for debt in owed:
                 self._responses[debt] = self._optimizer.respond(rate)
             shared = None
-            if self.crew is not None and not (owed or apart or sweep.kept is not None):
-                shared = self.crew.step(step, self._payloads, rate)
-            tell = self.begin_step([term.push.worker for term in step.terms], self._array)
+            if self._crew is not None and not (owed or apart or sweep.kept is not None):
+                shared = self._crew.step(step, self._payloads, rate)
+            tell = None
+            if self._begin_step is not None:
+                tell = self._begin_step([term.push.worker for term in step.terms], self._array)
             if tell is not None and shared is None:
                 parts = self._optimizer.cut(gradient) if isinstance(gradient, Tensor) else gradient
                 gradient = _telling(parts, tell)
@@ -211,7 +217,8 @@ class ParameterStore:
     def amend(self, missing: PushId) -> float:
         """Repay a debt with the vector combined: x += c_x delta, m += c_m delta; return ||x_new - x_old||."""
         delta = self._whole()
-        self.before_change()
+        if self._before_change is not None:
+            self._before_change()
         return self._optimizer.amend(delta, self._responses.pop(missing), Sweep(kept=self.snapshots.advance()))
 
     def forgive(self, missing: PushId) -> None:

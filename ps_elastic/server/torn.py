@@ -8,7 +8,7 @@ each coordinate, some of the last updates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from ps_elastic.compressors import Compressor
 from ps_elastic.policies.events import PushId, ReplyId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.store import ParameterStore
+from ps_elastic.server.store import BeginStep, ParameterStore
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
 
@@ -33,8 +33,12 @@ class TornStore(ParameterStore):
         optimizer: FlatOptimizer,
         compressors: Sequence[Compressor],
         copies: Mapping[int, Tensor],
+        before_change: Callable[[], None] | None = None,
+        begin_step: BeginStep | None = None,
     ) -> None:
-        super().__init__(layout, x, optimizer, compressors, keeps_versions=False)
+        super().__init__(
+            layout, x, optimizer, compressors, keeps_versions=False, before_change=before_change, begin_step=begin_step
+        )
         self._copies = copies
 
     def give(self, view: PushId, given: View, alpha: float) -> Any:

@@ -41,7 +41,7 @@ class HeaderStore:
     nbytes: of a model. size: its parameters. coherence: part of a push's squared norm that is common to all.
     """
 
-    keeps_versions, workers_write = True, False
+    workers_write = False
     snapshots = NoSnapshots()
     x = None
 

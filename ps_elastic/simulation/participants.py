@@ -50,9 +50,9 @@ class ComputingParticipants:
         self._directory = record.directory
         log = record.events().write
         made, self._evaluator = make_server(
-            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies
-        )
-        made.store.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
+            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies,
+            keeps_versions=True,  # a worker computes on a model that was sent long before
+        )  # fmt: skip
         return made
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
