@@ -183,7 +183,7 @@ def test_a_payload_stays_as_it_is() -> None:
     bench.step(Term(ONE))
     bench.step(Term(ONE, 2.0))
     for push, vector in kept.items():
-        assert torch.equal(bench.store._payloads[push][0][0], vector)
+        assert torch.equal(bench.store.payloads.of[push][0][0], vector)
 
 
 def test_one_and_two_threads_make_the_same_bits() -> None:

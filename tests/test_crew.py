@@ -237,7 +237,7 @@ def test_rank_0_waits_for_who_took_a_block_and_no_longer():
         helper = host.helpers[2]
         task = host.board.join()
         assert task is not None
-        helper._optimizer.go_to(task.count)
+        helper._optimizer.go_to(task.nth)
         begun.append((helper._making(task), host.board.take(2, task.number), task))
 
     def wait(at_work: Callable[[], Sequence[int]]) -> None:

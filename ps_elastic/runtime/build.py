@@ -22,10 +22,11 @@ from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layerwise import LayerwiseServer
 from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.server.protocols import Store
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step_memory import SharedStepMemory
 from ps_elastic.server.store import ParameterStore
-from ps_elastic.server.torn import TornStore, WrittenStore
+from ps_elastic.server.written import WrittenStore
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
@@ -141,30 +142,50 @@ def make_server(
     layout.attach(parts.model, x)
     policy = config.policy.build()
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
-    hooks: dict[str, Any] = {}
-    if readers is not None:
-        hooks = {"before_change": readers.flush, "begin_step": None if policy.layerwise else readers.begin_step}
+    keeps = keeps_versions or config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
 
-    def store(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> ParameterStore:
+    def store(part: Layout, buckets: slice) -> Store:
+        own = layout.buckets[buckets]
+        x_part = x[own[0].start : own[-1].stop]
         if distances is not None:
-            return WrittenStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
-        if copies is not None:
-            return TornStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies, **hooks)
-        optimizer = FlatOptimizer(config.optimizer, part, x, sharing.moments if sharing else ())
-        keeps = keeps_versions or config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
+            return WrittenStore(part, x_part, distances)
+        optimizer = FlatOptimizer(config.optimizer, part, x_part, sharing.moments if sharing else ())
         return ParameterStore(
-            part, x, optimizer, compressors, keeps_versions=keeps, crew=sharing.leader(optimizer) if sharing else None,
-            **hooks,
+            part, x_part, optimizer, compressors[buckets], keeps_versions=keeps, copies=copies,
+            before_change=readers.flush if readers else None,
+            begin_step=readers.begin_step if readers and not policy.layerwise else None,
+            crew=sharing.leader(optimizer) if sharing else None,
         )  # fmt: skip
 
+    return assemble_server(config, layout, workers, tracker, log, store, x=x, evaluator=evaluator), evaluator
+
+
+def assemble_server(
+    config: Config,
+    layout: Layout,
+    workers: int,
+    tracker: Tracker,
+    log: Callable[[str], None],
+    make_store: Callable[[Layout, slice], Store],
+    *,
+    x: Tensor | None = None,
+    join: Callable[[Sequence[Any]], Any] | None = None,
+    evaluator: Evaluator | None = None,
+) -> Server:
+    """The server around stores of any kind: one that `make_store` makes of the whole model, or one for each bucket.
+
+    make_store: of the part of `layout` that is in so many of its buckets. join: the model of its parts.
+    """
+    train, count = config.train, len(layout.buckets)
     make: Callable[..., Server]
-    if policy.layerwise:
-        pieces = zip(layout.parts(), layout.buckets, compressors, strict=True)
-        slices = LayerwiseStore(layout, x, [store(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
-        make = partial(LayerwiseServer, [config.policy.build() for _ in layout.buckets], workers, slices)
+    if config.policy.build().layerwise:
+        stores = [make_store(part, slice(i, i + 1)) for i, part in enumerate(layout.parts())]
+        whole = LayerwiseStore(layout, x, stores, join)
+        make = partial(LayerwiseServer, [config.policy.build() for _ in stores], workers, whole)
     else:
-        make = partial(Server, policy, workers, store(layout, x, compressors), pipeline=config.update.pipeline)
-    server = make(
+        store = make_store(layout, slice(0, count))
+        make = partial(Server, config.policy.build(), workers, store, pipeline=config.update.pipeline)
+    return make(
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
         tracker,
@@ -174,7 +195,6 @@ def make_server(
         train.target,
         config.update.plugin.build().units,
     )
-    return server, evaluator
 
 
 def make_worker(

@@ -12,7 +12,7 @@ from ps_elastic.records.tracker import Tracker, number
 from ps_elastic.server.totals import BoundFacts, Totals
 
 if TYPE_CHECKING:
-    from ps_elastic.server.store import Ideal, ParameterStore
+    from ps_elastic.server.protocols import Ideal, Store
 
 _WIDER = 1 + 4e-6  # a distance, and the moves whose sum bounds it, are good to norms.ACCURACY = 1.2e-6 each
 _TRIM = 1024
@@ -64,7 +64,7 @@ class DiscrepancyMeter:
 
     def __init__(
         self,
-        store: ParameterStore,
+        store: Store,
         step_sizes: StepSizes,
         totals: Totals,
         measures: BoundFacts,

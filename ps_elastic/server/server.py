@@ -21,7 +21,7 @@ from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, R
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Target
     from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.store import ParameterStore
+    from ps_elastic.server.protocols import Store
 
 
 class Answer(NamedTuple):
@@ -47,7 +47,7 @@ class Server:
         self,
         policy: Policy,
         workers: int,
-        store: ParameterStore,
+        store: Store,
         alpha: Callable[[int], float],
         budget: int,
         tracker: Tracker,
@@ -186,6 +186,7 @@ class Server:
     def stepped(self, version: int, now: float) -> None:
         """The model is `version` now: it may be time to evaluate it."""
         if self._evaluator:
+            assert self.store.x is not None
             self._evaluator.submit(self.store.x, self.totals.samples, version, now)
 
     def use(self, push: PushId, samples: int, shard: Shard) -> None:

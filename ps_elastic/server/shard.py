@@ -34,7 +34,7 @@ from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import MOST_SETTLED, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
-    from ps_elastic.server.store import ParameterStore
+    from ps_elastic.server.protocols import Store
 
 Outgoing = Iterator[tuple[int, Reply]]
 
@@ -104,7 +104,7 @@ class Shard:
         run: Run,
         policy: Policy,
         workers: int,
-        store: ParameterStore,
+        store: Store,
         log: Callable[[str], None] | None,
         discrepancy: str,
         bucket: tuple[int, int] | None = None,

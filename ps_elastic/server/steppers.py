@@ -191,10 +191,10 @@ def agree(settings: Optimizer, plain: TorchStepper, compiled: CompiledStepper) -
     size, generator = 1 << 10, torch.Generator().manual_seed(0)
     start, runs = torch.randn(size, generator=generator), ((0, size // 2, True), (size // 2, size, False))
     sides: list[tuple[Stepper, list[Tensor], list[Block]]] = []
-    for stepper in (plain, compiled):
+    for side in (plain, compiled):
         vectors = [start.clone(), *(torch.zeros(size) for _ in range(moment_count(settings)))]
         blocks = [Block.of(run, vectors[0], vectors[1:], np.empty(size, np.float32)) for run in runs]
-        sides.append((stepper, vectors, blocks))
+        sides.append((side, vectors, blocks))
     for count, divisor in enumerate((1.0, 3.0, 1.0, 2.0), 1):
         g = torch.randn(size, generator=generator)
         for stepper, _, blocks in sides:

@@ -36,11 +36,11 @@ def watched(cls: type) -> None:
     def noted(self: Any, step: Any, rate: float, views: Any = ()) -> float:
         own = np.zeros(self.x.numel())
         for push in [term.push for term in step.terms]:
-            own += rate / len(step.terms) * self._decoded(push).double().numpy()
+            own += rate / len(step.terms) * self.payloads.decoded(push).double().numpy()
         x = self.x.double().numpy()
         expected = {}
         for view in views:
-            copy = self._own[view].double().numpy()
+            copy = self.views.vector(view).double().numpy()
             seen["seen"][f"{view.worker} {view.step}"] = float(np.linalg.norm(copy))
             expected[view] = float(np.linalg.norm(x - copy))
         moved = apply(self, step, rate, views)
@@ -120,12 +120,12 @@ def lines(name: str, *events: str) -> list[dict[str, Any]]:
 plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = MPI.COMM_WORLD.Get_rank()
 from ps_elastic.runtime import build  # noqa: E402
-from ps_elastic.server import torn  # noqa: E402
+from ps_elastic.server import store  # noqa: E402
 from ps_elastic.worker import hogwild  # noqa: E402
 
 build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
-hogwild.Writer = Watched  # type: ignore[misc]
-watched(torn.TornStore)
+hogwild.ModelWriter = Watched  # type: ignore[misc]
+watched(store.ParameterStore)
 made, ended = build.make_server, summary.finish
 
 
@@ -145,7 +145,7 @@ build.make_server, summary.finish = make_server, finish
 found = []
 for i, config in enumerate(plan):
     if config.pop("dies", False):
-        hogwild.Writer = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
+        hogwild.ModelWriter = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
     seen.clear()
     seen.update(copies={}, seen={}, distances=[])
     summary = train(config, run_dir=folder / f"run-{i}")
