@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from ps_elastic.policies.events import ZERO, PushId, Step, Term
 from ps_elastic.server.combine import EagerSum, StepCombiner
 from ps_elastic.server.combiners import Part
 from ps_elastic.server.combiners.base import no_drift
-from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Response, Sweep
+from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Sweep
 from ps_elastic.server.payloads import Payloads
+from ps_elastic.server.repayment import IdealDrift, Repayment
 from ps_elastic.server.shared_step import Leader
 from ps_elastic.server.views import KeptViews, TornViews, ViewId
 from ps_elastic.transport.messages import PushMessage
@@ -62,9 +64,7 @@ class ParameterStore:
         self.give, self.hand, self.derive, self.end = views.give, views.hand, views.derive, views.end
         self._before_change, self._begin_step, self._crew = before_change, begin_step, crew
         self._optimizer = optimizer
-        self._settlement: Settlement | None = None
-        self._settled_at = -1  # version at which it began
-        self._responses: dict[PushId, Response] = {}  # missing push -> what the optimizer made of its debt so far
+        self._repayment = Repayment(optimizer)
         self._terms = StepCombiner(layout, compressors, optimizer.stops)
         self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
         self._combined, self._scratch = layout.empty(), torch.empty_like(x)  # no memory until they are written
@@ -126,10 +126,8 @@ class ParameterStore:
         if step.apply == "assign":
             moved = self._optimizer.assign(gradient, sweep)
         else:
-            for response in self._responses.values():
-                self._optimizer.continue_response(response, rate)
-            for debt in owed:
-                self._responses[debt] = self._optimizer.respond(rate)
+            if owed or self._repayment.responses:
+                self._repayment.stepped(rate, owed)
             shared = None
             if self._crew is not None and not (owed or apart or sweep.kept is not None):
                 shared = self._crew.step(step, self.payloads.of, rate)
@@ -153,10 +151,11 @@ class ParameterStore:
         delta = self._whole()
         if self._before_change is not None:
             self._before_change()
-        return self._optimizer.amend(delta, self._responses.pop(missing), Sweep(kept=self.snapshots.advance()))
+        kept = Sweep(kept=self.snapshots.advance())
+        return self._optimizer.amend(delta, self._repayment.responses.pop(missing), kept)
 
     def forgive(self, missing: PushId) -> None:
-        self._responses.pop(missing, None)
+        self._repayment.responses.pop(missing, None)
 
     def direction_norm(self) -> float:
         return self._optimizer.direction_norm(self._whole())
@@ -167,16 +166,8 @@ class ParameterStore:
     def x_norm(self) -> float:
         return norm(self.x)
 
-    def ideal(self, view: PushId) -> Ideal:
-        version = self.views.version(view)
-        if self._settlement is None or self._settled_at != self.snapshots.version:
-            debts = {push: response.copy() for push, response in self._responses.items()}
-            self._settlement = Settlement(debts, torch.zeros_like(self.x), self._optimizer)
-            self._settled_at = self.snapshots.version
-        drifts = self._settlement.drifts
-        if version not in drifts:  # a view of its own has none, and shares its drift with nobody
-            drifts[version] = self.drift(view).clone()
-        return Ideal(drifts[version] if version is not None else drifts.pop(None), self._settlement)
+    def ideal(self, view: PushId) -> IdealDrift:
+        return self._repayment.ideal(self.snapshots.version, self.views.version(view), partial(self.drift, view))
 
     def delta(self) -> Tensor:
         return self._combined
@@ -213,29 +204,3 @@ def _telling(parts: Iterable[Quotient], tell: Callable[[int], None]) -> Iterator
         yield part
         done += part[0].numel()
         tell(done)
-
-
-class Settlement:
-    """The debts open at one moment, and what they add to a drift of then as they are closed: SUM c_x delta."""
-
-    def __init__(self, debts: dict[PushId, Response], total: Tensor, optimizer: FlatOptimizer) -> None:
-        self.debts, self.total, self._optimizer = debts, total, optimizer
-        self.drifts: dict[int | None, Tensor] = {}  # version -> x - v (d,), shared by its views
-
-    def settle(self, missing: PushId, delta: Tensor | None) -> None:
-        """The debt on `missing` is closed: repaid with `delta` (d,), or not at all."""
-        response = self.debts.pop(missing, None)
-        if response is not None and delta is not None:
-            self._optimizer.add_response(self.total, delta, response)
-
-
-class Ideal(NamedTuple):
-    """A drift x - v (d,) on its way to x_ideal - v, by a settlement that all uses of a moment share."""
-
-    drift: Tensor
-    settlement: Settlement
-
-    @property
-    def distance(self) -> float | None:
-        """||x_ideal - v||, or None while a debt is open."""
-        return None if self.settlement.debts else norm(self.drift + self.settlement.total)
