@@ -22,7 +22,7 @@ from ps_elastic.errors import LOST, ConfigError
 from ps_elastic.policies.events import PushId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.torn import TornStore
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
@@ -32,16 +32,16 @@ GIVEN = View(0, 0.0, None, 0.0, 0.0)
 
 
 @pytest.fixture
-def store() -> TornStore:
+def store() -> ParameterStore:
     layout = Layout(nn.Linear(30, 7))
     x = layout.empty().normal_()
     copies = {1: torch.zeros_like(x), 2: torch.zeros_like(x)}
-    made = TornStore(layout, x, FlatOptimizer(Optimizer(lr=0.5), layout, x), [Identity()], copies)
+    made = ParameterStore(layout, x, FlatOptimizer(Optimizer(lr=0.5), layout, x), [Identity()], copies=copies)
     made.take(FIRST, [PushMessage(1, 1, 0, (torch.ones_like(x).numpy(),))])
     return made
 
 
-def away(store: TornStore, copy: torch.Tensor) -> float:
+def away(store: ParameterStore, copy: torch.Tensor) -> float:
     return float(np.linalg.norm(store.x.double().numpy() - copy.double().numpy()))
 
 
@@ -53,7 +53,7 @@ def test_a_worker_is_given_the_live_model_itself(store):
 
 def test_the_distance_of_a_push_is_that_of_the_copy_left_by_its_worker(store):
     store.give(FIRST, GIVEN, 0.5)
-    copy = store._copies[1].copy_(store.x)
+    copy = store.views._copies[1].copy_(store.x)
     copy[::2] += 0.25  # it missed something there
     expected = away(store, copy)
     assert store.distance(FIRST) == pytest.approx(expected, rel=1e-5)
@@ -65,7 +65,7 @@ def test_the_distance_of_a_push_is_that_of_the_copy_left_by_its_worker(store):
 
 def test_a_push_that_is_used_after_its_worker_went_on_keeps_the_copy_that_it_was_made_on(store):
     store.give(FIRST, GIVEN, 0.5)
-    copy = store._copies[1].copy_(store.x + 0.5)
+    copy = store.views._copies[1].copy_(store.x + 0.5)
     expected = away(store, copy)
     store.keep(FIRST)  # and its worker is answered
     store.give(NEXT, GIVEN, 0.5)

@@ -128,8 +128,9 @@ def play(config: Config, workers: int, look: Callable[[Server], object] | None =
     """One run of `config` in virtual time, whose figures are kept; `look`, if any, sees the server before it."""
     parts = make_parts(config, workers)
     uses = Uses()
-    server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
-    server.store.keeps_versions = True
+    server, evaluator = make_server(
+        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True
+    )
     server.measures.pushes, server.measures.applied = Kept(), Kept()
     stopwatch, start = Stopwatch(), server.store.x.clone()
     make_worker = shared_workers(config, parts, workers + config.faults.check(workers), stopwatch)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layerwise import LayerwiseServer
 from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.server.protocols import Store
 from ps_elastic.server.server import Server
-from ps_elastic.server.shared_step import Leader
 from ps_elastic.server.shared_step_memory import SharedStepMemory
 from ps_elastic.server.store import ParameterStore
-from ps_elastic.server.torn import TornStore, WrittenStore
+from ps_elastic.server.written import WrittenStore
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
@@ -42,6 +42,16 @@ if TYPE_CHECKING:
     from ps_elastic.config.schema import Config
     from ps_elastic.transport.endpoint import Traffic
     from ps_elastic.transport.links import Links
+
+
+class Readers(Protocol):
+    """Those who read the server's model where it lies: its end of the transport."""
+
+    def flush(self) -> None:
+        """Return when the model may change."""
+
+    def begin_step(self, workers: Sequence[int], model: np.ndarray) -> Callable[[int], None] | None:
+        """A step begins, of pushes of `workers`: what is to be told how many entries of `model` it is done with."""
 
 
 class Parts(NamedTuple):
@@ -114,15 +124,16 @@ def make_server(
     x: Tensor | None = None,
     copies: Mapping[int, Tensor] | None = None,
     distances: Mapping[int, np.ndarray] | None = None,
-    moments: Sequence[Tensor] = (),
-    gather: Callable[[FlatOptimizer], Leader] | None = None,
+    sharing: SharedStepMemory | None = None,
+    readers: Readers | None = None,
+    keeps_versions: bool = False,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
     of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
-    workers`. Raises ConfigError for torn views without either. moments: of the optimizer, in memory that a crew shares;
-    gather: makes the one who leads it.
+    workers`. Raises ConfigError for torn views without either. sharing: with the workers that make a part of a step.
+    readers: of the model where it lies. keeps_versions: the models given are kept even where nobody measures them.
     """
     if copies is None and distances is None:
         refuse_alone(config)
@@ -133,27 +144,50 @@ def make_server(
     layout.attach(parts.model, x)
     policy = config.policy.build()
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
+    keeps = keeps_versions or config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
 
-    def store(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> ParameterStore:
+    def store(part: Layout, buckets: slice) -> Store:
+        own = layout.buckets[buckets]
+        x_part = x[own[0].start : own[-1].stop]
         if distances is not None:
-            return WrittenStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
-        if copies is not None:
-            return TornStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
-        optimizer = FlatOptimizer(config.optimizer, part, x, moments)
-        keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
-        made = ParameterStore(part, x, optimizer, compressors, keeps_versions=keeps)
-        if gather is not None:
-            made.crew = gather(optimizer)
-        return made
+            return WrittenStore(part, x_part, distances)
+        optimizer = FlatOptimizer(config.optimizer, part, x_part, sharing.moments if sharing else ())
+        return ParameterStore(
+            part, x_part, optimizer, compressors[buckets], keeps_versions=keeps, copies=copies,
+            before_change=readers.flush if readers else None,
+            begin_step=readers.begin_step if readers and not policy.layerwise else None,
+            crew=sharing.leader(optimizer) if sharing else None,
+        )  # fmt: skip
 
+    return assemble_server(config, layout, workers, tracker, log, store, x=x, evaluator=evaluator), evaluator
+
+
+def assemble_server(
+    config: Config,
+    layout: Layout,
+    workers: int,
+    tracker: Tracker,
+    log: Callable[[str], None],
+    make_store: Callable[[Layout, slice], Store],
+    *,
+    x: Tensor | None = None,
+    join: Callable[[Sequence[Any]], Any] | None = None,
+    evaluator: Evaluator | None = None,
+) -> Server:
+    """The server around stores of any kind: one that `make_store` makes of the whole model, or one for each bucket.
+
+    make_store: of the part of `layout` that is in so many of its buckets. join: the model of its parts.
+    """
+    train, count = config.train, len(layout.buckets)
     make: Callable[..., Server]
-    if policy.layerwise:
-        pieces = zip(layout.parts(), layout.buckets, compressors, strict=True)
-        slices = LayerwiseStore(layout, x, [store(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
-        make = partial(LayerwiseServer, [config.policy.build() for _ in layout.buckets], workers, slices)
+    if config.policy.build().layerwise:
+        stores = [make_store(part, slice(i, i + 1)) for i, part in enumerate(layout.parts())]
+        whole = LayerwiseStore(layout, x, stores, join)
+        make = partial(LayerwiseServer, [config.policy.build() for _ in stores], workers, whole)
     else:
-        make = partial(Server, policy, workers, store(layout, x, compressors), pipeline=config.update.pipeline)
-    server = make(
+        store = make_store(layout, slice(0, count))
+        make = partial(Server, config.policy.build(), workers, store, pipeline=config.update.pipeline)
+    return make(
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
         tracker,
@@ -163,7 +197,6 @@ def make_server(
         train.target,
         config.update.plugin.build().units,
     )
-    return server, evaluator
 
 
 def make_worker(

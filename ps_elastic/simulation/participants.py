@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ps_elastic.errors import OK
 from ps_elastic.records.tracker import Pages
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from ps_elastic.records.writer import RunWriter
     from ps_elastic.runtime.build import Parts
     from ps_elastic.server.evaluator import Evaluator
+    from ps_elastic.server.protocols import Store
     from ps_elastic.server.server import Server
-    from ps_elastic.server.store import ParameterStore
     from ps_elastic.simulation.nodes import VirtualWorker
     from ps_elastic.vectors.layout import Layout
 
@@ -46,9 +45,9 @@ class ComputingParticipants:
         self._directory = record.directory
         log = record.events().write
         made, self._evaluator = make_server(
-            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies
-        )
-        made.store.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
+            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies,
+            keeps_versions=True,  # a worker computes on a model that was sent long before
+        )  # fmt: skip
         return made
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
@@ -88,30 +87,16 @@ class HeaderParticipants:
         self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
 
     def server(self, workers: int, record: RunWriter) -> Server:
-        from ps_elastic.server.layerwise import LayerwiseServer
-        from ps_elastic.server.layerwise_store import LayerwiseStore
-        from ps_elastic.server.optimizer import learning_rate
-        from ps_elastic.server.server import Server
+        from ps_elastic.runtime.build import assemble_server
         from ps_elastic.simulation.headers import HeaderStore, joined
 
-        config, train = self._config, self._config.train
-        coherence = config.simulation.norms.coherence
+        config, coherence = self._config, self._config.simulation.norms.coherence
 
-        def store(part: Layout) -> ParameterStore:
-            made = HeaderStore(config.optimizer, 4 * part.size, part.numel, coherence)
-            return cast("ParameterStore", made)  # what the server asks of one
+        def store(part: Layout, buckets: slice) -> Store:
+            return HeaderStore(config.optimizer, part, coherence)
 
-        alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
-        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, store(self._layout))
-        if policy.layerwise:
-            parts = self._layout.parts()
-            slices = LayerwiseStore(self._layout, None, [store(part) for part in parts], joined)
-            make = partial(LayerwiseServer, [config.policy.build() for _ in parts], workers, slices)
-        return make(
-            alpha, train.samples, record.tracker, record.events().write,
-            discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
-            pipeline=config.update.pipeline,
-        )  # fmt: skip
+        log = record.events().write
+        return assemble_server(config, self._layout, workers, record.tracker, log, store, join=joined)
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
         from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, modelled

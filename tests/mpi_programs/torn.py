@@ -23,7 +23,7 @@ import numpy as np
 
 from ps_elastic import train
 from ps_elastic.runtime import build, server_rank
-from ps_elastic.server import torn
+from ps_elastic.server import store
 from ps_elastic.transport.mpi import MPI
 from ps_elastic.worker import hogwild, model_writer, worker
 
@@ -37,11 +37,11 @@ def watched(apply: Any) -> Any:
     def noted(self: Any, step: Any, rate: float, views: Any = ()) -> float:
         own = np.zeros(self.x.numel())
         for push in [term.push for term in step.terms]:
-            own += rate / len(step.terms) * self._decoded(push).double().numpy()
+            own += rate / len(step.terms) * self.payloads.decoded(push).double().numpy()
         x = self.x.double().numpy()
         expected = {}
         for view in views:
-            copy = self._own[view].double().numpy()
+            copy = self.views.vector(view).double().numpy()
             seen["seen"][f"{view.worker} {view.step}"] = float(np.linalg.norm(copy))
             expected[view] = float(np.linalg.norm(x - copy))
         moved = apply(self, step, rate, views)
@@ -138,7 +138,7 @@ def look(plan: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         patch.object(server_rank, "make_server", make_server),
         patch.object(server_rank, "finish", finish),
         patch.object(hogwild, "ModelWriter", Watched),
-        patch.object(torn.TornStore, "apply", watched(torn.TornStore.apply)),
+        patch.object(store.ParameterStore, "apply", watched(store.ParameterStore.apply)),
     ):
         return [look_at(config, folder / f"run-{i}") for i, config in enumerate(plan)]
 

@@ -103,9 +103,9 @@ class _Run:
         self._replies: dict[int, Reply] = {}  # of workers that compute
         self._mail: dict[int, list[Reply]] = {}  # of workers that may run ahead: what they have not taken in
         self._server, _ = make_server(
-            self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False
-        )
-        self._server.store.keeps_versions = True
+            self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False,
+            keeps_versions=True,
+        )  # fmt: skip
         self.cuts = self._config.update.plugin.build().cut_s is not None
         if self.cuts and self._config.faults.lost_push:
             raise ConfigError("pushes were cut off and pushes were lost: the record does not tell which", key="faults")
