@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,17 @@ def module() -> nn.Module:
 class Bench:
     """A store, the payloads that it takes, and the vectors that these decode to."""
 
-    def __init__(self, buckets: str | int = "whole", compressor: Compressor | None = None, **settings: Any) -> None:
+    def __init__(
+        self, buckets: str | int = "whole", compressor: Compressor | None = None,
+        hooks: dict[str, Any] | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
         self.layout = Layout(module(), buckets)
         self.x = self.layout.empty()
         self.layout.attach(module(), self.x)
         self.compressor = compressor or Identity()
         self.optimizer = FlatOptimizer(Optimizer(**settings), self.layout, self.x)
-        self.store = ParameterStore(self.layout, self.x, self.optimizer, [self.compressor] * len(self.layout.buckets))
+        compressors = [self.compressor] * len(self.layout.buckets)
+        self.store = ParameterStore(self.layout, self.x, self.optimizer, compressors, **hooks or {})
         self.given: dict[PushId, Tensor] = {}  # the model that each push was computed on
         self._generator = torch.Generator().manual_seed(1)
 
@@ -180,7 +183,7 @@ def test_a_payload_stays_as_it_is() -> None:
     bench.step(Term(ONE))
     bench.step(Term(ONE, 2.0))
     for push, vector in kept.items():
-        assert torch.equal(bench.store._payloads[push][0][0], vector)
+        assert torch.equal(bench.store.payloads.of[push][0][0], vector)
 
 
 def test_one_and_two_threads_make_the_same_bits() -> None:
@@ -241,16 +244,17 @@ def test_a_view_that_is_owed_is_measured_and_goes_on() -> None:
 
 
 def test_the_transport_is_told_before_the_model_or_a_view_changes() -> None:
-    bench = Bench()
     seen: list[bool] = []
+    given: list[tuple[Tensor, Tensor]] = []
 
-    def look(given: list[tuple[Tensor, Tensor]]) -> None:
+    def look() -> None:
         seen.append(all(torch.equal(memory, was) for memory, was in given))
 
+    bench = Bench(hooks={"before_change": look})
     bench.give(ONE), bench.give(TWO)
     for push in (ONE, TWO):
         memories = [bench.x, torch.from_numpy(bench.store.view(push))]
-        bench.store.before_change = partial(look, [(memory, memory.clone()) for memory in memories])
+        given[:] = [(memory, memory.clone()) for memory in memories]
         bench.push(push)
         bench.step(Term(push), views=[push])
     assert seen == [True, True]
@@ -292,7 +296,6 @@ def test_the_steady_state_allocates_nothing_of_the_size_of_the_model(compressor:
 @pytest.mark.parametrize("buckets", BUCKETS)
 @pytest.mark.parametrize("pushes", [(ONE,), (ONE, TWO)])
 def test_what_a_step_is_told_to_be_done_with_stays_as_it_is_then(buckets: str | int, pushes: Sequence[PushId]) -> None:
-    bench = Bench(buckets, momentum=0.9)
     told: list[tuple[int, Tensor]] = []
     begun: list[Sequence[int]] = []
 
@@ -301,7 +304,7 @@ def test_what_a_step_is_told_to_be_done_with_stays_as_it_is_then(buckets: str | 
         assert x.ctypes.data == bench.x.data_ptr()
         return lambda done: told.append((done, bench.x[:done].clone()))
 
-    bench.store.begin_step = begin_step
+    bench = Bench(buckets, hooks={"begin_step": begin_step}, momentum=0.9)
     for push in pushes:
         bench.push(push)
     bench.step(*[Term(push, 1.0) for push in pushes])

@@ -143,7 +143,6 @@ def test_a_wrong_command_line_ends_with_exit_2(
         ("TaskError('wrong')", 1),
         ("Stalled('wrong')", 4),
         ("WorkersLost('wrong')", 5),
-        ("CheckFailed('wrong')", 6),
         ("Interrupted('wrong')", 130),
     ],
 )

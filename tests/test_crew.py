@@ -237,7 +237,7 @@ def test_rank_0_waits_for_who_took_a_block_and_no_longer():
         helper = host.helpers[2]
         task = host.board.join()
         assert task is not None
-        helper._optimizer.go_to(task.count)
+        helper._optimizer.go_to(task.nth)
         begun.append((helper._making(task), host.board.take(2, task.number), task))
 
     def wait(at_work: Callable[[], Sequence[int]]) -> None:
@@ -326,8 +326,8 @@ def test_a_crew_is_asked_for_steps_that_do_nothing_but_change_the_model():
 
     def asked(terms: Sequence[Term], *, given: Sequence[PushId] = (), views: Sequence[PushId] = (), **more: Any) -> int:
         x = layout.empty()
-        store = ParameterStore(layout, x, FlatOptimizer(Optimizer(momentum=0.9), layout, x), [Identity()])
-        store.crew = crew = Watching()  # type: ignore[assignment]
+        crew: Any = Watching()
+        store = ParameterStore(layout, x, FlatOptimizer(Optimizer(momentum=0.9), layout, x), [Identity()], crew=crew)
         for version in (0, 1):
             for push in given[version:] if version else given[:1]:
                 store.give(push, View(version, 0.0, None, 0.0, 0.0), 0.1)

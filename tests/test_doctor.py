@@ -159,22 +159,22 @@ def test_sweep_removes_what_is_forsaken_and_says_so(monkeypatch, tmp_path):
         path.touch()
     folder = tmp_path / "ompi.1"
     folder.mkdir()
-    monkeypatch.setattr(leftovers, "forsaken", lambda folder: {left})
-    monkeypatch.setattr(leftovers, "forsaken", lambda _: {folder})
+    monkeypatch.setattr(leftovers, "forsaken_segments", lambda folder: {left})
+    monkeypatch.setattr(leftovers, "forsaken_folders", lambda _: {folder})
     monkeypatch.setattr(doctor, "examine", lambda ranks: iter(()))
     said = CliRunner().invoke(doctor_command, ["--sweep"])
     assert (said.exit_code, said.stderr) == (0, f"ps-elastic: removed {left}\nps-elastic: removed {folder}\n")
     assert not left.exists() and not folder.exists() and used.exists()
-    monkeypatch.setattr(leftovers, "forsaken", lambda _: set())
+    monkeypatch.setattr(leftovers, "forsaken_folders", lambda _: set())
     assert CliRunner().invoke(doctor_command, []).stderr == ""
 
 
 def test_what_a_killed_mpirun_left_is_a_warning(monkeypatch, tmp_path):
-    monkeypatch.setattr(leftovers, "forsaken", lambda _: {tmp_path / "ompi.7"})
+    monkeypatch.setattr(leftovers, "forsaken_folders", lambda _: {tmp_path / "ompi.7"})
     found = doctor.stray_sessions()
     assert (found.status, found.remedy) == ("warn", "ps-elastic doctor --sweep")
     assert str(tmp_path / "ompi.7") in found.value
-    monkeypatch.setattr(leftovers, "forsaken", lambda _: set())
+    monkeypatch.setattr(leftovers, "forsaken_folders", lambda _: set())
     assert doctor.stray_sessions().status == "ok"
 
 

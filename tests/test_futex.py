@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from ps_elastic.transport import doorbells as kernel
 from ps_elastic.transport import waking
+from ps_elastic.transport import waking as kernel
 from ps_elastic.transport.waking import WAIT, WAKE, Time, find_futex
 
 

@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from helpers import Point
 
+from ps_elastic.compressors.identity import Identity
 from ps_elastic.config.sections import Norms, Optimizer
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import ZERO, PushId, Step, Term
 from ps_elastic.policies.ledger import View
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.protocols import Model, Store
 from ps_elastic.server.store import ParameterStore
+from ps_elastic.server.written import WrittenStore
 from ps_elastic.simulation.header_workers import HeaderWorker, RecordedNorms, modelled
 from ps_elastic.simulation.headers import HeaderStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.transport.messages import PushMessage, Reply
+from ps_elastic.vectors.layout import Layout
 
 A, B = PushId(1, 1), PushId(2, 1)
 AT_START = View(0, 0.0, None, 0.0, 0.0)
@@ -24,16 +31,23 @@ AT_START = View(0, 0.0, None, 0.0, 0.0)
 
 def store(coherence: float, *norms: float, **optimizer: Any) -> HeaderStore:
     """One that holds pushes (1, 1), (2, 1), ... of these norms, whose views were given at the start."""
-    made = HeaderStore(Optimizer(**optimizer), nbytes=400, size=100, coherence=coherence)
+    made = HeaderStore(Optimizer(**optimizer), Layout(Point(torch.zeros(100))), coherence)
     for worker, norm in enumerate(norms, 1):
         made.give(PushId(worker, 1), AT_START, 0.1)
         made.take(PushId(worker, 1), [PushMessage(worker, 1, 0, (), payload_norm=norm)])
     return made
 
 
-def test_it_has_every_method_of_the_calculator_that_the_server_uses() -> None:
-    used = {name for name in vars(ParameterStore) if not name.startswith("_")} - {"drift"}  # drift is the store's own
-    assert used <= set(dir(HeaderStore))
+def test_every_store_has_all_that_a_shard_asks_for() -> None:
+    asked = {name for cls in (Store, Model) for name in vars(cls) if not name.startswith("_")}
+    x, layout = torch.zeros(128), Layout(Point(torch.zeros(100)))
+    stores: list[Store] = [
+        HeaderStore(Optimizer(), layout, 0.5),
+        ParameterStore(layout, x, FlatOptimizer(Optimizer(), layout, x), [Identity()]),
+        ParameterStore(layout, x, FlatOptimizer(Optimizer(), layout, x), [Identity()], copies={}),
+        WrittenStore(layout, x, {}),
+    ]
+    assert len(asked) > 20 and [asked - set(dir(made)) for made in stores] == [set()] * 4
 
 
 def step(made: HeaderStore, *pushes: PushId, rate: float = 0.1, **more: Any) -> float:

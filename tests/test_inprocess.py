@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import Desk, Run, fit
 
+from ps_elastic.config.load import load
 from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import Stalled
 from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Action, Push, Release, Step, Wake
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.rules.stale_synchronous import StaleSynchronous
+from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime import loops
+from ps_elastic.runtime.build import make_parts, make_server, make_worker
 from ps_elastic.transport.messages import Reply
 
 
@@ -178,3 +183,33 @@ def test_a_bound_of_zero_keeps_everybody_in_step(tmp_path: Path) -> None:
     run = fit(tmp_path, "helpers:Blobs", "policy=stale_synchronous:bound=0", workers=3, samples=120)
     assert run.column("step") == [step for step in range(1, 11) for _ in range(3)]
     assert run.column("staleness") == [0, 1, 2] * 10
+
+
+class Reading:
+    """Reads the model where it lies: what it had to say before the model changed, and at each step."""
+
+    def __init__(self) -> None:
+        self.flushed: list[float] = []  # the model's first entry then
+        self.begun: list[list[int]] = []
+        self.x = np.empty(0)
+
+    def flush(self) -> None:
+        self.flushed.append(float(self.x[0]))
+
+    def begin_step(self, workers: Sequence[int], model: np.ndarray) -> None:
+        self.begun.append(list(workers))
+
+
+@pytest.mark.parametrize("policy", ["asynchronous", "salf"])
+def test_who_reads_the_model_where_it_lies_is_told_before_any_part_of_it_changes(policy: str) -> None:
+    config = load({"task": "helpers:Slope", "policy": policy, "train": {"samples": 9}, "buckets": "layer"})
+    parts, reading = make_parts(config, 1), Reading()
+    server, _ = make_server(
+        config, parts, 1, Tracker(0, lambda line: None), lambda line: None, background=False, readers=reading
+    )
+    reading.x = server.store.x.numpy()
+    made = make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), 1, 1, Tracker(1, lambda line: None))
+    before: list[float] = []
+    loops.take_turns(server, {1: made}, lambda now: before.append(float(reading.x[0])))
+    assert reading.flushed == [0.0, *before[:-1]] and len(set(before)) == 9
+    assert reading.begun == ([] if policy == "salf" else [[1]] * 9)  # a part alone is nobody's next model

@@ -6,7 +6,6 @@ from collections import Counter
 from random import Random
 
 import pytest
-from conftest import Apart
 from hypothesis import given, settings
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
@@ -16,21 +15,13 @@ from tests.law.schedule import SETTINGS, draws, play, workers
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_law_holds_and_the_log_tells_the_whole_run(apart: Apart, case: str) -> None:
-    apart(on_some_schedules, case)
+def test_every_law_holds_and_the_log_tells_the_whole_run(case: str) -> None:
+    check_laws(case, max_examples=10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_every_law_holds_on_many_schedules(apart: Apart, case: str) -> None:
-    apart(on_many_schedules, case)
-
-
-def on_some_schedules(case: str) -> None:
-    check_laws(case, max_examples=20)
-
-
-def on_many_schedules(case: str) -> None:
+def test_every_law_holds_on_many_schedules(case: str) -> None:
     check_laws(case, max_examples=500)
 
 

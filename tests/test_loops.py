@@ -55,8 +55,7 @@ class Counter:
     """A server of workers 1 and 2 that answers each push at once, and is finished when both have said farewell."""
 
     def __init__(self) -> None:
-        self.ledger = SimpleNamespace(workers={1: None, 2: None}, waiting={}, version=7, pipeline=0)
-        self.store = SimpleNamespace()
+        self.ledger = SimpleNamespace(workers={1: None, 2: None}, waiting={}, version=7)
         self.wake_at: float | None = None
         self.ticks: list[float] = []
         self.gone: set[int] = set()
@@ -112,13 +111,6 @@ def test_the_server_looks_up_ten_times_a_second_and_when_the_rule_wants_to_be_wo
     assert max(script.timeouts) == 0.1
     assert server.ticks == pytest.approx([0.1, 0.2, 0.3, 0.33, 0.43])
     assert turns == pytest.approx([0.1, 0.2, 0.3, 0.33, 0.43, 0.5, 0.5])
-
-
-def test_before_the_model_changes_what_was_sent_must_have_left():
-    script, server = Script(*farewells(0.0)), Counter()
-    run(script, server)
-    server.store.before_change()
-    assert script.flushes == 1
 
 
 def test_a_silence_is_told_once_and_again_after_the_next_push():

@@ -64,11 +64,11 @@ class Host:
         )
         self.doorbells, self.end = Doorbells(), SimpleNamespace(look=lambda: None)
         self.step_memory = SharedStepMemory(windows, self.doorbells, 4, SETTINGS, self.layout, 3, patience_s)  # type: ignore[arg-type]
-        self.step_memory.make()
+        self.step_memory.make(lambda: self.end.look())
         self.step_memory.processes = dict.fromkeys((1, 2), os.getpid())
         self.x = torch.from_numpy(model).normal_()
         optimizer = FlatOptimizer(SETTINGS, self.layout, self.x, self.step_memory.moments)
-        self.leader: Leader = self.step_memory.leader(optimizer, lambda: self.end.look())
+        self.leader: Leader = self.step_memory.leader(optimizer)
         self.board, self.payloads = self.leader._board, {}
         for worker, memory in frames.items():
             payload = torch.from_numpy(memory[HEADER_BYTES:].view(np.float32)).normal_()

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
-from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, ranks_command, run_several
+from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, Several, ranks_command
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.cli.replay import command as replay_command
@@ -154,8 +154,8 @@ RUNS: dict[str, tuple[str, tuple[str, ...], dict[str, int | str]]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """All of RUNS, trained in one job with a server and three workers."""
+def runs(several: Several, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """All of RUNS, trained one after another by a server and three workers."""
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("runs")
     (folder / TROUBLED).write_text("task: troubled:Troubled\n")
@@ -165,7 +165,7 @@ def runs(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         name: {"argv": ["train", config, *overrides, "--run-dir", str(folders[name])], **knobs}
         for name, (config, overrides, knobs) in RUNS.items()
     }
-    said = run_several(mpi, WORKERS + 1, plan, folder)
+    said = several.run(plan, folder)
     return {name: Run(said[name], folders[name]) for name in RUNS}
 
 

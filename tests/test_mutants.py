@@ -9,7 +9,6 @@ from functools import partial
 from types import FunctionType
 
 import pytest
-from conftest import Apart
 from hypothesis import given
 
 from ps_elastic.policies import Policy
@@ -175,6 +174,7 @@ def walks_ahead() -> Iterator[tuple[str, Callable[[], object]]]:
     cases = {case: make for case, make in CASES.items() if pipeline_of(make)}
     for case, make in cases.items():
         yield f"walk of {case}", partial(walk, make, workers=1, pushes=4)
+    for case, make in cases.items():
         yield f"schedules of {case}", partial(schedules, make)
 
 
@@ -203,14 +203,6 @@ def found(mutant: Mutant, checks: Iterator[tuple[str, Callable[[], object]]]) ->
         return finder(checks) is not None
 
 
-def walks_find(mutant: Mutant) -> None:
-    assert found(mutant, walks())
-
-
-def walks_ahead_find(mutant: Mutant) -> None:
-    assert found(mutant, walks_ahead())
-
-
 @pytest.mark.parametrize("mutant", [*BEHAVIOUR, *RUN_AHEAD], ids=str)
 def test_a_mutant_is_of_the_code_as_it_is(mutant: Mutant) -> None:
     module, old, new = mutant
@@ -224,19 +216,19 @@ def test_a_story_finds(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", BEHAVIOUR[::40], ids=str)
-def test_walks_and_schedules_find(apart: Apart, mutant: Mutant) -> None:
-    apart(walks_find, mutant)
+def test_walks_and_schedules_find(mutant: Mutant) -> None:
+    assert found(mutant, walks())
 
 
 @pytest.mark.parametrize("mutant", RUN_AHEAD, ids=str)
-def test_walks_and_schedules_of_workers_that_run_ahead_find(apart: Apart, mutant: Mutant) -> None:
-    apart(walks_ahead_find, mutant)
+def test_walks_and_schedules_of_workers_that_run_ahead_find(mutant: Mutant) -> None:
+    assert found(mutant, walks_ahead())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", BEHAVIOUR[1 :: 1 if "PS_ELASTIC_EVERY_MUTANT" in os.environ else 3], ids=str)
-def test_walks_and_schedules_find_more(apart: Apart, mutant: Mutant) -> None:
-    apart(walks_find, mutant)
+def test_walks_and_schedules_find_more(mutant: Mutant) -> None:
+    assert found(mutant, walks())
 
 
 def test_nothing_is_found_in_the_code_as_it_is() -> None:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import PROGRAMS, ROOT, TRAIN, Ended, Said, run_several
+from conftest import PROGRAMS, ROOT, TRAIN, Ended, Said, Several
 
 from ps_elastic.cli import main
-from ps_elastic.cluster.environment import Mpi
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 PROMPT_S = 10.0
-WORKERS = 2
+WORKERS = 3
 FASHION = ("task=fashion_mnist", "task.download=false")
 
 
@@ -41,7 +40,7 @@ REFUSED = {
     "text for a number": Refused("train.samples: got 'many', expected", ("train.samples=many",)),
     "ratio 0": Refused("ratio: got 0.0, expected 0 < ratio <= 1", ("compressor=top_k:ratio=0",)),
     "ratio 2": Refused("ratio: got 2.0, expected 0 < ratio <= 1", ("compressor=top_k:ratio=2",)),
-    "more workers needed than there are": Refused("first_k:k=3 needs 3 workers, got 2", ("policy=first_k:k=3",)),
+    "more workers needed than there are": Refused("first_k:k=4 needs 4 workers, got", ("policy=first_k:k=4",)),
     "no such file": Refused("nowhere.yaml", config="{here}/nowhere.yaml"),
     "a tag in the file": Refused("tag", config="{here}/tag.yaml"),
     "no such task": Refused("no module 'nowhere'", ("task=nowhere:Task",)),
@@ -93,8 +92,8 @@ def command_line(case: Refused, here: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def refused(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[Said]], Path]:
-    """What each rank said of each of REFUSED, one after another in one job; and the folder they were told of."""
+def refused(several: Several, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[Said]], Path]:
+    """What each rank said of each of REFUSED, one after another; and the folder they were told of."""
     here = tmp_path_factory.mktemp("refused")
     prepare(here)
     plan: dict[str, dict[str, Any]] = {}
@@ -103,7 +102,7 @@ def refused(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
         plan[name] = {"argv": {"0": argv, "2": [*argv, *case.rank_2]}}
         if name == "more chunks than tags":
             plan[name]["chunk_bytes"] = 256
-    return run_several(mpi, WORKERS + 1, plan, here), here
+    return several.run(plan, here), here
 
 
 @pytest.mark.mpi

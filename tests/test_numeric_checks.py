@@ -279,11 +279,12 @@ def test_top_1_without_error_feedback_diverges_where_workers_differ() -> None:
     assert float(seen[2][0]) == pytest.approx(1.091667, rel=1e-6)
 
 
-def test_top_1_with_error_feedback_converges_there() -> None:
+@pytest.mark.parametrize(("samples", "left"), [(1500, 1e-2), pytest.param(4500, 1e-6, marks=pytest.mark.slow)])
+def test_top_1_with_error_feedback_converges_there(samples: int, left: float) -> None:
     compressor = {"name": "top_k", "ratio": 0.01, "error_feedback": True}
     run = {"task": f"{__name__}:Valleys", "compressor": compressor, "optimizer": {"lr": 0.01}}
-    seen, _ = watch({**run, "train": {"samples": 4500}}, 3)
-    assert float(seen[-1].norm()) < 1e-6  # the least curvature is 7/6: e^-17 of where it began
+    seen, _ = watch({**run, "train": {"samples": samples}}, 3)
+    assert float(seen[-1].norm()) < left  # the least curvature is 7/6: e^-5.8 of where it began, and e^-17
 
 
 # ---- 10: what a late gradient leaves behind with momentum
@@ -352,13 +353,14 @@ def test_the_nonconvex_rate_bounds_what_five_workers_in_turn_reach() -> None:
     assert 0.02 < reached <= bound <= published < 1
 
 
-def test_the_convex_rates_bound_where_four_workers_in_turn_rest() -> None:
+@pytest.mark.parametrize("samples", [2000, pytest.param(4000, marks=pytest.mark.slow)])
+def test_the_convex_rates_bound_where_four_workers_in_turn_rest(samples: int) -> None:
     alpha, c = 0.02, torch.tensor([1.0, 2.0, 5.0, 10.0])
     run = {"task": "quadratic", "policy": "asynchronous", "optimizer": {"lr": 4 * alpha}}
-    seen, _ = watch({**run, "train": {"samples": 4000}}, 4)
-    rest = torch.stack(seen[1000:4000])
+    seen, _ = watch({**run, "train": {"samples": samples}}, 4)
+    rest = torch.stack(seen[1000:samples])
     gap, square = float((rest**2 @ c).mean()) / 2, float(rest.pow(2).sum(dim=1).mean())
-    _, counted = watch({**run, "task": {"name": "quadratic", "start": 0.0}, "train": {"samples": 4000}}, 4)
+    _, counted = watch({**run, "task": {"name": "quadratic", "start": 0.0}, "train": {"samples": samples}}, 4)
     B = 4 * counted["B_rms"]
     assert 0.004 < gap <= theory.polyak_lojasiewicz(70.0, alpha, 10**5, 10.0, 1.0, B, 1.0) < 0.4
     assert 0.003 < square <= theory.convex_single(4.0, alpha, 10**5, 10.0, 1.0, B, 1.0) < 0.4

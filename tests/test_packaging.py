@@ -109,12 +109,13 @@ def test_the_entry_point_and_the_module_are_the_same_command(setup: configparser
 
 
 def test_every_file_of_the_package_that_is_no_code_is_packaged(setup: configparser.ConfigParser) -> None:
-    patterns = lines(setup["options.package_data"]["ps_elastic"])
+    packaged = {room: lines(text) for room, text in setup["options.package_data"].items()}
     package = REPOSITORY / "ps_elastic"
     others = [path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert {"py.typed", "sbatch.template"} <= {path.name for path in others}
     for path in others:
-        assert any(fnmatch(str(path.relative_to(package)), pattern) for pattern in patterns), path
+        room = ".".join(path.parent.relative_to(REPOSITORY).parts)
+        assert any(fnmatch(path.name, pattern) for pattern in packaged.get(room, [])), path
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -195,7 +196,7 @@ def test_in_ci_the_quick_tests_run_three_times_and_a_failure_in_any_is_told_at_t
         (here / name).write_text(text)
         (here / name).chmod(0o755)
     assert run_copy_of_launch(tmp_path, ".ci/run").returncode == code
-    assert (tmp_path / "ran").read_text().splitlines() == ["-m pytest", *["-m pytest -m not slow"] * 2]
+    assert (tmp_path / "ran").read_text().splitlines() == ["-m pytest -n 2", *["-m pytest -n 2 -m not slow"] * 2]
 
 
 def run_copy_of_launch(

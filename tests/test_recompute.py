@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run_several
+from conftest import ROOT, Several
 from helpers import Blobs, Images, fit
 from torch import Tensor, nn
 
 from ps_elastic.analysis.replay.recompute import Recomputed, compute_on, recompute, warnings
-from ps_elastic.cluster.environment import Mpi
 from ps_elastic.cluster.threads import set_threads
 from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError, TaskError
@@ -60,15 +59,15 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of RUNS, trained in one job with a server and three workers."""
+def runs(several: Several, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of RUNS, trained one after another by a server and three workers."""
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("runs")
     plan = {
         name: {"argv": ["train", DIGITS, *overrides, "--run-dir", str(folder / name)]}
         for name, overrides in RUNS.items()
     }
-    for name, said in run_several(mpi, WORKERS + 1, plan, folder).items():
+    for name, said in several.run(plan, folder).items():
         assert [rank.code for rank in said] == [0] * (WORKERS + 1), (name, said)
     return folder
 

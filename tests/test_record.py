@@ -12,7 +12,8 @@ from torch import nn
 from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError
 from ps_elastic.records.checkpoint import load_parameters
-from ps_elastic.records.writer import RunWriter, environment, write_json
+from ps_elastic.records.run_dir import write_json
+from ps_elastic.records.writer import RunWriter, environment
 from ps_elastic.vectors.layout import Layout
 
 

@@ -25,7 +25,7 @@ def test_every_rule_is_a_dataclass_with_a_summary_a_source_and_its_share() -> No
         assert dataclasses.is_dataclass(cls) and issubclass(cls, Policy), name
         assert summary(cls).endswith("."), name
         assert "Source:" in text and "Share:" in text, name
-        assert policies.name_of(cls) == name
+        assert policies.load(name) is cls
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
@@ -53,7 +53,7 @@ def test_a_class_outside_the_package_is_named_by_its_module(tmp_path: Path, monk
     monkeypatch.setattr(sys, "path", list(sys.path))
     mine = policies.load("my_rules:Mine")
     assert settings(mine) == {"bound": 3}
-    assert policies.name_of(mine) == "my_rules:Mine"
+    assert (mine.__module__, mine.__qualname__) == ("my_rules", "Mine")
     for name, message in {
         "no_rules:Mine": "no module 'no_rules' for policy",
         "my_rules:Yours": "module 'my_rules' has no class 'Yours'",

@@ -70,9 +70,10 @@ AS_ASYNCHRONOUS = [
 
 def written(policy: Policy) -> str:
     settings = ":".join(f"{key}={value}" for key, value in vars(policy).items() if key in SETTINGS)
-    return f"{policies.name_of(type(policy))}:{settings}"
+    return f"{NAMES[type(policy)]}:{settings}"
 
 
+NAMES = {cls: name for name, cls in policies.items()}
 SETTINGS = ("beta", "quorum", "substitute", "bound", "distance", "threshold", "falling")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAIN, Job, run_several
+from conftest import TRAIN, Job, Several
 
 from ps_elastic.cluster import leftovers
 from ps_elastic.cluster.environment import Mpi
@@ -23,27 +23,27 @@ FLOATS = 200_000
 SHARED_STEPS = ("task.floats=1000000",)  # so many that workers take part in the steps
 REFUSED = {
     "another host": ({"apart": "2"}, 2, "transport: got shared, but ranks [2] are on other hosts than the server"),
-    "too little room": ({"room": 10_000_000}, 3, "transport: shared, but shared windows need 19 MB in /dev/shm, which"),
+    "too little room": ({"room": 10_000_000}, 3, "transport: shared, but shared windows need 20 MB in /dev/shm, which"),
     "no room at all": ({"room": 0}, 3, "has 0 MB"),
 }
 
 
 @pytest.fixture(scope="module")
-def refused(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+def refused(several: Several, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     folder = tmp_path_factory.mktemp("refused")
     (folder / "run.yaml").write_text("task: troubled:Troubled\n")
     argv = ["train", "run.yaml", "transport=shared", f"task.floats={FLOATS}", "--run-dir"]
     plan = {name: {"argv": [*argv, str(folder / name)], **knobs} for name, (knobs, _, _) in REFUSED.items()}
-    return run_several(mpi, WORKERS + 1, plan, folder)
+    return several.run(plan, folder)
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_shared_memory_that_cannot_be_is_refused_by_one_message(refused, name):
     _, code, message = REFUSED[name]
-    assert [rank.code for rank in refused[name]] == [code] * (WORKERS + 1)
+    assert [rank.code for rank in refused[name]] == [code] * Several.RANKS
     (told,) = refused[name][0].messages()
     assert message in told
-    assert [rank.stderr for rank in refused[name][1:]] == [""] * WORKERS
+    assert [rank.stderr for rank in refused[name][1:]] == [""] * (Several.RANKS - 1)
 
 
 class Training:

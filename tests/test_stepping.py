@@ -52,8 +52,8 @@ def test_kernels_of_other_bits_are_not_taken(
         return changed
 
     sgd, adam = kernels.sgd, kernels.adam
-    monkeypatch.setattr(compiled, "sgd", lambda *flags: nudged(sgd(*flags)))
-    monkeypatch.setattr(compiled, "adam", lambda *flags: nudged(adam(*flags)))
+    monkeypatch.setattr(kernels, "sgd", lambda *flags: nudged(sgd(*flags)))
+    monkeypatch.setattr(kernels, "adam", lambda *flags: nudged(adam(*flags)))
     assert isinstance(stepper_of(kernels, **settings), TorchStepper)
 
 

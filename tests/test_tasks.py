@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ps_elastic.errors import ConfigError, PlatformError
-from ps_elastic.tasks import Task, digits, downloads, seeded, tasks
+from ps_elastic.tasks import Task, digits, downloads, fashion_mnist, seeded, tasks
 from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches, split
 from ps_elastic.tasks.digits import Digits, is_held_out
 from ps_elastic.tasks.fashion_mnist import SHIFT, FashionMnist, Standardise, moved, read_idx
@@ -27,7 +27,7 @@ from ps_elastic.tasks.quadratic import Quadratic
 
 DATA = Path(os.environ.get("PS_ELASTIC_DATA") or Path(__file__).parents[2] / "shared" / "data")
 needs_fashion = pytest.mark.skipif(
-    not all((DATA / "fashion-mnist" / name).exists() for name in downloads.FILES),
+    not all((DATA / "fashion-mnist" / name).exists() for name in fashion_mnist.FILES),
     reason="no Fashion-MNIST: PS_ELASTIC_DATA names no folder with fashion-mnist/, nor is there ../shared/data",
 )
 
@@ -213,7 +213,7 @@ def test_digits_holds_out_a_fifth_of_every_class_for_ever() -> None:
     labels = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1])
     assert list(np.flatnonzero(is_held_out(labels))) == [0, 1, 7]
     task = Digits()
-    train, test = task._part(held_out=False), task._part(held_out=True)
+    train, test = task.train_data, task.test_data
     assert (len(train[1]), len(test[1])) == (1433, 364)
     assert np.abs(np.bincount(test[1]) / np.bincount(train[1]) - 0.25).max() < 0.01
     assert (float(train[0].min()), float(train[0].max())) == (0.0, 1.0)
@@ -356,13 +356,13 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(0)
     known = {}
-    for name, full in downloads.FILES.items():
+    for name, full in fashion_mnist.FILES.items():
         shape = (40 if full.shape[0] == 60_000 else 20, *full.shape[1:])
         array = generator.integers(0, 256, shape) if len(shape) == 3 else np.arange(shape[0]) % 10
         (folder / name).write_bytes(packed(0x0800 + len(shape), shape, array.astype(np.uint8).tobytes()))
         known[name] = downloads.Known(*summed(folder / name), shape)
-    monkeypatch.setattr(downloads, "FILES", known)
-    monkeypatch.setattr(downloads, "MIRRORS", ("http://127.0.0.1:9/",))  # nobody answers there
+    monkeypatch.setattr(fashion_mnist, "FILES", known)
+    monkeypatch.setattr(fashion_mnist, "MIRRORS", ("http://127.0.0.1:9/",))  # nobody answers there
     monkeypatch.setattr(downloads, "_shared", lambda: tmp_path / "shared")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -429,14 +429,14 @@ def test_what_is_not_the_idx_file_expected_is_refused_by_name(
 def test_files_of_a_named_folder_are_used(small: Path) -> None:
     task = FashionMnist(data_dir=str(small), download=False, batch_size=4)
     task.prepare()
-    images, labels = task._train
+    images, labels = task.train_data
     assert (images.shape, images.dtype) == ((40, 1, 28, 28), torch.uint8)
     assert labels.tolist() == [number % 10 for number in range(40)]
-    assert len(task._test[1]) == 20
+    assert len(task.test_data[1]) == 20
 
 
 def test_a_truncated_file_is_refused_by_name_and_not_replaced(small: Path) -> None:
-    path = small / downloads.TEST_LABELS
+    path = small / fashion_mnist.TEST_LABELS
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     message = rf"{path}: truncated: found {len(whole) - 7} bytes, expected {len(whole)}; delete it"
@@ -447,7 +447,7 @@ def test_a_truncated_file_is_refused_by_name_and_not_replaced(small: Path) -> No
 
 
 def test_a_file_of_the_right_size_and_other_content_is_refused(small: Path) -> None:
-    path = small / downloads.TRAIN_IMAGES
+    path = small / fashion_mnist.TRAIN_IMAGES
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
@@ -465,7 +465,7 @@ def test_a_missing_folder_without_download_is_refused_with_what_to_do(small: Pat
         FashionMnist(data_dir=str(tmp_path / "nowhere"), download=False).prepare()
     with pytest.raises(ConfigError, match=rf"no .* in {tmp_path}/shared/fashion-mnist, {tmp_path}/cache/ps_elastic/"):
         FashionMnist(download=False).prepare()
-    (small / downloads.TRAIN_LABELS).unlink()
+    (small / fashion_mnist.TRAIN_LABELS).unlink()
     with pytest.raises(ConfigError, match=r"no train-labels-idx1-ubyte\.gz in "):
         FashionMnist(data_dir=str(small), download=False).prepare()
 
@@ -476,13 +476,13 @@ def test_the_usual_places_are_searched_in_order(small: Path, tmp_path: Path, mon
     for place in (cache, shared, named):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(small)
-        assert downloads.obtain(None, download=False) == place
+        assert FashionMnist(download=False)._folder == place
 
 
 def test_missing_files_are_fetched_once_and_checked(
     small: Path, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(downloads, "MIRRORS", ("http://127.0.0.1:9/", mirror))  # the first one is down
+    monkeypatch.setattr(fashion_mnist, "MIRRORS", ("http://127.0.0.1:9/", mirror))  # the first one is down
     task = FashionMnist(batch_size=4)
     task.prepare()
     folder = tmp_path / "cache" / "ps_elastic" / "fashion-mnist"
@@ -492,16 +492,16 @@ def test_missing_files_are_fetched_once_and_checked(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "100%" in shown.err
-    assert len(task._train[1]) == 40
-    monkeypatch.setattr(downloads, "MIRRORS", ())
+    assert len(task.train_data[1]) == 40
+    monkeypatch.setattr(fashion_mnist, "MIRRORS", ())
     FashionMnist().prepare()
 
 
 def test_a_download_that_is_not_the_original_is_refused_and_leaves_nothing(
     small: Path, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "MIRRORS", (mirror,))
-    (small / downloads.TRAIN_IMAGES).write_bytes(b"an error page")
+    monkeypatch.setattr(fashion_mnist, "MIRRORS", (mirror,))
+    (small / fashion_mnist.TRAIN_IMAGES).write_bytes(b"an error page")
     with pytest.raises(ConfigError, match=r"train-images.*could not be fetched(.|\n)*SHA256 hash"):
         FashionMnist(data_dir=str(tmp_path / "new")).prepare()
     assert list((tmp_path / "new").iterdir()) == []
@@ -526,10 +526,10 @@ def test_the_real_files_are_found_by_environment_variable() -> None:
     task = FashionMnist(download=False)
     task.prepare()
     assert task._folder == DATA / "fashion-mnist"
-    images, labels = task._train
+    images, labels = task.train_data
     assert images.shape == (60_000, 1, 28, 28)
     assert torch.bincount(labels).tolist() == [6000] * 10
-    assert torch.bincount(task._test[1]).tolist() == [1000] * 10
+    assert torch.bincount(task.test_data[1]).tolist() == [1000] * 10
     pixels = images.double() / 255
     assert (round(float(pixels.mean()), 4), round(float(pixels.std()), 4)) == (0.2860, 0.3530)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PROGRAMS, Job, ranks_command
+from conftest import PROGRAMS, Job, Several, ranks_command
 from torch import nn
 
 from ps_elastic import train
@@ -22,7 +22,7 @@ from ps_elastic.errors import LOST, ConfigError
 from ps_elastic.policies.events import PushId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.torn import TornStore
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Layout
@@ -32,16 +32,16 @@ GIVEN = View(0, 0.0, None, 0.0, 0.0)
 
 
 @pytest.fixture
-def store() -> TornStore:
+def store() -> ParameterStore:
     layout = Layout(nn.Linear(30, 7))
     x = layout.empty().normal_()
     copies = {1: torch.zeros_like(x), 2: torch.zeros_like(x)}
-    made = TornStore(layout, x, FlatOptimizer(Optimizer(lr=0.5), layout, x), [Identity()], copies)
+    made = ParameterStore(layout, x, FlatOptimizer(Optimizer(lr=0.5), layout, x), [Identity()], copies=copies)
     made.take(FIRST, [PushMessage(1, 1, 0, (torch.ones_like(x).numpy(),))])
     return made
 
 
-def away(store: TornStore, copy: torch.Tensor) -> float:
+def away(store: ParameterStore, copy: torch.Tensor) -> float:
     return float(np.linalg.norm(store.x.double().numpy() - copy.double().numpy()))
 
 
@@ -53,7 +53,7 @@ def test_a_worker_is_given_the_live_model_itself(store):
 
 def test_the_distance_of_a_push_is_that_of_the_copy_left_by_its_worker(store):
     store.give(FIRST, GIVEN, 0.5)
-    copy = store._copies[1].copy_(store.x)
+    copy = store.views._copies[1].copy_(store.x)
     copy[::2] += 0.25  # it missed something there
     expected = away(store, copy)
     assert store.distance(FIRST) == pytest.approx(expected, rel=1e-5)
@@ -65,7 +65,7 @@ def test_the_distance_of_a_push_is_that_of_the_copy_left_by_its_worker(store):
 
 def test_a_push_that_is_used_after_its_worker_went_on_keeps_the_copy_that_it_was_made_on(store):
     store.give(FIRST, GIVEN, 0.5)
-    copy = store._copies[1].copy_(store.x + 0.5)
+    copy = store.views._copies[1].copy_(store.x + 0.5)
     expected = away(store, copy)
     store.keep(FIRST)  # and its worker is answered
     store.give(NEXT, GIVEN, 0.5)
@@ -112,23 +112,10 @@ LOCKED = [name for name in RUNS if "lock" in name]
 
 
 @pytest.fixture(scope="module")
-def found(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def found(several: Several, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What each rank of mpi_programs/torn.py found of each run."""
-    folder = tmp_path_factory.mktemp("torn")
-    job = _job(mpi, folder, list(RUNS.values()))
-    try:
-        ended = job.wait(90)
-    finally:
-        job.kill()
-    assert ended.code == 0, job.said()
-    each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
+    each = several.order({"torn": list(RUNS.values())}, tmp_path_factory.mktemp("torn"))
     return {name: [rank[i] for rank in each] for i, name in enumerate(RUNS)}
-
-
-def _job(mpi: Mpi, folder: Path, plan: list[dict[str, Any]]) -> Job:
-    (folder / "plan.json").write_text(json.dumps(plan))
-    program = [sys.executable, str(PROGRAMS / "torn.py"), str(folder / "plan.json"), str(folder)]
-    return Job(ranks_command(mpi, 4, program), launcher.mpi_environment(mpi), folder)
 
 
 @pytest.mark.mpi
@@ -173,8 +160,10 @@ def test_the_model_at_the_end_is_that_of_the_start_less_every_update_used(found,
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_a_worker_that_is_killed_while_it_holds_the_lock_ends_the_run_by_name(mpi, tmp_path):
-    job = _job(mpi, tmp_path, [{**LOCK, "train": {"samples": 100_000_000}, "dies": True}])
+def test_a_worker_that_is_killed_while_it_holds_the_lock_ends_the_run_by_name(mpi: Mpi, tmp_path: Path):
+    (tmp_path / "plan.json").write_text(json.dumps([{**LOCK, "train": {"samples": 100_000_000}, "dies": True}]))
+    program = [sys.executable, str(PROGRAMS / "torn.py"), str(tmp_path / "plan.json"), str(tmp_path)]
+    job = Job(ranks_command(mpi, 4, program), launcher.mpi_environment(mpi), tmp_path)
     try:
         ended = job.wait(60)
     finally:

@@ -8,12 +8,17 @@ import pytest
 from ps_elastic.config.sections import Target
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import Push, PushId
+from ps_elastic.server.discrepancy import Use
 from ps_elastic.server.evaluator import Evaluation
 from ps_elastic.server.totals import Mean, Totals
 
 
 def push(worker: int, step: int, nbytes: int = 100) -> Push:
     return Push(PushId(worker, step), 0, nbytes=nbytes)
+
+
+def use(staleness: int, distance: float, scaled: float) -> Use:
+    return Use(PushId(1, 1), push(1, 1), staleness, distance, scaled, 0.0, 0.0, 0.0, 0.1, 1.0, 1.0)
 
 
 def test_a_mean_is_of_the_finite_values_alone() -> None:
@@ -54,8 +59,8 @@ def test_a_summary_of_nothing_is_zeros_and_nulls_in_json() -> None:
 
 def test_discrepancy_and_its_multiple_of_the_step_size_are_counted_apart() -> None:
     totals = Totals(1)
-    totals.note_used(3, 2.0, 4.0)
-    totals.note_used(1, 3.0, 12.0)
+    totals.note_used(use(3, 2.0, 4.0))
+    totals.note_used(use(1, 3.0, 12.0))
     summary = totals.summary(1.0)
     assert summary["B_rms"] == math.sqrt((4.0**2 + 12.0**2) / 2) and summary["B_max"] == 12.0
     assert summary["staleness"] == {"mean": 2.0, "max": 3}
@@ -64,7 +69,7 @@ def test_discrepancy_and_its_multiple_of_the_step_size_are_counted_apart() -> No
 
 def test_a_discrepancy_that_is_not_known_counts_in_nothing_but_the_pushes() -> None:
     totals = Totals(1)
-    totals.note_used(1, math.nan, math.nan)
+    totals.note_used(use(1, math.nan, math.nan))
     summary = totals.summary(1.0)
     assert (summary["used"], summary["staleness"]["mean"]) == (1, 1.0)
     assert summary["discrepancy"] == {"rms": None, "max": None} and summary["B_rms"] is None

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ps_elastic.config.values import Misfit, complaint, convert, describe_type, init_types, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import Misfit, complaint, convert, describe_type, init_types, make, plain
+from ps_elastic.plugins import Range, plain
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -172,3 +173,40 @@ def test_plain_leaves_no_tuple(value: Any) -> None:
 @given(st.integers(-(2**53), 2**53))
 def test_a_whole_float_and_its_integer_are_the_same_setting(number: int) -> None:
     assert convert(float(number), int) == convert(number, int) == number
+
+
+@dataclass
+class Ranged:
+    share: Annotated[float, Range("a number from 0 to 1")] = 0.5
+    size: Annotated[int | Literal["auto"] | None, Range("a number of bytes > 4 and < 2^10, or auto")] = "auto"
+    pairs: tuple[tuple[Annotated[float, Range("numbers >= -1.5")], float], ...] = ()
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.share <= 1, "asked of numbers in their range alone"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("share", 1, None),
+        ("share", 1.5, "got 1.5, expected a number from 0 to 1"),
+        ("share", -1, "got -1.0, expected a number from 0 to 1"),
+        ("share", "x", "got 'x', expected a number"),
+        ("size", None, None),
+        ("size", 1023, None),
+        ("size", 4, "got 4, expected a number of bytes > 4 and < 2^10, or auto"),
+        ("size", 1024, "got 1024, expected a number of bytes > 4 and < 2^10, or auto"),
+        ("pairs", [[0, -1.5]], None),
+        ("pairs", [[0, 0], [0, -2]], "got [[0.0, 0.0], [0.0, -2.0]], expected numbers >= -1.5"),
+    ],
+)
+def test_a_range_is_read_from_its_words_and_refuses_with_them(key: str, value: Any, message: str | None) -> None:
+    made, values, problems = make(Ranged, {key: value})
+    assert [(problem.key, problem.message) for problem in problems] == ([] if message is None else [(key, message)])
+    assert message is None or values == vars(Ranged())
+    assert isinstance(made, Ranged)
+
+
+def test_a_range_without_a_bound_is_its_authors_mistake() -> None:
+    with pytest.raises(ValueError, match="no bound is stated in 'a large number'"):
+        Range("a large number")

@@ -20,7 +20,7 @@ from ps_elastic.records.tracker import Tracker
 from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import Layer, PushMessage, Reply, Settled
 from ps_elastic.vectors.layout import Layout, statistics_of
-from ps_elastic.worker.flat_module import Memory
+from ps_elastic.worker.flat_module import FlatModule, Memory, ModelLives
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.cut_sgd import CutSgd
 from ps_elastic.worker.updates.sgd import Sgd
@@ -39,7 +39,7 @@ class Hand:
 
     def __init__(
         self, task: Task, rank: int = 1, compressor: Compressor | None = None, *, feedback: bool = False,
-        buckets: str | int = "whole", update: Update | None = None, **options: Any,
+        buckets: str | int = "whole", update: Update | None = None, memory: Memory | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.model = task.model(0)
         self.layout = Layout(self.model, buckets)
@@ -52,8 +52,9 @@ class Hand:
         self.lines: list[dict[str, Any]] = []
         tracker = Tracker(rank, lambda line: self.lines.append(json.loads(line)))
         self.worker = Worker(
-            rank, task, self.model, self.layout, task.batches(rank, 3, 0), update or Sgd(), coders, tracker, **options
-        )
+            rank, task, FlatModule(self.model, self.layout, memory), task.batches(rank, 3, 0), update or Sgd(), coders,
+            tracker, **options,
+        )  # fmt: skip
         self.start = self.worker.x.clone()
 
     def go(self, x: Tensor | None = None, version: int = 0, **told: Any) -> list[PushMessage]:
@@ -177,7 +178,7 @@ def test_gradients_arrive_in_place_where_the_transport_offers_memory() -> None:
 def test_who_computes_on_the_servers_model_leaves_it_as_it_is_and_sees_it_change() -> None:
     layout = Layout(Blobs().model(0))
     x = torch.zeros(layout.size)  # not what the worker's own model starts with
-    hand = Hand(Blobs(), memory=Memory(x, layout.empty(), foreign=True))
+    hand = Hand(Blobs(), memory=Memory(x, layout.empty(), ModelLives.SERVERS))
     assert not x.any()
     assert hand.worker.load(Reply(1, 0, 0, x.numpy()))
     assert pushed(hand.worker)[0].loss == pytest.approx(math.log(3))
@@ -332,17 +333,17 @@ def test_a_reply_is_a_line_and_so_is_each_fate_told_late() -> None:
 
 def test_moved_is_the_same_where_others_look_at_the_model_which_then_stays_as_it_is() -> None:
     found = []
-    for watched in (True, False):
+    for lives in (ModelLives.WATCHED, ModelLives.BESIDE):
         task = Blobs()
         layout = Layout(task.model(0))
-        hand = Hand(task, memory=Memory(layout.empty(), layout.empty(), watched=watched))
+        hand = Hand(task, memory=Memory(layout.empty(), layout.empty(), lives))
         for version in range(5):
             reply = hand.reply((1 + 0.1 * version) * hand.start, version, outcome="used", weight=0.25)
             hand.worker.load(reply)
             assert torch.equal(hand.worker.x, torch.from_numpy(reply.model))
             hand.worker.note(reply, 0.0, 0.0, 0.0)
             pushed(hand.worker)
-            assert not watched or torch.equal(hand.worker.x, torch.from_numpy(reply.model))
+            assert lives is not ModelLives.WATCHED or torch.equal(hand.worker.x, torch.from_numpy(reply.model))
         found.append([note["moved"] for note in hand.notes])
     assert found[0] == found[1] and all(moved > 0 for moved in found[0])
 

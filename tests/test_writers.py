@@ -15,16 +15,14 @@ from ps_elastic.compressors import Compressor
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.compressors.top_k import TopK
 from ps_elastic.config.load import load
-from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies.events import PushId, ReplyId, Step
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import make_parts, make_worker
-from ps_elastic.server.optimizer import FlatOptimizer
-from ps_elastic.server.torn import WrittenStore
+from ps_elastic.server.written import WrittenStore
 from ps_elastic.transport.messages import PushMessage, Reply, Settled
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.hogwild import WritingWorker
 from ps_elastic.worker.model_writer import ModelWriter, SharedModel, runs_of
+from ps_elastic.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("kernels")
 RATE = 0.25
@@ -142,7 +140,7 @@ def test_norms_beyond_the_squares_of_float32_are_right(size: float) -> None:
 def test_a_server_whose_workers_write_changes_nothing_and_tells_what_they_measured() -> None:
     x = LARGE.empty().normal_()
     before, distances = x.clone(), {1: np.array([0.5, 0.25]), 2: np.array([0.125])}
-    made = WrittenStore(LARGE, x, FlatOptimizer(Optimizer(lr=1.0), LARGE, x), [Identity()], distances)
+    made = WrittenStore(LARGE, x, distances)
     for push, size in ((PushId(1, 3), 4.0), (PushId(2, 1), 2.0)):
         made.derive(push, ReplyId(push.worker, 0), RATE, ())
         made.take(push, [PushMessage(*push, 0, (), payload_norm=size)])
@@ -155,7 +153,7 @@ def test_a_server_whose_workers_write_changes_nothing_and_tells_what_they_measur
     assert made.snapshots.version == 2 and torch.equal(x, before)
 
 
-def working(compressor: Any = "identity", **settings: Any) -> tuple[WritingWorker, Tensor, Layout]:
+def working(compressor: Any = "identity", **settings: Any) -> tuple[Worker, Tensor, Layout]:
     config = load({"task": "helpers:Blobs", "compressor": compressor, **settings})
     parts = make_parts(config, 1)
     x = parts.layout.empty()
@@ -163,7 +161,6 @@ def working(compressor: Any = "identity", **settings: Any) -> tuple[WritingWorke
         view.normal_()
     shared_model = SharedModel(x, contextlib.nullcontext(), np.zeros(config.update.pipeline + 1))
     worker = make_worker(config, parts, 1, 1, Tracker(1, lambda line: None), shared_model=shared_model)
-    assert isinstance(worker, WritingWorker)
     return worker, x, parts.layout
 
 

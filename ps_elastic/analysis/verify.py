@@ -23,13 +23,12 @@ from ps_elastic.analysis.verdict import Verdict
 from ps_elastic.config.schema import Config
 from ps_elastic.policies.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.runtime.build import Parts, make_parts, make_server, make_worker
+from ps_elastic.runtime.build import Parts, make_parts, make_server, shared_workers
 from ps_elastic.server.server import Server
 from ps_elastic.server.totals import SLACK, BoundFacts, Mean
 from ps_elastic.simulation.nodes import Stopwatch, TurnTakingWorker
 from ps_elastic.simulation.virtual_time import make_simulator
 from ps_elastic.tasks import Task
-from ps_elastic.worker.flat_module import FlatModule
 
 RESAMPLES = 1000
 OTHER = 1_000_000  # added to a seed, it is one of the others
@@ -96,28 +95,28 @@ def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
     return sup, max(0.0, min(low, sup)), max(high, sup)
 
 
-def play(config: Config, workers: int, look: Callable[[Server], object] = id) -> Played:
-    """One run of `config` in virtual time, of which only the figures are kept; `look` sees the server before it."""
+def play(config: Config, workers: int, look: Callable[[Server], object] | None = None) -> Played:
+    """One run of `config` in virtual time, whose figures are kept; `look`, if any, sees the server before it."""
     parts = make_parts(config, workers)
     uses = Uses()
-    server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
-    server.store.keeps_versions = True
+    server, evaluator = make_server(
+        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True
+    )
     server.measures.pushes, server.measures.applied = Kept(), Kept()
-    stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
-    view, start, ranks = server.store.view, server.store.x.clone(), workers + config.faults.check(workers)
-    bench, shared = FlatModule(model, parts.layout), parts._replace(model=model)
+    x = server.store.x
+    assert x is not None
+    stopwatch, start = Stopwatch(), x.clone()
+    make_worker = shared_workers(config, parts, workers + config.faults.check(workers), stopwatch)
 
     def make(rank: int) -> TurnTakingWorker:
-        silent = Tracker(rank, lambda line: None)
-        return TurnTakingWorker(
-            make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view
-        )
+        return TurnTakingWorker(make_worker(rank, Tracker(rank, lambda line: None)), stopwatch, server.store.view)
 
-    look(server)
+    if look is not None:
+        look(server)
     ended = make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
     staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
-    sigma = max(noise(config, parts, workers, x) for x in (start, server.store.x))
+    sigma = max(noise(config, parts, workers, at) for at in (start, x))
     waited = server.totals.waited.values()
     scaled = [scaled for _, scaled in sorted(uses.seen)]
     return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)

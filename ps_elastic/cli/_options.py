@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ps_elastic.errors import CHECK_FAILED, OK
-from ps_elastic.records.run_dir import SUMMARY
-from ps_elastic.records.writer import write_json
+from ps_elastic.records.run_dir import SUMMARY, write_json
 
 F = TypeVar("F", bound=Callable[..., object])
 

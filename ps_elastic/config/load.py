@@ -30,8 +30,9 @@ from ps_elastic.config.sections import (
     Update,
 )
 from ps_elastic.config.sources import NAMED, Source, Tree, gather
+from ps_elastic.config.values import init_types, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import init_types, make, show
+from ps_elastic.plugins import show
 
 __all__ = [
     "Checkpoint",

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ps_elastic.config.sources import read_yaml
+from ps_elastic.config.values import complaint, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import Registry, complaint, make, parse_one_line, plain, settings
+from ps_elastic.plugins import Registry, parse_one_line, plain, settings
 
 # kind -> the package of its registry, the registry's name there, and the class that all of the kind derive from
 _KINDS = {

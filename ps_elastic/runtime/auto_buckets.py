@@ -27,7 +27,7 @@ from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import Parts, make_worker, working_copies
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.vectors.layout import Bucket, Layout, Slot, cut
-from ps_elastic.worker.push import OutgoingPush, PushEncoder
+from ps_elastic.worker.push import PushEncoder, ToServer
 from ps_elastic.worker.staging import GradientRegion, InPlace
 
 SMALLEST = 1 << 16  # bytes; a bucket of less is mostly header
@@ -145,9 +145,9 @@ def time_leaving(config: Config, parts: Parts, rank: int, *, copies: bool) -> tu
         (coder,) = working_copies(config, parts.compressor, (Bucket(0, numel),), rank)
         g = torch.randn(numel, generator=torch.Generator().manual_seed(0))
         frame, times = np.zeros(parts.compressor.max_nbytes(numel) + 64, np.uint8), []
-        encoder = PushEncoder(
-            rank, (Bucket(0, numel),), (coder,), InPlace(g, [[GradientRegion(g)]]), time.perf_counter, lends=False
-        )
+        buckets, staging = (Bucket(0, numel),), InPlace(g, [[GradientRegion(g)]])
+        outlet = ToServer(g, buckets, (), 0)
+        encoder = PushEncoder(rank, buckets, (coder,), staging, time.perf_counter, outlet, lends=False)
 
         def send(message: PushMessage, frame: np.ndarray = frame) -> None:
             nonlocal nbytes
@@ -159,8 +159,8 @@ def time_leaving(config: Config, parts: Parts, rank: int, *, copies: bool) -> tu
 
         for _ in range(PUSHES):
             started = time.perf_counter()
-            outgoing = OutgoingPush(encoder, 1, 0, send)
-            outgoing.close(1, 0.0, outgoing.norm(), 0.0, None)
+            encoder.begin(1, 0, 0, send)
+            encoder.close(1, 0.0, encoder.norm(), 0.0, None)
             times.append(time.perf_counter() - started)
         points.append((float(numel), median(times[1:])))
     return Line.through(*points), nbytes / _MANY

@@ -56,8 +56,6 @@ def serve(
 
     warn: told once per silence of `warning_s`. on_turn: called at least every 0.1 s, with the time.
     """
-    if not server.ledger.pipeline:  # else models are sent from where they stay as they are
-        server.store.before_change = endpoint.flush
     for worker, reply in server.start(clock()):
         endpoint.send(worker, reply)
     heard, warned, gone = clock(), False, set[int]()

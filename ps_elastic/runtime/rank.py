@@ -83,4 +83,4 @@ def _join(comm: MPI.Comm, setting: RankSetup) -> Links:
         written=written,
         common=common_bytes(config.optimizer, parts.layout, comm.Get_size()) if shares_steps(config, parts) else 0,
     )
-    return join(comm, transport, config.threads, cgroup_quota(), sharing)
+    return join(comm, transport, config.threads, sharing, cgroup_quota())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from ps_elastic.runtime.summary import failed, finish
 from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step_memory import SharedStepMemory
-from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport import server_endpoint
 from ps_elastic.transport.collectives import agree, blame
 from ps_elastic.transport.host import processes_here
@@ -134,12 +132,10 @@ def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
         copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
     step_memory = find_step_memory(links, config, layout, comm.Get_size(), patience_s)
     if step_memory is not None:
-        step_memory.make()  # before any worker begins
+        step_memory.make(look=lambda: end.look())  # before any worker begins
     server, evaluator = make_server(
         config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
-        distances=distances, moments=step_memory.moments if step_memory else (),
-        gather=partial(step_memory.leader, look=lambda: end.look()) if step_memory else None,
+        distances=distances, sharing=step_memory,
+        readers=None if config.update.pipeline else end,  # who runs ahead gets models that stay as they are
     )  # fmt: skip
-    if isinstance(server.store, ParameterStore) and not config.update.pipeline:
-        server.store.begin_step = end.begin_step
     return Made(record, server, evaluator, end, step_memory)

@@ -29,6 +29,7 @@ def finish(
     **more: Any,
 ) -> dict[str, Any]:
     """Write the final model, evaluate it and write summary.json, with `more` in it; return the summary."""
+    assert server.store.x is not None  # with headers alone there is no model to write
     load_statistics(parts.model, evaluator.statistics)
     record.write_model(parts.model)
     sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model

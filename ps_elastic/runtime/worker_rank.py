@@ -18,7 +18,7 @@ from ps_elastic.transport.host import processes_here
 from ps_elastic.transport.links import Links
 from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.worker_endpoint import WorkerEndpoint
-from ps_elastic.worker.flat_module import Memory
+from ps_elastic.worker.flat_module import Memory, ModelLives
 from ps_elastic.worker.model_writer import SharedModel
 from ps_elastic.worker.worker import Worker
 
@@ -52,7 +52,8 @@ def _make(
     record = RunWriter(setting.directory, rank)
     end = WorkerEndpoint(comm, setting.traffic(links, patience_s), in_place=parts.in_place, compares=compares(config))
     x, g = map(torch.from_numpy, end.memory)
-    memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn", apart=end.apart)
+    own = ModelLives.WATCHED if config.views == "torn" else ModelLives.BESIDE if end.apart else ModelLives.OWN
+    memory = Memory(x, g, ModelLives.SERVERS if end.reads_in_place else own)
     shared_model = None
     if (windows := links.windows) is not None and windows.written:
         lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()

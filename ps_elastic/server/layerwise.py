@@ -17,12 +17,13 @@ from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.server import Server, header
-from ps_elastic.server.shard import HELD, Fate, Outgoing, Shard
+from ps_elastic.server.shard import HELD, Outcome, Outgoing, Shard
 from ps_elastic.server.totals import Totals
 from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Target
+    from ps_elastic.server.discrepancy import Use
     from ps_elastic.server.evaluator import Evaluator
     from ps_elastic.server.layerwise_store import LayerwiseStore
 
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 class LayerTotals(Totals):
     """`used` counts whole pushes, and the server does it; staleness and discrepancy are of buckets."""
 
-    def note_used(self, staleness: int, distance: float, scaled: float) -> None:
+    def note_used(self, use: Use) -> None:
         used = self.used
-        super().note_used(staleness, distance, scaled)
+        super().note_used(use)
         self.used = used
 
 
@@ -118,8 +119,8 @@ class LayerwiseServer(Server):
         self._waking = False
         self._left_at: dict[int, int] = {}  # worker -> the last step that any shard had given it when it left
         self._gathered: dict[int, Gathered] = {}  # worker -> its push that is not answered yet
-        self._met: dict[PushId, list[bool]] = {}  # push -> of its buckets that met their fate, which were used
-        self._told: dict[int, tuple[int, float, list[Fate], tuple[Settled, ...]]] = {}  # worker -> its last answer
+        self._met: dict[PushId, list[bool]] = {}  # push -> of its buckets that met their outcome, which were used
+        self._told: dict[int, tuple[int, float, list[Outcome], tuple[Settled, ...]]] = {}  # worker -> its last answer
 
     def start(self, now: float) -> Outgoing:
         for shard in self._shards:
@@ -245,7 +246,7 @@ class LayerwiseServer(Server):
         return gathered
 
     def _meet(self, push: PushId, *, used: bool) -> None:
-        """A bucket of `push` met its fate; the last of them is that of the push."""
+        """A bucket of `push` met its end; the last of them is that of the push."""
         met = self._met.setdefault(push, [])
         met.append(used)
         if len(met) == len(self._shards):
@@ -259,34 +260,36 @@ class LayerwiseServer(Server):
                 self._shards[bucket].store.keep(PushId(worker, gathered.step))
         last = self._told.get(worker)
         if last is None or last[0] != step:
-            last = self._told[worker] = step, self.alpha(), *self._fates(worker)
+            last = self._told[worker] = step, self.alpha(), *self._outcomes(worker)
         versions, model = [shard.ledger.version for shard in self._shards], None
         if not self.over:
             given = [shard.give(worker) for shard in self._shards]
             versions = [version for version, _ in given]
             model = self._slices.join([part for _, part in given])
             self.totals.bytes_down += model.nbytes
-        _, alpha, fates, settled = last
-        layers = tuple(Layer(v, fate.outcome, fate.weight) for v, fate in zip(versions, fates, strict=True))
-        return Reply(worker, step, min(versions), model, _outcome(fates), _distance(fates), alpha, 0.0, settled, layers)
+        _, alpha, outcomes, settled = last
+        layers = tuple(Layer(v, outcome.what, outcome.weight) for v, outcome in zip(versions, outcomes, strict=True))
+        return Reply(
+            worker, step, min(versions), model, _outcome(outcomes), _distance(outcomes), alpha, 0.0, settled, layers
+        )
 
-    def _fates(self, worker: int) -> tuple[list[Fate], tuple[Settled, ...]]:
-        fates, told = [], list[Settled]()
+    def _outcomes(self, worker: int) -> tuple[list[Outcome], tuple[Settled, ...]]:
+        outcomes, told = [], list[Settled]()
         for shard in self._shards:
-            fate, settled = shard.told(worker, MOST_SETTLED - len(told))
-            fates.append(fate)
+            outcome, settled = shard.told(worker, MOST_SETTLED - len(told))
+            outcomes.append(outcome)
             told += settled
-        return fates, tuple(told)
+        return outcomes, tuple(told)
 
 
-def _outcome(fates: Sequence[Fate]) -> str:
-    """Of a push: used if anything of it was, held if nothing of it has met its fate."""
-    outcomes = {fate.outcome for fate in fates}
-    return next((name for name in ("used", "dropped") if name in outcomes), HELD.outcome)
+def _outcome(outcomes: Sequence[Outcome]) -> str:
+    """Of a push: used if anything of it was, held if nothing of it has met its end."""
+    kinds = {outcome.what for outcome in outcomes}
+    return next((name for name in ("used", "dropped") if name in kinds), HELD.what)
 
 
-def _distance(fates: Sequence[Fate]) -> float:
+def _distance(outcomes: Sequence[Outcome]) -> float:
     """||x - v|| over the buckets that were used."""
-    known: Iterator[float] = (fate.discrepancy for fate in fates if fate.outcome == "used")
+    known: Iterator[float] = (outcome.discrepancy for outcome in outcomes if outcome.what == "used")
     distances = list(known)
     return math.hypot(*distances) if distances else math.nan

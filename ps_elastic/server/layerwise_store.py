@@ -12,21 +12,22 @@ from ps_elastic.policies.events import PushId
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ps_elastic.server.store import ParameterStore
+    from ps_elastic.server.protocols import Store
     from ps_elastic.vectors.layout import Layout
 
 
 class Copies:
     """The snapshots of all slices."""
 
-    def __init__(self, parts: Sequence[ParameterStore]) -> None:
+    def __init__(self, parts: Sequence[Store]) -> None:
         self._parts = parts
 
     @property
     def peak(self) -> int | None:
         """Most copies of a slice alive at once; None where there are no numbers."""
         peaks = [part.snapshots.peak for part in self._parts]
-        return None if None in peaks else max(peaks)
+        known = [peak for peak in peaks if peak is not None]
+        return max(known) if known else None
 
 
 class LayerwiseStore:
@@ -36,27 +37,15 @@ class LayerwiseStore:
     when the last bucket releases it, with every slice as it was when its own bucket did. So views are always kept.
     """
 
-    keeps_versions = True
-
     def __init__(
         self,
         layout: Layout,
         x: Tensor | None,
-        parts: Sequence[ParameterStore],
+        parts: Sequence[Store],
         join: Callable[[Sequence[Any]], Any] | None = None,
     ) -> None:
         self.layout, self.x, self.parts, self.snapshots = layout, x, tuple(parts), Copies(parts)
         self.join = join or self._concatenated
-
-    @property
-    def before_change(self) -> Callable[[], None]:
-        """Called before any part of x changes."""
-        return self.parts[0].before_change
-
-    @before_change.setter
-    def before_change(self, act: Callable[[], None]) -> None:
-        for part in self.parts:
-            part.before_change = act
 
     def view(self, view: PushId) -> Any:
         """The model given for the push `view`, whatever x has become since."""

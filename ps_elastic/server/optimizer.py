@@ -238,6 +238,7 @@ def learning_rate(settings: Optimizer, schedule: Schedule, samples: int, budget:
     """
     rate = settings.lr
     if schedule.name == "step":
+        assert schedule.step_samples is not None, "refused where the configuration is read"
         rate *= schedule.gamma ** (samples // schedule.step_samples)
     elif schedule.name == "cosine":
         done = min(1.0, samples / budget)

@@ -14,21 +14,21 @@ from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.shard import Fate, Outgoing, Shard
+from ps_elastic.server.shard import Outcome, Outgoing, Shard
 from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Target
     from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.store import ParameterStore
+    from ps_elastic.server.protocols import Store
 
 
 class Answer(NamedTuple):
     """What a worker was last told, in case it asks again."""
 
     step: int
-    fate: Fate
+    outcome: Outcome
     settled: tuple[Settled, ...]
     alpha: float
 
@@ -47,7 +47,7 @@ class Server:
         self,
         policy: Policy,
         workers: int,
-        store: ParameterStore,
+        store: Store,
         alpha: Callable[[int], float],
         budget: int,
         tracker: Tracker,
@@ -186,6 +186,7 @@ class Server:
     def stepped(self, version: int, now: float) -> None:
         """The model is `version` now: it may be time to evaluate it."""
         if self._evaluator:
+            assert self.store.x is not None
             self._evaluator.submit(self.store.x, self.totals.samples, version, now)
 
     def use(self, push: PushId, samples: int, shard: Shard) -> None:
@@ -210,15 +211,15 @@ class Server:
             self.store.keep(borrowed)
         last = self._answers.get(worker)
         if last is None or last.step != step:
-            fate, settled = self._shard.told(worker)
-            last = self._answers[worker] = Answer(step, fate, settled, self.alpha())
-        _, (outcome, discrepancy, weight), settled, alpha = last
+            outcome, settled = self._shard.told(worker)
+            last = self._answers[worker] = Answer(step, outcome, settled, self.alpha())
+        _, (what, discrepancy, weight), settled, alpha = last
         version, model, rate = self.ledger.version, None, 0.0
         if not self.over:
             version, model = self._shard.give(worker)
             rate = self._shard.rate(worker)
             self.totals.bytes_down += model.nbytes
-        return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled, rate=rate)
+        return Reply(worker, step, version, model, what, discrepancy, alpha, weight, settled, rate=rate)
 
     def _is_needed(self, push: PushId) -> bool:
         """Whether the payload of `push` will be read again: one kept for views alone only where these are measured."""

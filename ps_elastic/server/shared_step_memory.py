@@ -54,16 +54,19 @@ class SharedStepMemory:
         floats = memory[_moments_start(settings, layout, ranks) :].view(np.float32)
         self.moments = [torch.from_numpy(row) for row in floats.reshape(moment_count(settings), layout.size)]
         self._frames = {worker: _payload(windows.frames(worker)[0], layout) for worker in windows.workers}
+        self._look: Callable[[], None] | None = None  # on rank 0
         self._leader: Leader | None = None
         self.processes: Mapping[int, int] = {}  # of the ranks, by which rank 0 wakes them on other cores than its own
 
-    def make(self) -> None:
-        self._memory[:] = 0
+    def make(self, look: Callable[[], None]) -> None:
+        """look: raises what ends the run, if there is anything."""
+        self._memory[:], self._look = 0, look
         self._lock.make()
 
-    def leader(self, optimizer: FlatOptimizer, look: Callable[[], None]) -> Leader:
-        """Rank 0's part; its optimizer has `moments`. look: raises what ends the run, if there is anything."""
-        wait = partial(self._wait, look)
+    def leader(self, optimizer: FlatOptimizer) -> Leader:
+        """Rank 0's part; its optimizer has `moments`."""
+        assert self._look is not None, "nothing was made"
+        wait = partial(self._wait, self._look)
         self._leader = Leader(optimizer, self._frames, self._board, self._lock, self._most, self._call, wait)
         return self._leader
 

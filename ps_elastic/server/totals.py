@@ -15,6 +15,7 @@ from ps_elastic.server.evaluator import Evaluation
 
 if TYPE_CHECKING:
     from ps_elastic.config.sections import Optimizer, Target
+    from ps_elastic.server.discrepancy import Use
 
 SLACK = 1e-5  # relative: roundings of float32 that norms and bounds are made of
 _BATCH = 1024  # values that are added up together: a third of the time of adding each
@@ -87,12 +88,13 @@ class Totals:
         self.loss = loss
         self.waited[push.id.worker] = waited_s
 
-    def note_used(self, staleness: int, distance: float, scaled: float) -> None:
-        """scaled: the distance over the largest step size between view and use; nan where that is 0."""
+    def note_used(self, use: Use) -> None:
+        """A push is used, and how far its view was is known."""
+        assert use.push is not None
         self.used += 1
-        self.staleness.note(staleness)
-        self.discrepancy.note(distance)
-        self.scaled.note(scaled)
+        self.staleness.note(use.version - use.push.base)
+        self.discrepancy.note(use.distance)
+        self.scaled.note(use.scaled)
 
     def note_evaluation(self, evaluation: Evaluation) -> bool:
         """Take the metrics in; whether the target is reached by them."""
@@ -141,11 +143,11 @@ class BoundFacts:
     def note_workers(self, count: int) -> None:
         self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
 
-    def note_use(self, shares: float, distance: float, limit: float) -> None:
-        """A push is used after steps of `shares` in all; limit: what its rule promised of `distance`."""
-        if shares > self.shares:
-            self.shares = shares
-        if distance > limit * (1 + SLACK):
+    def note_use(self, use: Use, limit: float) -> None:
+        """A step counts a push in; limit: what its rule promised of `scaled`."""
+        if use.shares > self.shares:
+            self.shares = use.shares
+        if use.scaled > limit * (1 + SLACK):
             self.beyond += 1
 
     def note_reapplied(self, weight: float, astray: float) -> None:

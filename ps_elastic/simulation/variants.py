@@ -157,4 +157,6 @@ class TornSimulator(Simulator):
 
     def _read(self, node: Node, piece: Tensor) -> None:
         if node.alive:
-            self._copies[node.rank][piece] = self._server.store.x[piece]
+            x = self._server.store.x
+            assert x is not None
+            self._copies[node.rank][piece] = x[piece]

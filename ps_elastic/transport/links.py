@@ -55,7 +55,7 @@ class Links:
         self.host.comm.Free()
 
 
-def join(comm: MPI.Comm, transport: str, threads: int, quota: float | None, sharing: WindowSizes) -> Links:
+def join(comm: MPI.Comm, transport: str, threads: int, sharing: WindowSizes, quota: float | None = None) -> Links:
     """Join the ranks of `comm`, all together. transport: auto, messages or shared. threads: of a rank.
     quota: of the host's cores, that the job may use.
 

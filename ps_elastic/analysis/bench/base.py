@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ps_elastic.config.sources import read_yaml
+from ps_elastic.config.values import make
 from ps_elastic.errors import Interrupted, describe
-from ps_elastic.plugins import Registry, make, parse_one_line
+from ps_elastic.plugins import Registry, parse_one_line
 from ps_elastic.records.writer import environment
 
 
