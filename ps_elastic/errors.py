@@ -46,7 +46,7 @@ class ConfigError(PsElasticError):
 
 
 class PlatformError(PsElasticError):
-    """MPI, the launcher or SLURM is missing, mixed up or too small."""
+    """MPI, the launcher, SLURM or a package is missing, mixed up or too small."""
 
     exit_code = ENVIRONMENT
 

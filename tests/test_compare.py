@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from ps_elastic.analysis.compare.plan import Comparison, folder_names, plan, split
 from ps_elastic.analysis.compare.session import Session, reason
-from ps_elastic.analysis.compare.statistics import recommend, rows, t_975
+from ps_elastic.analysis.compare.statistics import recommend, rows
 from ps_elastic.cli import main
 from ps_elastic.cli.compare import perform, working
 from ps_elastic.errors import ConfigError, Interrupted, PlatformError
@@ -514,9 +515,31 @@ def test_difference_uses_the_seeds_that_both_finished() -> None:
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 99, 1000])
-def test_t_is_that_of_students_distribution(freedom: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    assert t_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+def test_the_interval_holds_95_percent_of_students_distribution(freedom: int) -> None:
+    """t with P(|T| < t) = 0.95 by sums of powers of cosines: Abramowitz and Stegun, 26.7.3 (odd) and 26.7.4 (even)."""
+    ours = [0.5 + 0.01 * (seed % 7) for seed in range(freedom + 1)]
+    diff = rows([*of_accuracy("a", *[0.5] * len(ours)), *of_accuracy("b", *ours)], BASELINE)[1]["diff"]
+    t = (diff["high"] - diff["mean"]) / (statistics.stdev(ours) / math.sqrt(len(ours)))
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    term = math.cos(angle) ** odd
+    total = term if freedom > 1 else 0.0
+    for power in range(odd + 2, freedom - 1, 2):
+        term *= (power - 1) / power * math.cos(angle) ** 2
+        total += term
+    total *= math.sin(angle)
+    assert (2 / math.pi * (angle + total) if odd else total) == pytest.approx(0.95, rel=1e-9)
+    assert diff["mean"] - diff["low"] == pytest.approx(diff["high"] - diff["mean"])
+
+
+def test_several_seeds_without_scipy_are_refused_before_anything_runs(
+    launched: FakeLauncher, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ps_elastic.analysis.compare.statistics.find_spec", lambda name: None)
+    assert main(["compare", "q.yaml", "--seeds", "2"]) == 3
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "needs scipy" in said and "ps_elastic[statistics]" in said
+    assert not launched.calls and not Path("runs").exists()
+    assert main(["compare", "q.yaml", "--json"]) == 0 and len(launched.calls) == 1
 
 
 def test_recommendation_is_the_fastest_within_a_point_of_the_best() -> None:

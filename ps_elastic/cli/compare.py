@@ -20,7 +20,7 @@ from rich.table import Table
 from ps_elastic import __version__
 from ps_elastic.analysis.compare import plan
 from ps_elastic.analysis.compare.session import Session, reason
-from ps_elastic.analysis.compare.statistics import figure
+from ps_elastic.analysis.compare.statistics import figure, require_scipy
 from ps_elastic.cli import _options
 from ps_elastic.cluster import launcher
 from ps_elastic.config.load import load
@@ -72,6 +72,8 @@ def command(
         compressors=(base.compressor.text(),) if compressors is None else plan.split("--compressors", compressors),
         seeds=seeds,
     )
+    if seeds > 1:
+        require_scipy()
     launcher.refuse_unfit(workers + 1)
     machine = launcher.describe(workers + 1, base.most_threads)
     folder = Path(out) if out else new_run_dir(f"compare-{base.name}", None)
