@@ -134,7 +134,7 @@ def play(config: Config, workers: int, look: Callable[[Server], object] = id) ->
     )
     server.measures.pushes, server.measures.applied = Kept(), Kept()
     stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
-    view, start, ranks = server.store.view, server.store.x.clone(), workers + config.faults.check(workers)
+    view, start, ranks = server.store.view, server.x.clone(), workers + config.faults.check(workers)
     bench, shared = FlatModule(model, parts.layout), parts._replace(model=model)
 
     def make(rank: int) -> TurnTakingWorker:
@@ -147,7 +147,7 @@ def play(config: Config, workers: int, look: Callable[[Server], object] = id) ->
     ended = make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
     staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
-    sigma = max(noise(config, parts, workers, x) for x in (start, server.store.x))
+    sigma = max(noise(config, parts, workers, x) for x in (start, server.x))
     waited = server.totals.waited.values()
     scaled = [scaled for _, scaled in sorted(uses.seen)]
     return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)
