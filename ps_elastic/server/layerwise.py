@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from ps_elastic.config.sections import Target
 from ps_elastic.errors import WireError
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.records.tracker import Tracker
+from ps_elastic.server.discrepancy import Use
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.layerwise_store import LayerwiseStore
 from ps_elastic.server.server import Server, header
 from ps_elastic.server.shard import HELD, Outcome, Outgoing, Shard
 from ps_elastic.server.totals import Totals
 from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Target
-    from ps_elastic.server.discrepancy import Use
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.layerwise_store import LayerwiseStore
 
 
 class LayerTotals(Totals):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ps_elastic.policies.events import PushId
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ps_elastic.server.protocols import Store
-    from ps_elastic.vectors.layout import Layout
+from ps_elastic.server.protocols import Store
+from ps_elastic.vectors.layout import Layout
 
 
 class Copies:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ps_elastic.config.sections import Target
 from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.records.tracker import Tracker
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.protocols import Store
 from ps_elastic.server.shard import Outcome, Outgoing, Shard
 from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply, Settled
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Target
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.protocols import Store
 
 
 class Answer(NamedTuple):
