@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ps_elastic.config.plugin import registry
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError
 from ps_elastic.plugins import show
-from ps_elastic.policies import policies
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.policies import Policy
+from ps_elastic.policies import Policy, policies
 
 
 class _Refusals(list[ConfigError]):

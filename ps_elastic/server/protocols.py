@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from ps_elastic.policies.events import PushId, ReplyId, Step
 from ps_elastic.policies.ledger import Member, View
 from ps_elastic.transport.messages import PushMessage
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ps_elastic.vectors.layout import Layout
+from ps_elastic.vectors.layout import Layout
 
 
 class LedgerView(Protocol):

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from ps_elastic.config.sections import Target
 from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.assembler import BucketAssembler
+from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layers import JoinedModel, Ledgers
 from ps_elastic.server.outcomes import Outcome, of_parts
 from ps_elastic.server.protocols import LedgerView, Model, Store
@@ -29,9 +31,6 @@ from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Me
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ps_elastic.config.sections import Target
-    from ps_elastic.server.evaluator import Evaluator
 
 
 class Answer(NamedTuple):

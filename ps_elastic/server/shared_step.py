@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from torch import Tensor
 
 from ps_elastic.compressors import Payload
 from ps_elastic.compressors.identity import Identity
+from ps_elastic.policies.events import PushId, Step
 from ps_elastic.server.combiners import Part, make_combiner
 from ps_elastic.server.combiners.base import no_drift
 from ps_elastic.server.optimizer import FlatOptimizer
-
-if TYPE_CHECKING:
-    from ps_elastic.policies.events import PushId, Step
 
 _COMBINERS = ("sum", "mean")
 _WORD, _LINE = 8, 64  # bytes

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import Stalled
 from ps_elastic.server.optimizer import FlatOptimizer, block_count
 from ps_elastic.server.shared_step import Helper, Leader, TaskBoard, board_bytes
 from ps_elastic.server.steppers import moment_count
+from ps_elastic.server.totals import Totals
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
 from ps_elastic.transport.waking import wake_elsewhere
 from ps_elastic.transport.wire import HEADER_BYTES
+from ps_elastic.vectors.layout import Layout
 
 if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer
-    from ps_elastic.server.totals import Totals
     from ps_elastic.transport.doorbells import Doorbells
     from ps_elastic.transport.windows import Windows
-    from ps_elastic.vectors.layout import Layout
 
 _SPIN_S = 300e-6  # for a block that somebody is at work on; a wake from sleep would take a third of that
 _NAP_S, _LOOK_S = 1e-3, 0.1  # longest sleep, and between two looks at who died

@@ -10,17 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.vectors.kernels import same_bits
 from ps_elastic.vectors.norms import Difference, quiet
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer
 
 
 class Block(NamedTuple):

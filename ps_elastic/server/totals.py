@@ -8,13 +8,13 @@ from functools import reduce
 from operator import add, mul
 from typing import TYPE_CHECKING, Any
 
+from ps_elastic.config.sections import Optimizer, Target
 from ps_elastic.policies.events import ZERO, Push, Step
 from ps_elastic.policies.theory import Facts
 from ps_elastic.records.tracker import finite
 from ps_elastic.server.evaluator import Evaluation
 
 if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer, Target
     from ps_elastic.server.discrepancy import Use
 
 SLACK = 1e-5  # relative: roundings of float32 that norms and bounds are made of
