@@ -21,7 +21,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from ps_elastic import assemble, torn, train, training, worker, writers, writing
+from ps_elastic import assemble, torn, train, worker, writers, writing
+from ps_elastic.transport import serving
 from ps_elastic.transport.slot import MPI
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the tasks are
@@ -116,7 +117,7 @@ def lines(run: Path, rank: int, *events: str) -> list[dict[str, Any]]:
 
 
 rank = MPI.COMM_WORLD.Get_rank()
-made, ended = assemble.make_server, training.finish
+made, ended = serving.make_server, serving.finish
 
 
 def make_server(*args: Any, **kwargs: Any) -> Any:
@@ -136,8 +137,8 @@ def look(plan: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     with (
         patch.object(assemble, "Worker", looked_at(worker.Worker)),
         patch.object(assemble, "WritingWorker", looked_at(writing.WritingWorker)),
-        patch.object(assemble, "make_server", make_server),
-        patch.object(training, "finish", finish),
+        patch.object(serving, "make_server", make_server),
+        patch.object(serving, "finish", finish),
         patch.object(writing, "Writer", Watched),
         patch.object(torn.TornCalculator, "apply", watched(torn.TornCalculator.apply)),
     ):
