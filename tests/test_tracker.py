@@ -32,21 +32,21 @@ def test_lines_told_later_are_made_by_the_batch_in_their_order_and_before_any_ot
     tracker = Tracker(0, lines.append, batch=3)
     for i in range(4):
         tracker.later("line {}".format, i)
-        assert len(lines) == (0 if i < 2 else 3)
+        assert lines == ([] if i < 2 else ["line 0\nline 1\nline 2"])
     tracker.note("dropped", 1.0)
-    assert lines[:4] == [f"line {i}" for i in range(4)] and json.loads(lines[4])["event"] == "dropped"
+    assert lines[1] == "line 3" and json.loads(lines[2])["event"] == "dropped"
     tracker.later("line {}".format, 5)
     tracker.tell()
     tracker.tell()
-    assert lines[5:] == ["line 5"]
+    assert lines[3:] == ["line 5"]
 
 
-def test_a_line_that_the_disk_refused_is_not_written_twice() -> None:
+def test_lines_that_the_disk_refused_are_not_written_twice() -> None:
     lines: list[str] = []
 
     def write(line: str) -> None:
         lines.append(line)
-        if line == "two":
+        if "two" in line:
             raise OSError("full")
 
     tracker = Tracker(0, write, batch=2)
@@ -54,7 +54,7 @@ def test_a_line_that_the_disk_refused_is_not_written_twice() -> None:
     with pytest.raises(OSError, match="full"):
         tracker.later(lambda: "two")
     tracker.tell()
-    assert lines == ["one", "two"]
+    assert lines == ["one\ntwo"]
 
 
 def test_finite_leaves_everything_else_alone() -> None:

@@ -118,12 +118,12 @@ def end(ledger: Ledger, *, broken_off: bool = False) -> None:
         ledger.log(f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{acts}]{extra}}}')
     if ledger.closed:
         ledger.closed.clear()
-    if broken_off:
-        return
-    if ledger.owed:
-        raise _blame(ledger, PolicyError(f"the server left {ledger.owed} unanswered"))
-    if len(ledger.waiting) == len(ledger.workers):
-        check_stalled(ledger)
+    if not broken_off:
+        if ledger.owed:
+            raise _blame(ledger, PolicyError(f"the server left {ledger.owed} unanswered"))
+        if len(ledger.waiting) == len(ledger.workers):
+            check_stalled(ledger)
+    ledger.turn = None
 
 
 def decide(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterator[Decision]:

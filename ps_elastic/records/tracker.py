@@ -63,7 +63,7 @@ class SealedLines(Lines):
 class Tracker:
     """Observations of one rank; `write` receives each as a JSON line with `event`, `t_s` and `rank` first.
 
-    batch: so many lines of `later` are made together, so that caches are warm for all but the first of them.
+    batch: so many lines of `later` are made and written together, so that caches are warm for all but the first.
     """
 
     def __init__(self, rank: int, write: Callable[[str], None], batch: int = 1) -> None:
@@ -88,9 +88,8 @@ class Tracker:
     def tell(self) -> None:
         """Make the lines that wait."""
         if self._later:
-            waiting, self._later = self._later, []  # not made again if the disk refuses one
-            for make, values in waiting:
-                self._write(make(*values))
+            waiting, self._later = self._later, []  # not made again if the disk refuses them
+            self._write("\n".join([make(*values) for make, values in waiting]))
 
     def _form(self, event: str, *names: str) -> str:
         start = f'{{"event": {json.dumps(event)}, "t_s": %s, "rank": {self.rank}'
