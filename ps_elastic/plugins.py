@@ -143,8 +143,10 @@ class Range:
     def __init__(self, expected: str) -> None:
         self.expected = expected
         both = re.sub(r"\bfrom (\S+) to (\S+)", r">= \1 <= \2", expected)
-        found = re.findall(r"(>=|<=|>|<) (-?[\d.]+)(?:\^(\d+))?", both)
-        self.bounds = {sign: float(number) ** int(power or 1) for sign, number, power in found}
+        found = re.findall(r"(>=|<=|>|<) (-?\d+(?:\.\d+)?)(?:\^(\d+))?", both)
+        self.bounds = {
+            sign: (float(number) if "." in number else int(number)) ** int(power or 1) for sign, number, power in found
+        }
         if not found:
             raise ValueError(f"no bound is stated in {expected!r}")
 

@@ -113,3 +113,18 @@ def test_every_rule_can_be_measured() -> None:
     document = run_benchmark("simulate:workers=4:few=4:pushes=40:repeats=1")
     rules = [line["case"].split(",")[0].split(":")[0] for line in document["rows"][8:]]
     assert rules == [name for name, _ in policies.items()]
+
+
+MOST = {"asynchronous": (140, 268), "synchronous": (100, 199)}  # frames and calls: counts, so that no run is slower
+
+
+def test_the_server_calls_no_more_for_a_small_push_than_it_did() -> None:
+    rows = run_benchmark("calls:pushes=128")["rows"]
+    found = {(line["case"], line["unit"]): line["ours"] for line in rows}
+    for policy, (frames, calls) in MOST.items():
+        case = f"{policy}, 16 parameters"
+        assert found[case, "tensor calls/push"] <= 3
+        assert found[case, "frames/push"] <= frames
+        assert found[case, "calls/push"] <= calls
+    targets = [line["target"] for line in rows if line["target"]]
+    assert targets == ["<= 45", "<= 120", "<= 42", "<= 100"]

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
-from ps_elastic.errors import PolicyError, Stalled
+from ps_elastic.errors import PolicyError, Stalled, WireError
 from ps_elastic.policies import Policy, policies
 from ps_elastic.policies.decide import decide
 from ps_elastic.policies.events import (
@@ -28,7 +29,7 @@ from ps_elastic.policies.events import (
 )
 from ps_elastic.policies.ledger import Ledger
 from tests.law.rules import Deadline, TwoJobs
-from tests.law.story import Story, plain
+from tests.law.story import Loop, Story, plain
 
 
 @dataclass
@@ -275,6 +276,74 @@ def test_a_line_is_written_even_where_the_rule_breaks_a_law_or_stalls() -> None:
     with pytest.raises(Stalled):
         Story(Idle(), 1, log=lines.append).push(1)
     assert json.loads(lines[-1])["event"] == "push"
+
+
+def test_a_loop_of_ones_own_is_what_decide_does_for_every_rule_and_pipeline() -> None:
+    for name, cls in policies.items():
+        for pipeline in (0, 2) if cls.pipelines else (0,):
+            logs: list[list[str]] = [[], []]
+            random = [Random(7), Random(7)]
+            for kind, log, draw in zip((Story, Loop), logs, random, strict=True):
+                story = kind(cls(), 3, log=log.append, pipeline=pipeline)
+                log.append(str(tumult(story, draw)))
+            assert logs[0] == logs[1], name
+
+
+def tumult(story: Story, draw: Random) -> list[object]:
+    """What comes of pushes, faults and the end, in an order drawn at random."""
+    found: list[object] = []
+    for now in range(60):
+        ready = [id for id in story.ledger.views if id.step == story.ledger.workers[id.worker].seen + 1]
+        id = draw.choice(ready) if ready else PushId(1, 1)
+        worker = draw.randint(1, 4)
+        faults = [Asked(id.worker, id.step), Left(worker), Joined(worker), Asked(worker, 0), Push(PushId(worker, 1), 0)]
+        event = draw.choice([*faults, Woke()]) if not ready or draw.random() < 0.1 else None
+        try:
+            actions = story.push(id.worker, now=now) if event is None else story.tell(event, now=now)
+            found.append((actions, story.freed, story.ledger.version))
+        except (PolicyError, Stalled, WireError) as error:
+            found.append(str(error))
+    found.append((story.tell(Done(), now=61), story.freed))
+    return found
+
+
+def test_a_loop_that_an_error_ends_has_its_line_and_no_answer_is_forgiven() -> None:
+    class Unanswered(Loop):
+        def _answer(self, action: Action, now: float) -> None:
+            pass
+
+    for rule, message in ((Watcher(), "unanswered"), (policies.load("asynchronous")(), "unanswered")):
+        lines: list[str] = []
+        with pytest.raises(PolicyError, match=f"rule {type(rule).__name__} on Push.*{message}"):
+            Unanswered(rule, log=lines.append).push(1)
+        assert [json.loads(line)["event"] for line in lines] == ["applied", "push"]
+
+    class StepsAlone(Watcher):
+        def on_push(self, push: Push, ledger: Ledger) -> Iterable[Action]:
+            return (Step.mean([push.id]),)
+
+    lines = []
+    with pytest.raises(PolicyError, match=r"rule StepsAlone on Push.*unanswered"):
+        Unanswered(StepsAlone(), log=lines.append).push(1)
+    assert json.loads(lines[-1])["actions"] == [["step", [[1, 1, 1.0, None]], 1.0, "mean", "step"]]
+
+
+def test_a_rule_that_breaks_a_law_of_its_own_is_named_whether_it_yields_or_returns() -> None:
+    def breach(push: Push, ledger: Ledger) -> Iterable[Action]:
+        raise PolicyError("a law of its own")
+
+    class Returns(Watcher):
+        def on_push(self, push: Push, ledger: Ledger) -> Iterable[Action]:
+            return breach(push, ledger)
+
+    class Yields(Watcher):
+        def on_push(self, push: Push, ledger: Ledger) -> Iterable[Action]:
+            yield from breach(push, ledger)
+
+    for rule in (Returns(), Yields()):
+        for kind in (Story, Loop):
+            with pytest.raises(PolicyError, match=rf"^rule {type(rule).__name__} on Push\(.*: a law of its own$"):
+                kind(rule).push(1)
 
 
 def test_without_a_log_nothing_is_kept_of_the_past() -> None:

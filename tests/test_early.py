@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ps_elastic.transport.server_endpoint import EagerModels
+from ps_elastic.transport.eager import EagerModels
 
 
 def test_a_worker_is_foreseen_after_two_answers_with_the_model_of_the_step_of_its_push() -> None:

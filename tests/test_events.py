@@ -24,7 +24,7 @@ from ps_elastic.policies.events import (
     Term,
     Wake,
     Woke,
-    action_text,
+    actions_text,
     event_of,
     event_text,
 )
@@ -93,12 +93,15 @@ def test_every_action_and_answer_is_written_as_the_record_states() -> None:
         Measured(PushId(2, 2), 0.1): ["measured", 2, 2, 0.1],
     }
     for action, expected in texts.items():
-        assert json.loads(action_text(action)) == expected
+        assert json.loads(actions_text([action])) == expected
+    assert json.loads(f"[{actions_text(texts)}]") == list(texts.values())
+    assert actions_text([]) == ""
+    assert json.loads(actions_text([Applied(3, math.inf)]))[1:3] == [3, math.inf]
 
 
 def test_numbers_are_written_so_that_they_read_back_the_same() -> None:
     for share in (1 / 3, 0.1, 5e-324, 1.0):
-        assert json.loads(action_text(Step((Term(PushId(1, 1), share),), share)))[2] == share
+        assert json.loads(actions_text([Step((Term(PushId(1, 1), share),), share)]))[2] == share
 
 
 def test_a_mean_is_added_in_worker_and_step_order_whatever_the_order_of_arrival() -> None:

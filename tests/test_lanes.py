@@ -161,7 +161,7 @@ def test_a_worker_that_leaves_in_the_middle_of_a_push_leaves_what_came() -> None
     desk.take(desk.server.leave(2, 1.5))
     totals = desk.server.totals
     assert (totals.pushes, totals.used, totals.dropped) == (2, 2, 0)
-    assert not desk.server._met and not desk.server._gathered
+    assert not desk.server.run._met and not desk.server.run._gathered
 
 
 def test_a_worker_that_comes_back_goes_on_at_the_same_step_in_every_lane() -> None:
@@ -169,7 +169,7 @@ def test_a_worker_that_comes_back_goes_on_at_the_same_step_in_every_lane() -> No
     desk.bucket(1, 2)  # released by its shard for step 2; the others still owe step 1
     desk.take(desk.server.leave(1, 0.5))
     desk.take(desk.server.join(1, 1.0))
-    assert {shard.ledger.workers[1].seen for shard in desk.server._shards} == {2}
+    assert {shard.ledger.workers[1].seen for shard in desk.server.shards} == {2}
     desk.views[1] = desk.send(Ask(1, 2))[1]
     assert desk.push(1, 1.0, 1.0, 1.0)[1].step == 3
     assert replay_decisions(LayersAtOnce(), desk.log, [1, 2]).match
@@ -192,7 +192,7 @@ def test_the_budget_ends_the_run() -> None:
     desk = LayerDesk(LayersAtOnce, budget=4)
     desk.push(1, 1.0, 1.0, 1.0)
     desk.bucket(2, 2)
-    assert desk.server.over and desk.server.ledger.done and desk.server.totals.samples == 4
+    assert desk.server.run.over and desk.server.ledger.done and desk.server.totals.samples == 4
 
 
 def test_what_was_held_beyond_its_reply_is_settled_by_bucket() -> None:
@@ -232,13 +232,13 @@ def test_payloads_and_views_are_freed() -> None:
             if desk.views[worker].step < turn:
                 desk.push(worker, None if worker == turn % 3 else 1.0, 1.0, 2.0)
         desk.tick(float(turn))
-    for part in desk.server.store.parts:
+    for part in desk.server.store.parts:  # type: ignore[attr-defined]
         assert not part.payloads.of and len(part.views._versions) == 3
     desk.take(desk.server.stop(9.0))
     for worker in (1, 2, 3):
         desk.push(worker, 1.0, 1.0, 1.0)
         desk.take(desk.server.leave(worker, 10.0))
-    for part in desk.server.store.parts:
+    for part in desk.server.store.parts:  # type: ignore[attr-defined]
         assert not part.payloads.of and not part.views._versions and not part.snapshots._copies
 
 

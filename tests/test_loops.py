@@ -110,7 +110,14 @@ def test_the_server_looks_up_ten_times_a_second_and_when_the_rule_wants_to_be_wo
     run(script, server, on_turn=turns.append)
     assert max(script.timeouts) == 0.1
     assert server.ticks == pytest.approx([0.1, 0.2, 0.3, 0.33, 0.43])
-    assert turns == pytest.approx([0.1, 0.2, 0.3, 0.33, 0.43, 0.5, 0.5])
+    assert turns == pytest.approx([0.1, 0.2, 0.3, 0.33, 0.43, 0.5])
+
+
+def test_while_messages_come_the_server_looks_up_every_ten_milliseconds():
+    turns: list[float] = []
+    pushes = [push(0.003 * i, 2, i) for i in range(1, 11)]
+    run(Script(*pushes, *farewells(0.5)), on_turn=turns.append)
+    assert turns[:3] == pytest.approx([0.012, 0.024, 0.13])
 
 
 def test_a_silence_is_told_once_and_again_after_the_next_push():

@@ -516,6 +516,7 @@ def test_offline_the_message_names_file_address_and_remedy(small: Path) -> None:
 def test_fetching_without_its_library_says_what_to_install(
     small: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
+    pytest.importorskip("pooch")  # whole, for the tests after this: it would never look for tqdm again
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PlatformError, match=rf"needs {package}.*`pip install ps_elastic\[examples\]`"):
         FashionMnist().prepare()

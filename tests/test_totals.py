@@ -4,21 +4,19 @@ import json
 import math
 
 import pytest
+from helpers import Desk
 
 from ps_elastic.config.sections import Target
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import Push, PushId
+from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.server.discrepancy import Use
 from ps_elastic.server.evaluator import Evaluation
 from ps_elastic.server.totals import Mean, Totals
 
 
-def push(worker: int, step: int, nbytes: int = 100) -> Push:
-    return Push(PushId(worker, step), 0, nbytes=nbytes)
-
-
 def use(staleness: int, distance: float, scaled: float) -> Use:
-    return Use(PushId(1, 1), push(1, 1), staleness, distance, scaled, 0.0, 0.0, 0.0, 0.1, 1.0, 1.0)
+    return Use(PushId(1, 1), Push(PushId(1, 1), 0), staleness, distance, scaled, 0.0, 0.0, 0.0, 0.1, 1.0, 1.0)
 
 
 def test_a_mean_is_of_the_finite_values_alone() -> None:
@@ -37,9 +35,9 @@ def test_the_maximum_of_negative_values_is_one_of_them() -> None:
 
 def test_pushes_bytes_and_samples_are_counted() -> None:
     totals = Totals(2)
-    totals.note_push(push(1, 1), 32, 0.5, held=1, waited_s=0.25)
-    totals.note_push(push(2, 1, nbytes=50), 32, 0.7, held=2, waited_s=0.5)
-    totals.note_push(push(1, 2), 16, 0.4, held=1, waited_s=1.0)
+    totals.note_push(1, 100, 32, 0.5, held=1, waited_s=0.25)
+    totals.note_push(2, 50, 32, 0.7, held=2, waited_s=0.5)
+    totals.note_push(1, 100, 16, 0.4, held=1, waited_s=1.0)
     summary = totals.summary(4.0)
     expected = {"pushes": 3, "samples_computed": 80, "bytes_up": 250, "held_max": 2, "samples": 0, "used": 0}
     assert {key: summary[key] for key in expected} == expected
@@ -68,10 +66,11 @@ def test_discrepancy_and_its_multiple_of_the_step_size_are_counted_apart() -> No
 
 
 def test_a_discrepancy_that_is_not_known_counts_in_nothing_but_the_pushes() -> None:
-    totals = Totals(1)
-    totals.note_used(use(1, math.nan, math.nan))
-    summary = totals.summary(1.0)
-    assert (summary["used"], summary["staleness"]["mean"]) == (1, 1.0)
+    desk = Desk(Asynchronous(), 2, discrepancy="off")
+    desk.push(1)
+    desk.push(2)
+    summary = desk.server.totals.summary(1.0)
+    assert (summary["used"], summary["staleness"]["mean"]) == (2, 0.5)
     assert summary["discrepancy"] == {"rms": None, "max": None} and summary["B_rms"] is None
 
 

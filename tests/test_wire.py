@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from ps_elastic.errors import WireError
+from ps_elastic.transport.frame_cache import PushReader, ReplyStamp
 from ps_elastic.transport.messages import (
     MOST_SETTLED,
     OUTCOMES,
@@ -242,3 +243,52 @@ def test_a_damaged_frame_is_a_message_or_a_wire_error_and_nothing_else(
         unpack(frame, DIGEST, "rank 1")
     except WireError as error:
         assert str(error).startswith("rank 1: ")
+
+
+def read(reader: PushReader | None, frame: np.ndarray) -> Message | str:
+    """What is in the frame, or why it is refused."""
+    try:
+        return unpack(frame, DIGEST, "rank 1") if reader is None else reader.read()
+    except WireError as error:
+        return str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), pushes)
+def test_a_frame_read_again_and_again_is_what_unpack_finds_in_it(data: st.DataObject, push: PushMessage) -> None:
+    frame = aligned(1 << 12, HEADER_BYTES)
+    reader = PushReader(frame, DIGEST, "rank 1")
+    for _ in range(4):
+        same_form = pushes.map(lambda other: other._replace(arrays=push.arrays, statistics=push.statistics))
+        pack(data.draw(same_form | pushes | asks | farewells), DIGEST, frame)
+        for at, value in data.draw(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2)):
+            frame[at] = value
+        for _ in range(2):
+            assert same(read(reader, frame), read(None, frame))
+
+
+def test_arrays_of_a_frame_read_again_are_the_same_views_of_it() -> None:
+    frame = aligned(1 << 10, HEADER_BYTES)
+    reader = PushReader(frame, DIGEST, "rank 1")
+    found = []
+    for step in (1, 2):
+        pack(PushMessage(1, step, 0, (np.full(3, step, np.float32),)), DIGEST, frame)
+        found.append(reader.read())
+        assert isinstance(found[-1], PushMessage) and found[-1].arrays[0].tolist() == [step] * 3
+    assert found[0].arrays is found[1].arrays
+    pack(PushMessage(1, 3, 0, (np.full(4, 3, np.float32),)), DIGEST, frame)
+    assert reader.read().arrays[0].tolist() == [3] * 4
+
+
+@settings(deadline=None)
+@given(st.lists(replies, min_size=1, max_size=4), st.sampled_from([Place.INLINE, Place.SHARED]), st.integers(1, 9))
+def test_a_stamped_reply_has_the_bytes_of_a_packed_one(given: list[Reply], place: Place, entries: int) -> None:
+    stamp = ReplyStamp(aligned(1 << 12, HEADER_BYTES), DIGEST, entries, place)
+    model = np.arange(entries, dtype=np.float32)
+    for reply in given:
+        reply = reply if reply.model is None else reply._replace(model=model)
+        usual = pack(reply, DIGEST, aligned(1 << 12, HEADER_BYTES), place=place).head
+        stamped = stamp.write(reply)
+        assert stamped.size == usual.size
+        assert same(unpack(stamped, DIGEST, "rank 0", model), unpack(usual, DIGEST, "rank 0", model))
+        assert stamped[: HEADER_BYTES + 4 * entries].tobytes() == usual[: HEADER_BYTES + 4 * entries].tobytes()

@@ -103,9 +103,7 @@ def play(config: Config, workers: int, look: Callable[[Server], object] | None =
         config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True
     )
     server.measures.pushes, server.measures.applied = Kept(), Kept()
-    x = server.store.x
-    assert x is not None
-    stopwatch, start = Stopwatch(), x.clone()
+    stopwatch, start = Stopwatch(), server.x.clone()
     make_worker = shared_workers(config, parts, workers + config.faults.check(workers), stopwatch)
 
     def make(rank: int) -> TurnTakingWorker:
@@ -116,7 +114,7 @@ def play(config: Config, workers: int, look: Callable[[Server], object] | None =
     ended = make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
     staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
-    sigma = max(noise(config, parts, workers, at) for at in (start, x))
+    sigma = max(noise(config, parts, workers, x) for x in (start, server.x))
     waited = server.totals.waited.values()
     scaled = [scaled for _, scaled in sorted(uses.seen)]
     return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)

@@ -24,7 +24,7 @@ STAND_INS = (
     click.Command(
         "compare", help="Run CONFIG under each policy, compressor and seed, one after another, and print one table."
     ),
-    click.Command("config", help="Show or validate a configuration file."),
+    click.Command("config", help="Show or validate a configuration file, or describe all that it may hold."),
     click.Command(
         "doctor",
         help="Look at MPI, launcher, cores, shared memory and SLURM; "

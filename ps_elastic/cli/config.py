@@ -1,4 +1,4 @@
-"""`ps-elastic config show | validate`: what a configuration comes to, and what is wrong with it."""
+"""`ps-elastic config show | validate | schema`: what a configuration is, what is wrong with it, what it may hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ps_elastic.errors import OK, USAGE
 
 @click.group("config")
 def command() -> None:
-    """Show or validate a configuration file."""
+    """Show or validate a configuration file, or describe all that it may hold."""
 
 
 @command.command("show")
@@ -40,3 +40,12 @@ def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
         if not errors:
             click.echo(f"{config}: valid")
     return USAGE if errors else OK
+
+
+@command.command("schema")
+@click.option("--task", metavar="NAME", help="The one task that a file may name: a registered one, or module:Class.")
+def schema(task: str | None) -> None:
+    """Print the JSON Schema of a configuration, for editors that complete and check it."""
+    from ps_elastic.config.json_schema import json_schema
+
+    click.echo(json.dumps(json_schema(task), indent=2))

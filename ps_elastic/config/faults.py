@@ -21,6 +21,7 @@ from ps_elastic.config.values import make
 from ps_elastic.errors import ConfigError, unknown
 from ps_elastic.plugins import Range, expect, plain, show
 
+Ranks = Annotated[Literal["all"] | int | tuple[int, ...], Range("all, or ranks >= 1")]
 Steps = Annotated[tuple[int, ...], Range("steps >= 0")]
 
 
@@ -28,10 +29,10 @@ Steps = Annotated[tuple[int, ...], Range("steps >= 0")]
 class Fault:
     """Something that happens to some workers."""
 
-    workers: Literal["all"] | int | tuple[int, ...] = "all"  # ranks
+    workers: Ranks = "all"  # ranks
 
     def __post_init__(self) -> None:
-        expect(self.ranks is None or min(self.ranks, default=0) >= 1, self, "workers", "all, or ranks >= 1")
+        expect(self.ranks != (), self, "workers", "all, or ranks >= 1")
 
     @property
     def ranks(self) -> tuple[int, ...] | None:

@@ -36,8 +36,8 @@ class Config:
     """Everything that decides what a run computes; made by `load`."""
 
     name: str  # of the run's folder and job
-    task: Plugin
-    policy: Plugin
+    task: Plugin  # what is trained
+    policy: Plugin  # the rule that says when a push is used and who goes on
     update: Update
     compressor: Compressor
     downlink: Plugin  # server to worker

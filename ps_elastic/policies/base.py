@@ -20,7 +20,8 @@ class Policy(ABC):
     """A consistency policy. Its init fields are its YAML keys; `field(init=False)` fields are its state.
 
     State is saved by a checkpoint and may hold numbers, strings, lists, PushIds and dicts keyed by
-    any of these. A hook runs to its end for every event; holding a push is yielding nothing.
+    any of these. A hook runs to its end for every event; holding a push is ordering nothing. One that yields sees the
+    ledger with each action in effect when it goes on; one that returns a tuple is quicker.
     """
 
     layerwise: ClassVar[bool] = False  # one copy and one ledger per bucket

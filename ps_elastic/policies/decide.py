@@ -1,8 +1,24 @@
-"""The one door to the ledger: an event goes in, the rule's actions come out, each already in effect."""
+"""The one door to the ledger: an event goes in, the rule's actions come out, each in effect before it asks for more.
+
+Who carries the actions out does so in a loop of its own:
+
+    actions = begin(policy, ledger, event, now)
+    try:
+        for action in actions:
+            take(ledger, action)
+            ...  # carry it out; answer a Step by its Applied, a Measure by each Measured
+    except BaseException:
+        end(ledger, broken_off=True)
+        raise
+    end(ledger)
+
+`ledger.freed` has the payloads that nobody needs any more, after `begin` and after each `take`, until it is emptied.
+`decide` is that loop as an iterator, for those who are not in a hurry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ps_elastic.errors import PolicyError
@@ -24,13 +40,12 @@ from ps_elastic.policies.events import (
     Step,
     Wake,
     Woke,
-    action_text,
+    actions_text,
     event_text,
     repeated,
 )
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.transitions import (
-    check_answered,
     check_stalled,
     finish,
     note_applied,
@@ -39,6 +54,7 @@ from ps_elastic.policies.transitions import (
     note_left,
     note_measured,
     note_push,
+    note_start,
     start_job,
     take_drop,
     take_measure,
@@ -50,65 +66,93 @@ from ps_elastic.policies.transitions import (
 Decision = tuple["Action | None", tuple[PushId, ...]]
 
 
+def begin(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterable[Action]:
+    """Note `event`, which is no answer, and return what the rule orders: each to be taken before the next is asked for.
+
+    Events that change nothing (a duplicate, an early Woke) are logged and never reach the rule. Raises WireError (the
+    event cannot be); and, like what it returns, PolicyError naming the rule.
+    """
+    if now > ledger.now:
+        ledger.now = now
+    ledger.turn = policy, event, now, None
+    try:
+        ignored, actions = _NOTES[type(event)](policy, ledger, event)
+    except PolicyError as error:
+        raise _blame(ledger, error) from None
+    if ignored:
+        ledger.turn = policy, event, now, ignored
+    return actions if type(actions) is tuple else _blaming(ledger, actions)
+
+
+def take(ledger: Ledger, action: Action) -> None:
+    """Let an action take effect. Raises PolicyError naming the rule where it breaks a law."""
+    kind = type(action)
+    try:
+        if ledger.owed:
+            raise PolicyError(f"the server left {ledger.owed} unanswered")
+        if kind not in _TAKES:
+            raise PolicyError(f"yielded {action!r}; expected a Step, Drop, Release, Wake or Measure")
+        if ledger.log is not None:
+            ledger.acts.append(action)  # its text is made when all is done: nobody waits for that
+        _TAKES[kind](ledger, action)
+    except PolicyError as error:
+        raise _blame(ledger, error) from None
+
+
+def end(ledger: Ledger, *, broken_off: bool = False) -> None:
+    """Every action of the event was carried out, or an error ended that: its line is written.
+
+    Raises PolicyError where an answer is missing, and Stalled (law 3), unless it was `broken_off`.
+    """
+    if ledger.log is not None:
+        _, event, now, ignored = ledger.turn
+        extra = f', "ignored": "{ignored}"' if ignored else ""
+        if ledger.layerwise:
+            index, count = ledger.bucket
+            opening = f', "buckets": {count}' if type(event) is Applied else ""
+            extra = f', "bucket": {index}{opening}{extra}'
+        if ledger.closed:
+            extra += f', "closed": {[list(push) for push in ledger.closed]}'
+        acts = actions_text(ledger.acts)
+        ledger.acts.clear()
+        ledger.log(f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{acts}]{extra}}}')
+    if ledger.closed:
+        ledger.closed.clear()
+    if broken_off:
+        return
+    if ledger.owed:
+        raise _blame(ledger, PolicyError(f"the server left {ledger.owed} unanswered"))
+    if len(ledger.waiting) == len(ledger.workers):
+        check_stalled(ledger)
+
+
 def decide(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterator[Decision]:
     """Note `event` at once, and return the iterator of (action, payloads that nobody needs any more).
 
     The caller carries out each action before it takes the next, answers a Step by calling `decide` with its
     Applied and a Measure with its Measured, and exhausts the iterator. `(None, freed)` means that the event alone
-    freed payloads. Events that change nothing (a duplicate, an early Woke) are logged and never reach the rule.
+    freed payloads.
 
     Raises PolicyError (the rule broke a law), Stalled (law 3), WireError (the event cannot be).
     """
-    if type(event) in (Applied, Measured) and ledger.started:
-        if ledger.log is not None:
-            ledger.acts.append(event)  # type: ignore[arg-type]
-        _ANSWERS[type(event)](ledger, event)  # the time stays that of the event answered: the log has no other
+    if type(event) in ANSWERS and ledger.started:
+        ANSWERS[type(event)](ledger, event)
         return iter(())
-    if now > ledger.now:
-        ledger.now = now
-    try:
-        ignored, actions = _NOTES[type(event)](policy, ledger, event)
-    except PolicyError as error:
-        raise _blame(policy, event, error) from None
-    return _run(policy, ledger, event, now, ignored, actions)
+    return _decisions(ledger, begin(policy, ledger, event, now))
 
 
-def _run(
-    policy: Policy, ledger: Ledger, event: Event, now: float, ignored: str | None, actions: Iterable[Action]
-) -> Iterator[Decision]:
-    ledger.acts.clear()
-    acts, freed, log = ledger.acts, ledger.freed, ledger.log
+def _decisions(ledger: Ledger, actions: Iterable[Action]) -> Iterator[Decision]:
+    freed = ledger.freed
     try:
         if freed:
             yield None, _taken(freed)
         for action in actions:
-            take = _TAKES.get(type(action))
-            if take is None:
-                raise PolicyError(f"yielded {action!r}; expected a Step, Drop, Release, Wake or Measure")
-            if log is not None:
-                acts.append(action)  # its text is made when all is done: nobody waits for that
             take(ledger, action)
             yield action, (_taken(freed) if freed else ())
-            check_answered(ledger)
-    except PolicyError as error:
-        raise _blame(policy, event, error) from None
-    finally:
-        if log is not None:
-            log(_line(ledger, event, now, ignored))
-        ledger.closed.clear()
-    check_stalled(ledger)
-
-
-def _line(ledger: Ledger, event: Event, now: float, ignored: str | None) -> str:
-    extra = f', "ignored": "{ignored}"' if ignored else ""
-    if ledger.layerwise:
-        index, count = ledger.bucket
-        opening = f', "buckets": {count}' if type(event) is Applied else ""
-        extra = f', "bucket": {index}{opening}{extra}'
-    if ledger.closed:
-        extra += f', "closed": {[list(push) for push in ledger.closed]}'
-    actions = ", ".join(map(action_text, ledger.acts))
-    return f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{actions}]{extra}}}'
+    except BaseException:
+        end(ledger, broken_off=True)
+        raise
+    end(ledger)
 
 
 def _taken(ids: list[PushId]) -> tuple[PushId, ...]:
@@ -117,13 +161,21 @@ def _taken(ids: list[PushId]) -> tuple[PushId, ...]:
     return taken
 
 
-def _blame(policy: Policy, event: Event, error: PolicyError) -> PolicyError:
+def _blaming(ledger: Ledger, actions: Iterable[Action]) -> Iterator[Action]:
+    """What the rule orders, while it is asked for more: an error of its own names it."""
+    try:
+        yield from actions
+    except PolicyError as error:
+        raise _blame(ledger, error) from None
+
+
+def _blame(ledger: Ledger, error: PolicyError) -> PolicyError:
+    policy, event, _, _ = ledger.turn
     return PolicyError(f"rule {type(policy).__name__} on {event}: {error}")
 
 
 def _on_push(policy: Policy, ledger: Ledger, push: Push) -> tuple[str | None, Iterable[Action]]:
-    ignored = note_push(ledger, push)
-    if ignored:
+    if ignored := note_push(ledger, push):
         return ignored, ()
     if ledger.done:
         return None, (Drop(push.id, "done"), Release((push.id.worker,)))
@@ -172,11 +224,11 @@ def _on_done(policy: Policy, ledger: Ledger, event: Done) -> tuple[str | None, I
     actions: list[Action] = [Drop(push, "done") for push in finish(ledger)]
     if ledger.waiting:
         actions.append(Release(tuple(ledger.waiting)))
-    return None, actions
+    return None, tuple(actions)
 
 
 def _on_start(policy: Policy, ledger: Ledger, event: Applied) -> tuple[str | None, Iterable[Action]]:
-    note_applied(ledger, event)
+    note_start(ledger, event)
     return None, policy.on_start(ledger)
 
 
@@ -184,7 +236,7 @@ class _Again(Release):
     """A Release whose view the ledger already holds: a queued job begins, or a lost reply is sent again."""
 
 
-_NOTES: dict[type, Any] = {
+_NOTES: dict[type, Callable[[Policy, Ledger, Any], tuple[str | None, Iterable[Action]]]] = {
     Push: _on_push,
     Asked: _on_asked,
     Joined: _on_joined,
@@ -193,8 +245,8 @@ _NOTES: dict[type, Any] = {
     Done: _on_done,
     Applied: _on_start,
 }
-_ANSWERS: dict[type, Any] = {Applied: note_applied, Measured: note_measured}
-_TAKES: dict[type, Any] = {
+ANSWERS: dict[type, Callable[[Ledger, Any], None]] = {Applied: note_applied, Measured: note_measured}
+_TAKES: dict[type, Callable[[Ledger, Any], None]] = {
     Step: take_step,
     Drop: take_drop,
     Release: take_release,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import lru_cache
-from math import isfinite
 from typing import Any, NamedTuple
 
 
@@ -122,7 +121,7 @@ class Step(NamedTuple):
     @classmethod
     def mean(cls, pushes: Iterable[PushId], share: float = 1.0) -> Step:
         """The plain mean of `pushes`, added in (worker, step) order whatever order they arrived in."""
-        return cls(tuple([Term(push) for push in sorted(pushes)]), share)
+        return cls(tuple(map(Term, sorted(pushes))), share)
 
 
 class Drop(NamedTuple):
@@ -161,13 +160,15 @@ _NAMES = {cls.__name__.lower(): cls for cls in (Push, Asked, Joined, Left, Woke,
 
 def event_text(event: Event) -> str:
     """The event as the inside of a JSON object, without its braces; floats read back the same."""
-    if type(event) is Push and isfinite(event.norm + event.payload_norm + event.residual_norm):  # the hot one
+    if type(event) is Push:  # the hot one
         (worker, step), base, norm, payload_norm, residual_norm, nbytes, units, ahead = event
-        return (
-            f'"event": "push", "worker": {worker}, "step": {step}, "base": {base}, "norm": {norm!r}, "payload_norm": '
-            f'{payload_norm!r}, "residual_norm": {residual_norm!r}, "nbytes": {nbytes}, "units": "{units}"'
-            + (f', "ahead": {ahead}' if ahead else "")
-        )
+        if (total := norm + payload_norm + residual_norm) - total == 0:  # finite, sooner than by a call
+            more = f', "ahead": {ahead}' if ahead else ""
+            return (
+                f'"event": "push", "worker": {worker}, "step": {step}, "base": {base}, "norm": {norm!r}, '
+                f'"payload_norm": {payload_norm!r}, "residual_norm": {residual_norm!r}, "nbytes": {nbytes}, '
+                f'"units": "{units}"{more}'
+            )
     fields = event._asdict()
     if type(event) is Push and not event.ahead:
         del fields["ahead"]
@@ -192,24 +193,38 @@ def event_of(record: dict[str, Any]) -> Event:
         raise ValueError(f"event {name!r} lacks {missing}") from None
 
 
-def action_text(action: Action | Applied | Measured) -> str:
-    """An action, or the answer to one, as a JSON list: `["step", [[worker, step, weight, stands_for], ...], ...]`."""
-    if type(action) is Step:
-        terms, share, combine, apply = action
-        texts = [
-            f"[{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
-            for (worker, step), weight, stands_for in terms
-        ]
-        return f'["step", [{", ".join(texts)}], {repeated(share)}, "{combine}", "{apply}"]'
-    if isinstance(action, Release):
-        return f'["release", {list(action.workers)}, {action.own!r}]'
-    if type(action) is Drop:
-        return f'["drop", {action.push.worker}, {action.push.step}, {json.dumps(action.reason)}]'
-    if type(action) is Measure:
-        return f'["measure", {[list(push) for push in action.pushes]}]'
-    if type(action) is Measured:
-        return f'["measured", {action.push.worker}, {action.push.step}, {action.distance!r}]'
-    if type(action) is Applied and isfinite(sum(action)):  # hot too
-        version, moved, alpha, coast, gain, rounding = action
-        return f'["applied", {version}, {moved!r}, {repeated(alpha)}, {coast!r}, {gain!r}, {rounding!r}]'
+def actions_text(actions: Iterable[Action | Applied | Measured]) -> str:
+    """Actions, and the answers to them, as the items of a JSON list, each a list: all of a line of the log at once.
+
+    A Step is `["step", [[worker, step, weight, stands_for], ...], share, combine, apply]`.
+    """
+    texts = ""
+    for action in actions:
+        if type(action) is Step:
+            terms, share, combine, apply = action
+            uses = ""
+            for (worker, step), weight, stands_for in terms:
+                uses += f", [{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
+            texts += f', ["step", [{uses[2:]}], {repeated(share)}, "{combine}", "{apply}"]'
+        elif type(action) is Applied and (total := sum(action)) - total == 0:  # finite
+            version, moved, alpha, coast, gain, rounding = action
+            texts += f', ["applied", {version}, {moved!r}, {repeated(alpha)}, {coast!r}, {gain!r}, {rounding!r}]'
+        elif type(action) is Release:
+            workers, own = action
+            texts += f', ["release", {list(workers)}, {own!r}]'
+        else:
+            texts += f", {_rare_text(action)}"
+    return texts[2:]
+
+
+def _rare_text(action: Action | Applied | Measured) -> str:
+    match action:
+        case Release(workers, own):  # of a kind of its own
+            return f'["release", {list(workers)}, {own!r}]'
+        case Drop((worker, step), reason):
+            return f'["drop", {worker}, {step}, {json.dumps(reason)}]'
+        case Measure(pushes):
+            return f'["measure", {[list(push) for push in pushes]}]'
+        case Measured((worker, step), distance):
+            return f'["measured", {worker}, {step}, {distance!r}]'
     return json.dumps([type(action).__name__.lower(), *action])  # Wake, Applied

@@ -1,6 +1,6 @@
 """What the server remembers about every push, view and debt, and the laws that hold of it.
 
-`decide` is the only writer: it notes an event (`note_`, transitions.py), asks the rule, and lets each action take
+decide.py is the only writer: it notes an event (`note_`, transitions.py), asks the rule, and lets each action take
 effect (`take_`) as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
 
 1. a push is used or dropped exactly once; only one kept by a debt, by `own` or by `keeps_last` may be used again;
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ps_elastic.errors import PolicyError, WireError
 from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term
@@ -46,10 +46,11 @@ class Debt(NamedTuple):
 class Member:
     """A worker: the last step seen of it, the last assigned to it, and how many pushes it completed."""
 
-    __slots__ = ("assigned", "clock", "last", "newest", "pipeline_state", "seen")
+    __slots__ = ("assigned", "clock", "due", "last", "newest", "pipeline_state", "seen")
 
     def __init__(self) -> None:
         self.seen = self.assigned = self.clock = 0
+        self.due: PushId | None = None  # the push that the last Release assigned to it
         self.last: PushId | None = None  # its last used push, where the rule keeps it
         self.newest: PushId | None = None  # its push that waits for a reply, where the reply may contain it
         self.pipeline_state = PipelineState()  # where it may run ahead
@@ -91,7 +92,7 @@ class Ledger:
         self.started = self.done = False
         self.wake_at: float | None = None
         self._refs: dict[PushId, int] = {}
-        # What follows is for `decide` and transitions.py alone.
+        # What follows is for decide.py and transitions.py alone.
         self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
         self.gone: dict[int, Member] = {}  # a worker that comes back must not repeat a PushId
         self.at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
@@ -99,8 +100,9 @@ class Ledger:
         self.unmeasured: OrderedDict[PushId, float] = OrderedDict()
         self.measured: list[tuple[float, PushId]] = []  # heap, entries may be stale
         self.owed: Step | list[PushId] | None = None  # what the server has still to answer
-        self.freed: list[PushId] = []  # since last taken
+        self.freed: list[PushId] = []  # payloads that nobody needs any more, until who keeps them has emptied this
         self.closed: list[PushId] = []  # debts closed unpaid, since last taken
+        self.turn: Any = None  # (rule, event, its time, why it is ignored): what is going on
         self.acts: list[Action | Applied | Measured] = []  # and answers, of the current event: for the log
 
     def clock(self, worker: int) -> int:
@@ -154,23 +156,15 @@ class Ledger:
 
     # What follows is for transitions.py alone: views first, then payloads that must live on, then clocks.
 
-    def assign(self, worker: int, own: float) -> None:
-        """Let the next push of `worker` be under way, on the model as it is, plus c * own * its last push."""
-        member = self.workers[worker]
-        if self.pipeline:
-            self._answer_ahead(worker, member, own)
-            return
-        own_push = PushId(worker, member.seen) if own else None
-        if own_push is not None:
-            if own_push not in self.held and own_push not in self._refs:
-                raise PolicyError(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
-            self.ref(own_push)
-        member.assigned += 1
-        push = PushId(worker, member.assigned)
-        self.views[push] = View(self.version, own, own_push, self.travelled, self.now)
-        self.unmeasured[push] = self.travelled
+    def keep_own(self, worker: int, member: Member) -> PushId:
+        """The last push of a worker whose next view contains it."""
+        own_push = PushId(worker, member.seen)
+        if own_push not in self.held and own_push not in self._refs:
+            raise PolicyError(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
+        self.ref(own_push)
+        return own_push
 
-    def _answer_ahead(self, worker: int, member: Member, own: float) -> None:
+    def answer_ahead(self, worker: int, member: Member, own: float) -> None:
         """A reply: the worker may be computing already, on an older one; else this is what it goes on with."""
         if own:
             raise PolicyError(f"worker {worker} is released with own = {own}, but it re-applies its own pushes itself")
@@ -210,13 +204,15 @@ class Ledger:
         self.unref(self.debts.pop(push).stand_in)
         self.closed.append(push)
 
-    def let_go(self, push: PushId) -> None:
-        """The push is used or dropped; its payload goes as soon as nothing else needs it."""
-        del self.held[push]
-        for own_push in self.containing.pop(push, ()):
-            self.unref(own_push)
-        if push not in self._refs:
-            self.freed.append(push)
+    def let_go(self, pushes: Iterable[PushId]) -> None:
+        """These are used or dropped; the payload of each goes as soon as nothing else needs it."""
+        for push in pushes:
+            del self.held[push]
+            if push in self.containing:
+                for own_push in self.containing.pop(push):
+                    self.unref(own_push)
+            if push not in self._refs:
+                self.freed.append(push)
 
     def ref(self, push: PushId) -> None:
         """One more needs the payload of `push`."""
@@ -232,15 +228,6 @@ class Ledger:
             del self._refs[push]
             if push not in self.held:
                 self.freed.append(push)
-
-    def advance(self, member: Member) -> None:
-        """A worker completed a push."""
-        at, clock = self.at_clock, member.clock
-        at[clock] -= 1
-        member.clock = clock + 1
-        at[clock + 1] = at.get(clock + 1, 0) + 1
-        if not at[clock]:
-            self.settle_slowest()
 
     def settle_slowest(self) -> None:
         """Bring `slowest` up to the least clock there is."""

@@ -1,6 +1,6 @@
 """How the ledger changes: by each event before the rule is asked, and by each action as the rule yields it.
 
-For `decide` alone. A `note_` function takes an event in, or says why it is ignored; a `take_` function lets an action
+For decide.py alone. A `note_` function takes an event in, or says why it is ignored; a `take_` function lets an action
 take effect, or raises PolicyError where it breaks a law.
 """
 
@@ -8,39 +8,48 @@ from __future__ import annotations
 
 import math
 from heapq import heappush
+from operator import itemgetter
 
 from ps_elastic.errors import PolicyError, Stalled, WireError
 from ps_elastic.policies.events import ZERO, Applied, Drop, Measure, Measured, Push, PushId, Release, Step, Term, Wake
-from ps_elastic.policies.ledger import Debt, Ledger, Member, PipelineState
+from ps_elastic.policies.ledger import Debt, Ledger, Member, PipelineState, View
+
+_weight = itemgetter(1)  # of a term
 
 
 def note_push(ledger: Ledger, push: Push) -> str | None:
     """Take the push in; or say why it is ignored."""
-    worker, step = push.id
+    worker, step = id = push.id
     member = ledger.workers.get(worker)
     if member is None:
         return "departed"
     if step <= member.seen:
         return "duplicate"
-    if push.id not in ledger.views:
-        raise WireError(f"push {tuple(push.id)} of worker {worker} was never assigned; expected step {member.seen + 1}")
+    if id not in ledger.views:
+        raise WireError(f"push {tuple(id)} of worker {worker} was never assigned; expected step {member.seen + 1}")
     if ledger.pipeline:
         _note_ahead(ledger, push, member)
-        return None
-    if push.base != (version := ledger.views[push.id].version):
-        raise WireError(f"push {tuple(push.id)} says base {push.base}, but its view was version {version}")
-    for lost in range(member.seen + 1, step):
-        ledger.forget(PushId(worker, lost))
-    member.seen = step
-    view = ledger.take_view(push.id)
-    if view.own_push is not None:
-        ledger.containing[push.id] = (view.own_push,)
-    ledger.held[push.id] = push
+    else:
+        if push.base != (version := ledger.views[id].version):
+            raise WireError(f"push {tuple(id)} says base {push.base}, but its view was version {version}")
+        for lost in range(member.seen + 1, step):
+            ledger.forget(PushId(worker, lost))
+        member.seen = step
+        own_push = ledger.views.pop(id).own_push
+        ledger.unmeasured.pop(id, None)
+        if own_push is not None:
+            ledger.containing[id] = (own_push,)
+        if ledger.own_views:
+            member.newest = id
+            ledger.ref(id)
+    ledger.held[id] = push
     ledger.waiting[worker] = None
-    if ledger.own_views:
-        member.newest = push.id
-        ledger.ref(push.id)
-    ledger.advance(member)
+    at, left = ledger.at_clock, member.clock
+    member.clock = clock = left + 1
+    at[clock] = at[clock] + 1 if clock in at else 1
+    at[left] -= 1
+    if not at[left]:
+        ledger.settle_slowest()
     return None
 
 
@@ -51,9 +60,7 @@ def note_asked(ledger: Ledger, worker: int, step: int) -> str | None:
         return "departed"
     if worker in ledger.waiting:
         return "waiting"
-    if step > (
-        member.seen if member.pipeline_state.given else member.assigned
-    ):  # nothing of one that runs ahead gets lost
+    if step > (member.seen if member.pipeline_state.given else member.assigned):  # who runs ahead loses nothing
         raise WireError(f"worker {worker} asks after step {step}; it was assigned {member.assigned}")
     if member.assigned > member.seen:  # else it has just joined
         if step <= member.seen:  # less than `seen` from one that came back, and does not know its earlier steps
@@ -97,13 +104,17 @@ def note_left(ledger: Ledger, worker: int) -> str | None:
     return None
 
 
+def note_start(ledger: Ledger, start: Applied) -> None:
+    ledger.started, ledger.applied = True, start
+    ledger.waiting.update(dict.fromkeys(ledger.workers))
+    take_release(ledger, Release(tuple(ledger.workers)))
+
+
 def note_applied(ledger: Ledger, answer: Applied) -> None:
-    if not ledger.started:
-        ledger.started, ledger.applied = True, answer
-        for worker in ledger.workers:
-            ledger.assign(worker, 0.0)
-        return
-    if not isinstance(ledger.owed, Step):
+    """The answer to a Step; the time stays that of the event answered: the log has no other."""
+    if ledger.log is not None:
+        ledger.acts.append(answer)
+    if type(ledger.owed) is not Step:
         raise PolicyError(f"version {answer.version} was applied, but no Step awaits it")
     if answer.version != ledger.version + 1:
         raise PolicyError(f"version {answer.version} was applied after version {ledger.version}")
@@ -113,6 +124,9 @@ def note_applied(ledger: Ledger, answer: Applied) -> None:
 
 
 def note_measured(ledger: Ledger, answer: Measured) -> None:
+    """One of the answers to a Measure."""
+    if ledger.log is not None:
+        ledger.acts.append(answer)
     if not isinstance(ledger.owed, list) or answer.push not in ledger.owed:
         raise PolicyError(f"view {tuple(answer.push)} was measured, but no Measure asked for it")
     ledger.owed.remove(answer.push)
@@ -155,11 +169,8 @@ def _note_ahead(ledger: Ledger, push: Push, member: Member) -> None:
     pipeline_state.flying[push.id] = None
     ledger.ref(push.id)
     member.seen = step
-    ledger.held[push.id] = push
-    ledger.waiting[worker] = None
     if step - pipeline_state.told <= ledger.pipeline:
         ledger.send_on(worker, member, pipeline_state.given[reply])
-    ledger.advance(member)
 
 
 def _end_pipeline(ledger: Ledger, member: Member) -> None:
@@ -173,15 +184,34 @@ def _end_pipeline(ledger: Ledger, member: Member) -> None:
 
 
 def take_step(ledger: Ledger, step: Step) -> None:
-    if not step.terms:
+    terms, share, combine, apply = step
+    if not terms:
         raise PolicyError("an empty Step")
-    if not 0 < step.share <= 1:
-        raise PolicyError(f"share {step.share} of a Step with {tuple(step.terms[0].push)}: expected 0 < share <= 1")
-    if step.apply == "amend":
-        _take_amend(ledger, step)
-    else:
-        _take_terms(ledger, step)
+    if not 0 < share <= 1:
+        raise PolicyError(f"share {share} of a Step with {tuple(terms[0].push)}: expected 0 < share <= 1")
     ledger.owed = step
+    if apply == "amend":
+        _take_amend(ledger, step)
+        return
+    total = sum(map(_weight, terms))
+    if not (math.isfinite(total) and (total > 0 or combine == "sum")):
+        raise PolicyError(f"the weights of a Step sum to {total}")
+    if combine == "sum":
+        total = 1.0
+    held, used = ledger.held, dict[PushId, None]()
+    for term in terms:
+        push, weight, missing = term
+        if missing is not None:
+            _open_debt(ledger, term, weight / total)
+        elif push in held and push not in used:
+            if push in ledger.debts:
+                raise PolicyError(f"law 4: push {tuple(push)} is owed; repay it with ledger.amend")
+            used[push] = None
+        elif push in used or not ledger.is_kept(push):
+            raise PolicyError(f"law 1: push {tuple(push)} is used but neither held nor kept")
+    if ledger.keeps_last:
+        _keep_last(ledger, used)
+    ledger.let_go(used)
 
 
 def take_drop(ledger: Ledger, drop: Drop) -> None:
@@ -189,13 +219,15 @@ def take_drop(ledger: Ledger, drop: Drop) -> None:
         raise PolicyError(f"law 1: push {tuple(drop.push)} is dropped ({drop.reason}) but not held")
     if drop.push in ledger.debts:
         ledger.close_debt(drop.push)
-    ledger.let_go(drop.push)
+    ledger.let_go((drop.push,))
 
 
 def take_release(ledger: Ledger, release: Release) -> None:
-    if not math.isfinite(release.own):
-        raise PolicyError(f"a Release with own = {release.own}")
-    for worker in release.workers:
+    """Let the next push of each worker be under way, on the model as it is, plus c * own * its last push."""
+    workers, own = release
+    if own and not math.isfinite(own):
+        raise PolicyError(f"a Release with own = {own}")
+    for worker in workers:
         member = ledger.workers.get(worker)
         if member is None:
             raise PolicyError(f"law 2: worker {worker} is released but not a member")
@@ -206,7 +238,14 @@ def take_release(ledger: Ledger, release: Release) -> None:
                 f"law 2: worker {worker} is released but does not wait (its step {member.assigned} is under way, "
                 "or it has not asked yet)"
             )
-        ledger.assign(worker, release.own)
+        if ledger.pipeline:
+            ledger.answer_ahead(worker, member, own)
+        else:
+            own_push = ledger.keep_own(worker, member) if own else None
+            member.assigned += 1
+            member.due = push = PushId(worker, member.assigned)
+            ledger.views[push] = View(ledger.version, own, own_push, ledger.travelled, ledger.now)
+            ledger.unmeasured[push] = ledger.travelled
         if member.newest is not None:
             ledger.unref(member.newest)
             member.newest = None
@@ -225,11 +264,6 @@ def take_measure(ledger: Ledger, measure: Measure) -> None:
     ledger.owed = list(measure.pushes)
 
 
-def check_answered(ledger: Ledger) -> None:
-    if ledger.owed:
-        raise PolicyError(f"the server left {ledger.owed} unanswered")
-
-
 def check_stalled(ledger: Ledger) -> None:
     stuck = len(ledger.waiting) == len(ledger.workers) and ledger.wake_at is None and not ledger.views
     if stuck and ledger.workers and ledger.started and not ledger.done:
@@ -237,29 +271,14 @@ def check_stalled(ledger: Ledger) -> None:
         raise Stalled(f"stalled at version {ledger.version}: workers {list(ledger.waiting)} all wait; held: {held}")
 
 
-def _take_terms(ledger: Ledger, step: Step) -> None:
-    total = sum([term.weight for term in step.terms])
-    if not (math.isfinite(total) and (total > 0 or step.combine == "sum")):
-        raise PolicyError(f"the weights of a Step sum to {total}")
-    if step.combine == "sum":
-        total = 1.0
-    used: dict[PushId, None] = {}
-    for term in step.terms:
-        if term.stands_for is not None:
-            _open_debt(ledger, term, term.weight / total)
-        elif term.push in ledger.held and term.push not in used:
-            if term.push in ledger.debts:
-                raise PolicyError(f"law 4: push {tuple(term.push)} is owed; repay it with ledger.amend")
-            used[term.push] = None
-        elif term.push in used or not ledger.is_kept(term.push):
-            raise PolicyError(f"law 1: push {tuple(term.push)} is used but neither held nor kept")
+def _keep_last(ledger: Ledger, used: dict[PushId, None]) -> None:
+    """The payload of each worker's last push that was used lives on."""
     for push in used:
-        if ledger.keeps_last and (member := ledger.workers.get(push.worker)) is not None:
-            previous, member.last = member.last, push
+        if (member := ledger.workers.get(push.worker)) is not None:
             ledger.ref(push)
-            if previous is not None:
-                ledger.unref(previous)
-        ledger.let_go(push)
+            if member.last is not None:
+                ledger.unref(member.last)
+            member.last = push
 
 
 def _open_debt(ledger: Ledger, term: Term, part: float) -> None:
@@ -278,4 +297,4 @@ def _take_amend(ledger: Ledger, step: Step) -> None:
     if missing not in ledger.held or missing not in ledger.debts or step != ledger.amend(missing):
         raise PolicyError(f"law 4: the amend of {tuple(missing)} is not what its debt owes")
     ledger.unref(ledger.debts.pop(missing).stand_in)
-    ledger.let_go(missing)
+    ledger.let_go((missing,))

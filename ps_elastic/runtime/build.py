@@ -20,8 +20,7 @@ from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
-from ps_elastic.server.layerwise import LayerwiseServer
-from ps_elastic.server.layerwise_store import LayerwiseStore
+from ps_elastic.server.layers import JoinedModel
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
 from ps_elastic.server.protocols import Store
 from ps_elastic.server.server import Server
@@ -173,24 +172,26 @@ def assemble_server(
 
     make_store: of the part of `layout` that is in so many of its buckets. join: the model of its parts.
     """
-    train, count = config.train, len(layout.buckets)
-    make: Callable[..., Server]
+    train, joined = config.train, None
     if config.policy.build().layerwise:
         stores = [make_store(part, slice(i, i + 1)) for i, part in enumerate(layout.parts())]
-        whole = LayerwiseStore(layout, x, stores, join)
-        make = partial(LayerwiseServer, [config.policy.build() for _ in stores], workers, whole)
+        joined = JoinedModel(layout, x, stores, join)
     else:
-        store = make_store(layout, slice(0, count))
-        make = partial(Server, config.policy.build(), workers, store, pipeline=config.update.pipeline)
-    return make(
+        stores = [make_store(layout, slice(0, len(layout.buckets)))]
+    return Server(
+        [config.policy.build() for _ in stores],
+        stores,
+        workers,
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
         tracker,
         log,
-        evaluator,
-        config.tracker.discrepancy,
-        train.target,
-        config.update.plugin.build().units,
+        joined=joined,
+        evaluator=evaluator,
+        discrepancy=config.tracker.discrepancy,
+        target=train.target,
+        units=config.update.plugin.build().units,
+        pipeline=config.update.pipeline,
     )
 
 

@@ -15,7 +15,8 @@ from ps_elastic.server.server import Server
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
 from ps_elastic.worker.worker import Worker
 
-_TICK_S = 0.1  # longest the server looks at nothing but its messages
+_TICK_S = 0.1  # longest the server waits for a message
+_TURN_S = 0.01  # and looks at nothing but its messages while they come
 _ABORT_WITHIN_S = 5.0  # rank 0 ends the job within this after a rank failed; then the rank does it itself
 _LONGEST_TEXT = 60_000  # bytes of a traceback that travel to rank 0
 
@@ -54,15 +55,16 @@ def serve(
 ) -> None:
     """Run the server to its end. Raises Stalled, naming who is awaited, when no push arrives for `deadline_s`.
 
-    warn: told once per silence of `warning_s`. on_turn: called at least every 0.1 s, with the time.
+    warn: told once per silence of `warning_s`. on_turn: called with the time, every 0.1 s at least, and not more often
+    than every 10 ms while messages come.
     """
     for worker, reply in server.start(clock()):
         endpoint.send(worker, reply)
-    heard, warned, gone = clock(), False, set[int]()
+    heard = turned = clock()
+    warned, gone = False, set[int]()
     while not server.finished:
-        now = clock()
-        timeout = _TICK_S if server.wake_at is None else min(_TICK_S, max(0.0, server.wake_at - now))
-        received = endpoint.recv(timeout)
+        wake_at = server.wake_at
+        received = endpoint.recv(_TICK_S if wake_at is None else min(_TICK_S, max(0.0, wake_at - clock())))
         now = clock()
         if received is None:
             outgoing = server.tick(now)
@@ -74,6 +76,9 @@ def serve(
             outgoing = server.receive(received[1], now)
         for worker, reply in outgoing:
             endpoint.send(worker, reply)
+        if received is not None and now < turned + _TURN_S:
+            continue
+        turned = now
         on_turn(now)
         if now - heard > deadline_s:
             raise Stalled(f"no push for {now - heard:.0f} s; {awaited(server, gone)}")

@@ -100,7 +100,7 @@ class Watch:
             raise WorkersLost(f"ranks {lost} died")
 
     def on_turn(self, now: float) -> None:
-        """Called after each message, and now and then without one."""
+        """Called now and then, whether messages come or not."""
         signals, (record, server, _, end, _) = self._signals, self._made
         if signals.end:
             self.look()
@@ -136,6 +136,7 @@ def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
     server, evaluator = make_server(
         config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
         distances=distances, sharing=step_memory,
-        readers=None if config.update.pipeline else end,  # who runs ahead gets models that stay as they are
+        # Who runs ahead gets models that stay as they are, and small models are copied into their message.
+        readers=end if end.lends and not config.update.pipeline else None,
     )  # fmt: skip
     return Made(record, server, evaluator, end, step_memory)

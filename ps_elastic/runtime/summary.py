@@ -33,7 +33,7 @@ def finish(
     load_statistics(parts.model, evaluator.statistics)
     record.write_model(parts.model)
     sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
-    evaluator.submit(server.store.x, server.totals.samples, server.ledger.version, now, final=True)
+    evaluator.submit(server.x, server.totals.samples, server.ledger.version, now, final=True)
     evaluator.wait()
     for _ in server.tick(now):
         raise AssertionError("a finished server answers nobody")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.decide import Decision, decide
@@ -27,109 +27,55 @@ from ps_elastic.policies.events import (
     Step,
 )
 from ps_elastic.policies.ledger import Ledger
-from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.debts import Debts
 from ps_elastic.server.discrepancy import DiscrepancyMeter, StepSizes, Use, use_line
+from ps_elastic.server.outcomes import Outcome, Outcomes
 from ps_elastic.server.pipelining import Pipelining
 from ps_elastic.server.protocols import Store
-from ps_elastic.server.totals import BoundFacts, Totals
-from ps_elastic.transport.messages import MOST_SETTLED, PushMessage, Reply, Settled
+from ps_elastic.server.run import Run
+from ps_elastic.transport.messages import PushMessage, Reply, Settled
 
 Outgoing = Iterator[tuple[int, Reply]]
-
-
-class Outcome(NamedTuple):
-    """What became of a push; weight = alpha x share x weight it was applied with (share x weight if not a gradient)."""
-
-    what: str  # "used", "dropped" or "held"
-    discrepancy: float = math.nan
-    weight: float = 0.0
-
-
-HELD = Outcome("held")
-
-
-class Run(Protocol):
-    """What a shard asks of the run that it belongs to: the server."""
-
-    totals: Totals
-    measures: BoundFacts
-    tracker: Tracker
-    units: str  # of the pushes
-    owed: dict[int, int]  # worker -> the step that its next reply answers
-
-    @property
-    def over(self) -> bool:
-        """Whether the run has all it wants."""
-
-    def alpha(self) -> float:
-        """The step size now."""
-
-    def arrived(self, push: Push, head: PushMessage) -> None:
-        """A push is held, and its payload lies in the transport's memory."""
-
-    def stepped(self, version: int, now: float) -> None:
-        """The model is `version` now."""
-
-    def use(self, push: PushId, samples: int, shard: Shard) -> None:
-        """A push is used, for the first time."""
-
-    def drop(self, push: PushId) -> None:
-        """A push is dropped."""
-
-    def release(self, worker: int, shard: Shard) -> Reply | None:
-        """The rule lets a worker go: its reply, if one is due."""
-
-    def stop(self, now: float) -> Outgoing:
-        """End the run."""
 
 
 class Shard:
     """A rule at work on one ledger. `event` and `push` yield (worker, reply) as soon as each is ready.
 
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
-    bucket: (index, count) where the rule is layerwise.
+    release: is told of each worker that the rule lets go, and has its reply, if one is due. stop: ends the run.
     """
 
     def __init__(
         self,
         run: Run,
         policy: Policy,
-        workers: int,
+        ledger: Ledger,
         store: Store,
-        log: Callable[[str], None] | None,
         discrepancy: str,
-        bucket: tuple[int, int] | None = None,
-        pipeline: int = 0,
+        release: Callable[[int, Shard], Reply | None],
+        stop: Callable[[float], Outgoing],
     ) -> None:
-        self.policy, self.store, self._run = policy, store, run
-        self._bucket = 0 if bucket is None else bucket[0]
-        self._named = {} if bucket is None else {"bucket": self._bucket}  # in lines of the log
-        self.ledger = Ledger(
-            range(1, workers + 1),
-            jobs=policy.jobs,
-            keeps_last=policy.keeps_last,
-            own_views=policy.own_views,
-            pipeline=pipeline,
-            log=log,
-            bucket=bucket,
-        )
+        self.policy, self.ledger, self.store = policy, ledger, store
+        self._run, self._release, self._stop = run, release, stop
         self._totals, self._measures, self._tracker = run.totals, run.measures, run.tracker
         self._step_sizes = StepSizes()
         self._meter = DiscrepancyMeter(store, self._step_sizes, discrepancy)
         is_exact, x = discrepancy == "exact", policy.view_of
-        self._promised = policy.limit if is_exact and x == "srv" else _nothing
-        end = "}" if bucket is None else f', "bucket": {self._bucket}}}'
+        self._promised = policy.limit if is_exact and x == "srv" else lambda: math.inf  # of what is known at a use
+        self._bucket = ledger.bucket[0]
+        self._named = {"bucket": self._bucket} if ledger.layerwise else {}  # in lines of the log
+        end = f', "bucket": {self._bucket}}}' if ledger.layerwise else "}"
         self._line = partial(use_line, rank=run.tracker.rank, x=x, end=end)
         self._debts = Debts(store, run.measures, self._note, is_ideal=is_exact and x == "ideal")
         self._arrived: dict[PushId, Push] = {}
         self._samples: dict[PushId, int] = {}  # that a push which is here is worth
-        self._outcomes: dict[int, Outcome] = {}  # worker -> of its push that is not answered yet
-        self._settled: dict[int, list[Settled]] = {}  # of pushes answered as "held", to be told
+        self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
+        self._outcomes = Outcomes(self._bucket)
+        self._keeps_all = is_exact or not ledger.pipeline  # else payloads are not kept for views alone
         self._pipelining: Pipelining | None = None
-        if pipeline:
+        if ledger.pipeline:
             self._pipelining = Pipelining(
-                self.ledger, store, self._meter, self._step_sizes, run.measures, self._own_rate, self._arrived
+                ledger, store, self._meter, self._step_sizes, run.measures, self._own_rate, self._arrived
             )
 
     def start(self, now: float) -> Outgoing:
@@ -140,12 +86,17 @@ class Shard:
         return self._carry_out(decide(self.policy, self.ledger, event, now), now)
 
     def ending(self, worker: int, event: Event, now: float) -> Outgoing:
-        """As `event`, where what `worker` has under way may come to nothing by it."""
-        under_way = self._under_way(worker)
+        """As `event`, where what `worker` computes or has queued may come to nothing by it."""
+        ledger, member = self.ledger, self.ledger.workers.get(worker)
+        under_way = range(member.seen + 1, member.assigned + 1) if member else ()
         outgoing = self.event(event, now)
-        self._forget(under_way)
-        if isinstance(event, Left) and self._pipelining is not None:
-            self._pipelining.left(worker)
+        for push in [PushId(worker, step) for step in under_way]:
+            if push not in ledger.views and push not in ledger.held:
+                self._meter.end(push)
+        if isinstance(event, Left):
+            self._outcomes.answered.pop(worker, None)  # there is nobody to be told
+            if self._pipelining is not None:
+                self._pipelining.left(worker)
         return outgoing
 
     def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
@@ -160,14 +111,17 @@ class Shard:
             self._arrived[push.id], self._samples[push.id] = push, head.samples
             if self._pipelining is not None:
                 self._pipelining.arrive(push)
-                if (outcome := self._outcomes.pop(worker, None)) is not None:  # of a push that no reply answered yet
-                    self._tell(PushId(worker, self._run.owed[worker]), outcome)
-            self._run.arrived(push, head)
+                if (outcome := self._outcomes.answered.pop(worker, None)) is not None:  # no reply has answered it
+                    self._outcomes.tell(PushId(worker, self._run.owed[worker]), outcome)
+            self._borrowed[worker] = push.id
+            self._run.arrived(head, push.nbytes)
         return outgoing
 
-    def forget(self, worker: int) -> None:
-        """`worker` is gone: nothing is to be told to it."""
-        self._outcomes.pop(worker, None)
+    def keep(self, worker: int) -> None:
+        """`worker` is answered, and its push may be overwritten: keep what will be read again."""
+        push = self._borrowed.pop(worker, None)
+        if push is not None and (self._keeps_all or push in self.ledger.held):
+            self.store.keep(push)
 
     def give(self, worker: int) -> tuple[int, Any]:
         """The version and the model that the next push of `worker` is to be computed on."""
@@ -189,16 +143,10 @@ class Shard:
             return self._own_rate()
         return 0.0 if self._pipelining is None else self._pipelining.rate(worker)
 
-    def told(self, worker: int, most: int = MOST_SETTLED) -> tuple[Outcome, tuple[Settled, ...]]:
-        """What to tell `worker` of the push answered now, and of `most` earlier ones: as many as go into one reply."""
-        told = self._settled.pop(worker, [])
-        still = () if self._pipelining is None else self._pipelining.still_held(worker)
-        if not told and not still:
-            return self._outcomes.pop(worker, HELD), ()
-        room = most - len(still)
-        if rest := told[room:]:
-            self._settled[worker] = rest
-        return self._outcomes.pop(worker, HELD), (*told[:room], *still)
+    def told(self, worker: int, most: int) -> tuple[Outcome, tuple[Settled, ...]]:
+        """What to tell `worker` of the push answered now, and of `most` earlier ones."""
+        pipelining = self._pipelining
+        return self._outcomes.take(worker, most, () if pipelining is None else pipelining.still_held(worker))
 
     def _carry_out(self, decisions: Iterator[Decision], now: float) -> Outgoing:
         run, ledger, owed = self._run, self.ledger, self._debts.owed
@@ -207,7 +155,7 @@ class Shard:
                 self._step(action, now)
             elif isinstance(action, Release):
                 for worker in action.workers:
-                    if (reply := run.release(worker, self)) is not None:
+                    if (reply := self._release(worker, self)) is not None:
                         yield worker, reply
             elif isinstance(action, Drop):
                 self._drop(action, now)
@@ -223,11 +171,11 @@ class Shard:
             if owed:
                 self._tell_late(self._debts.forgiven(ledger.debts, now, ended=ledger.done))
         if run.over and not ledger.done:
-            yield from run.stop(now)
+            yield from self._stop(now)
 
     def _drop(self, drop: Drop, now: float) -> None:
         worker, step = drop.push
-        self._run.drop(drop.push)
+        self._run.met(drop.push, used=False)
         self._measures.lost += not self.ledger.done
         self._tracker.note("dropped", now, worker=worker, step=step, reason=drop.reason, **self._named)
         self._settle(drop.push, Outcome("dropped"))
@@ -238,7 +186,7 @@ class Shard:
         alpha = self._run.alpha()
         self.store.combine(step)
         for push in fresh:
-            self._run.use(push.id, self._samples[push.id], self)
+            self._run.use(push.id, self._samples[push.id], self._bucket)
         if step.apply == "amend":
             alpha, moved = self._amend(step.terms[0].push, now)
         else:
@@ -309,12 +257,7 @@ class Shard:
     def _tell_late(self, known: list[tuple[PushId, float]]) -> None:
         """These pushes were used a while ago, and only now their discrepancy is known."""
         for push, distance in known:
-            self._tell(push, Outcome("used", distance))
-
-    def _tell(self, push: PushId, outcome: Outcome) -> None:
-        """Let the worker know with a later reply than that to the push itself."""
-        settled = Settled(push.step, outcome.what, outcome.discrepancy, self._bucket)
-        self._settled.setdefault(push.worker, []).append(settled)
+            self._outcomes.tell(push, Outcome("used", distance))
 
     def _rate(self, alpha: float) -> float:
         """What a push is multiplied by when the step size is `alpha`: updates are scaled already."""
@@ -350,22 +293,6 @@ class Shard:
         if self._pipelining is not None:
             self._pipelining.settled(push)
         if self._run.owed.get(push.worker) == push.step:
-            self._outcomes[push.worker] = outcome
+            self._outcomes.answered[push.worker] = outcome
         else:
-            self._tell(push, outcome)
-
-    def _under_way(self, worker: int) -> list[PushId]:
-        """The pushes that `worker` computes or has queued."""
-        member = self.ledger.workers.get(worker)
-        return [PushId(worker, step) for step in range(member.seen + 1, member.assigned + 1)] if member else []
-
-    def _forget(self, under_way: list[PushId]) -> None:
-        """An event was noted: the views end of those that nothing will come of any more."""
-        for push in under_way:
-            if push not in self.ledger.views and push not in self.ledger.held:
-                self._meter.end(push)
-
-
-def _nothing() -> float:
-    """What is promised of a discrepancy where none is, or what is promised is not known in time."""
-    return math.inf
+            self._outcomes.tell(push, outcome)

@@ -79,19 +79,18 @@ class Totals:
         self.helped: float | None = None  # the share of them that workers made
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
 
-    def note_push(self, push: Push, samples: int, loss: float, held: int, waited_s: float) -> None:
+    def note_push(self, worker: int, nbytes: int, samples: int, loss: float, held: int, waited_s: float) -> None:
         self.pushes += 1
         self.samples_computed += samples
-        self.bytes_up += push.nbytes
+        self.bytes_up += nbytes
         if held > self.held_max:
             self.held_max = held
         self.loss = loss
-        self.waited[push.id.worker] = waited_s
+        self.waited[worker] = waited_s
 
     def note_used(self, use: Use) -> None:
-        """A push is used, and how far its view was is known."""
+        """How far the view of a push was that is used, or a part of one."""
         assert use.push is not None
-        self.used += 1
         self.staleness.note(use.version - use.push.base)
         self.discrepancy.note(use.distance)
         self.scaled.note(use.scaled)

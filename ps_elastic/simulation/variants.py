@@ -157,6 +157,4 @@ class TornSimulator(Simulator):
 
     def _read(self, node: Node, piece: Tensor) -> None:
         if node.alive:
-            x = self._server.store.x
-            assert x is not None
-            self._copies[node.rank][piece] = x[piece]
+            self._copies[node.rank][piece] = self._server.x[piece]

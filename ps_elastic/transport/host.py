@@ -75,7 +75,7 @@ class Window:
     def of(self, rank: int) -> np.ndarray:
         """The part of `rank` of the job."""
         memory, _ = self._win.Shared_query(self._ranks.index(rank))
-        return np.frombuffer(memory, np.uint8)  # type: ignore[call-overload]
+        return np.frombuffer(memory, np.uint8)  # type: ignore[call-overload, no-any-return, unused-ignore]
 
     def populate(self, rank: int) -> bool:
         """Take the memory of `rank`, this one, now; False where there is none left, which later would be fatal."""

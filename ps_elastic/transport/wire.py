@@ -17,6 +17,7 @@ allocated or read. Each array starts at a multiple of 8 bytes.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -37,15 +38,16 @@ from ps_elastic.transport.messages import (
 )
 
 MAGIC, WIRE_VERSION = b"PSEL", 3
-_HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
-HEADER_BYTES = _HEADER.size
+HEADER = struct.Struct("<4sBBHIHHQQ4dIf8s4Q")
+HEADER_BYTES = HEADER.size
 MAX_ARRAYS = 4
-_PUSH, _REPLY, _ASK, _FAREWELL = range(1, 5)
-_STOP, _MODEL_APART, _STATISTICS, _LAYERS, _MODEL_SHARED, _VECTOR_APART, _STALE = 1, 2, 4, 8, 16, 32, 64
+PUSH, REPLY, ASK, FAREWELL = range(1, 5)
+_STOP, _MODEL_APART, _STATISTICS, _LAYERS, MODEL_SHARED, _VECTOR_APART, _STALE = 1, 2, 4, 8, 16, 32, 64
 _SETTLED, _LAYER = 4, 3  # float64 numbers that tell of a settled push, and of a layer
 _COPIED_BYTES = 1 << 13  # copying so little onto itself is quicker than asking whether it already stands there
 _TYPES = ("<f4", "<f8", "<i4", "<i8", "|u1", "<u2", "<f2", "<u4", "|i1", "<i2")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES, 1)}  # 0 is no array; an empty one has its type
+FLOAT32 = _CODES[np.dtype("<f4")]
 
 
 class Place(IntEnum):
@@ -103,7 +105,7 @@ def pack(
     apart = None
     match message:
         case PushMessage(worker, step, base, arrays, bucket, buckets, samples, loss):
-            kind = _PUSH
+            kind = PUSH
             numbers = (message.norm, message.payload_norm, message.residual_norm, message.waited_s)
             if message.statistics is not None:
                 flags, arrays = _STATISTICS, (*arrays, message.statistics)
@@ -111,7 +113,7 @@ def pack(
             if place == Place.APART and message.arrays:
                 flags, apart = flags | _VECTOR_APART, message.arrays[0]
         case Reply(worker, step, base, given):
-            kind, arrays = _REPLY, ()
+            kind, arrays = REPLY, ()
             flags = OUTCOMES.index(message.outcome) << 8 | (_STALE if stale else 0)
             numbers = (message.discrepancy, message.alpha, message.weight, message.rate)
             if given is None:
@@ -119,7 +121,7 @@ def pack(
             elif place == Place.APART:
                 flags, apart = flags | _MODEL_APART, given
             elif place == Place.SHARED:
-                flags |= _MODEL_SHARED
+                flags |= MODEL_SHARED
             else:
                 arrays = (given,)
             if message.layers:
@@ -129,25 +131,24 @@ def pack(
                 told = [(step, OUTCOMES.index(outcome), d, bucket) for step, outcome, d, bucket in message.settled]
                 arrays = (*arrays, _flat(told))
         case Ask(worker, step):
-            kind, base, arrays = _ASK, 0, ()
+            kind, base, arrays = ASK, 0, ()
         case Farewell(worker, step, text, code):
-            kind, base, arrays = _FAREWELL, code, (np.frombuffer(text.encode(), np.uint8),)
+            kind, base, arrays = FAREWELL, code, (np.frombuffer(text.encode(), np.uint8),)
     if len(arrays) > MAX_ARRAYS:
         raise WireError(f"{len(arrays)} arrays in a message; expected at most {MAX_ARRAYS}")
     sizes, end = [0] * MAX_ARRAYS, HEADER_BYTES
     for i, array in enumerate(arrays):
-        code = _CODES.get(array.dtype)
-        if code is None:
+        if array.dtype not in _CODES:
             raise WireError(f"an array of {array.dtype} cannot be sent; known: {', '.join(_TYPES)}")
-        sizes[i] = code << 56 | array.size
+        sizes[i] = _CODES[array.dtype] << 56 | array.size
         if array is apart:
             continue
         target = buffer[end : end + array.nbytes]
         if array.nbytes <= _COPIED_BYTES or target.ctypes.data != array.ctypes.data:
             target.view(array.dtype)[:] = array
         end += padded(array.nbytes)
-    _HEADER.pack_into(
-        buffer, 0, MAGIC, WIRE_VERSION, kind, flags, worker, bucket, buckets, step, base,
+    HEADER.pack_into(
+        buffer.data, 0, MAGIC, WIRE_VERSION, kind, flags, worker, bucket, buckets, step, base,
         *numbers, samples, loss, layout[:8], *sizes,
     )  # fmt: skip
     return Packed(buffer[:end], apart)
@@ -160,12 +161,12 @@ def size_of(head: np.ndarray, layout: bytes, source: str) -> Size:
     """
     fields = _fields(head, layout, source)
     form, flags = _form_of(fields, source), fields[3]
-    if fields[2] == _PUSH and form.apart is not None:
+    if fields[2] == PUSH and form.apart is not None:
         return Size(form.nbytes, Place.APART)
     place = Place.INLINE
-    if fields[2] == _REPLY and flags & (_MODEL_APART | _MODEL_SHARED):
+    if fields[2] == REPLY and flags & (_MODEL_APART | MODEL_SHARED):
         place = Place.APART if flags & _MODEL_APART else Place.SHARED
-    return Size(form.nbytes, place, stale=fields[2] == _REPLY and bool(flags & _STALE))
+    return Size(form.nbytes, place, stale=fields[2] == REPLY and bool(flags & _STALE))
 
 
 def unpack(frame: np.ndarray, layout: bytes, source: str, apart: np.ndarray | None = None) -> Message:
@@ -195,16 +196,16 @@ def unpack(frame: np.ndarray, layout: bytes, source: str, apart: np.ndarray | No
 
 def _message(fields: tuple[Any, ...], arrays: list[np.ndarray], model: np.ndarray | None) -> Message:
     _, _, kind, flags, worker, bucket, buckets, step, base, a, b, c, d, samples, loss, *_ = fields
-    if kind == _PUSH:
+    if kind == PUSH:
         statistics = arrays.pop() if flags & _STATISTICS else None
         return PushMessage(
             worker, step, base, tuple(arrays), bucket, buckets, samples, loss, a, b, c, d, statistics, flags >> 8
         )
-    if kind == _ASK:
+    if kind == ASK:
         return Ask(worker, step)
-    if kind == _FAREWELL:
+    if kind == FAREWELL:
         return Farewell(worker, step, bytes(arrays[0]).decode(), base)
-    if not flags & (_STOP | _MODEL_APART | _MODEL_SHARED):
+    if not flags & (_STOP | _MODEL_APART | MODEL_SHARED):
         model = arrays.pop(0)
     found = arrays.pop(0).reshape(-1, _LAYER).tolist() if flags & _LAYERS else []
     layers = tuple(Layer(int(version), OUTCOMES[int(outcome)], weight) for version, outcome, weight in found)
@@ -220,13 +221,13 @@ def reply_bytes(model_bytes: int, buckets: int) -> int:
     return HEADER_BYTES + padded(model_bytes) + 8 * (_LAYER * buckets + _SETTLED * MOST_SETTLED)
 
 
-def _flat(rows: list[tuple[float, ...]]) -> np.ndarray:
+def _flat(rows: Sequence[tuple[float, ...]]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1)
 
 
 def _form_of(fields: tuple[Any, ...], source: str) -> _Form:
     try:
-        return _form(fields[-MAX_ARRAYS:], fields[2] == _PUSH and bool(fields[3] & _VECTOR_APART))
+        return _form(fields[-MAX_ARRAYS:], fields[2] == PUSH and bool(fields[3] & _VECTOR_APART))
     except ValueError as error:
         raise WireError(f"{source}: {error}") from None
 
@@ -254,15 +255,15 @@ def _form(sizes: tuple[int, ...], apart: bool) -> _Form:
 def _fields(head: np.ndarray, layout: bytes, source: str) -> tuple[Any, ...]:
     if head.size < HEADER_BYTES:
         raise WireError(f"{source}: got {head.size} bytes, expected a header of {HEADER_BYTES}")
-    fields = _HEADER.unpack_from(head)
+    fields = HEADER.unpack_from(head.data)
     if fields[0] != MAGIC:
         raise WireError(f"{source}: starts with {fields[0]!r}, expected {MAGIC!r}")
     if fields[1] != WIRE_VERSION:
         raise WireError(f"{source}: wire version {fields[1]}, expected {WIRE_VERSION}")
     if fields[15] != layout[:8]:
         raise WireError(f"{source}: layout {fields[15].hex()}, expected {layout[:8].hex()}: another model or buckets")
-    if fields[2] not in (_PUSH, _REPLY, _ASK, _FAREWELL):
+    if fields[2] not in (PUSH, REPLY, ASK, FAREWELL):
         raise WireError(f"{source}: unknown kind of message {fields[2]}")
-    if fields[2] == _REPLY and (fields[3] >> 8) >= len(OUTCOMES):
+    if fields[2] == REPLY and (fields[3] >> 8) >= len(OUTCOMES):
         raise WireError(f"{source}: unknown outcome {fields[3] >> 8}")
     return fields

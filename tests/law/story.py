@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ps_elastic.policies import Policy
-from ps_elastic.policies.decide import decide
+from ps_elastic.policies.decide import ANSWERS, begin, decide, end, take
 from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Push, PushId, Step
 from ps_elastic.policies.ledger import Ledger
 
@@ -58,6 +58,36 @@ class Story:
         elif isinstance(action, Measure):
             for push in action.pushes:
                 assert list(decide(self.policy, self.ledger, Measured(push, self.distance), now)) == []
+
+
+class Loop(Story):
+    """A story that carries the actions out in a loop of its own, as a server does."""
+
+    def tell(self, event: Event, now: float = 0.0) -> list[Action]:
+        actions: list[Action] = []
+        ledger = self.ledger
+        ordered = begin(self.policy, ledger, event, now)
+        self.freed = list(ledger.freed)
+        ledger.freed.clear()
+        try:
+            for action in ordered:
+                take(ledger, action)
+                actions.append(action)
+                self._answer(action, now)
+                self.freed += ledger.freed
+                ledger.freed.clear()
+        except BaseException:
+            end(ledger, broken_off=True)
+            raise
+        end(ledger)
+        return actions
+
+    def _answer(self, action: Action, now: float) -> None:
+        if isinstance(action, Step):
+            ANSWERS[Applied](self.ledger, Applied(self.ledger.version + 1, self.moved, alpha=0.1))
+        elif isinstance(action, Measure):
+            for push in action.pushes:
+                ANSWERS[Measured](self.ledger, Measured(push, self.distance))
 
 
 def plain(*pushes: tuple[int, int], share: float = 1.0) -> Step:

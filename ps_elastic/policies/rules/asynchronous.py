@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
+from ps_elastic.policies.events import Action, Push, Release, Step, Term
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.theory import Bound, Facts, b_missed_steps, b_reapplied
 
@@ -30,6 +29,5 @@ class Asynchronous(Policy):
             return Bound(missed, "tau M/p", kind="observed")
         return Bound(missed + b_reapplied(facts), "tau M/p + r M", kind="observed")
 
-    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        yield Step.mean([push.id], share=1 / len(ledger.workers))
-        yield Release((push.id.worker,))
+    def on_push(self, push: Push, ledger: Ledger) -> tuple[Action, ...]:
+        return Step((Term(push.id),), share=1 / len(ledger.workers)), Release((push.id.worker,))

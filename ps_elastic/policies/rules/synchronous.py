@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.policies.base import Policy, policies
@@ -25,16 +24,16 @@ class Synchronous(Policy):
     def declared_bound(self, facts: Facts) -> Bound:
         return exact()
 
-    def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
+    def on_push(self, push: Push, ledger: Ledger) -> tuple[Action, ...]:
         if ledger.computing:
-            return
-        yield from self._step(ledger)
+            return ()
+        return self._step(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
+    def on_leave(self, worker: int, ledger: Ledger) -> tuple[Action, ...]:
         if ledger.held and not ledger.computing:
-            yield from self._step(ledger)
+            return self._step(ledger)
+        return ()
 
-    def _step(self, ledger: Ledger) -> Iterator[Action]:
-        yield Step.mean(ledger.held)
-        if ledger.waiting:
-            yield Release(tuple(ledger.waiting))
+    def _step(self, ledger: Ledger) -> tuple[Action, ...]:
+        step = Step.mean(ledger.held)
+        return (step, Release(tuple(ledger.waiting))) if ledger.waiting else (step,)

@@ -25,6 +25,7 @@ from ps_elastic.worker.worker import Worker
 
 _KEPT = ("pushes", "wall_s", "held_max", "snapshots_max", "time_to_target_s")  # of the summary
 _PARTS = ("t_s", "compute_s", "encode_s", "send_s", "wait_s")  # of a worker's line for a reply
+_GRADIENT = 1e-3  # of every entry that a sender sends: of zeros the server's norms would take another way
 
 
 def train(world: MPI.Comm, config: dict[str, Any], *, watched: bool = False, pause_s: float = 0.0) -> dict[str, Any]:
@@ -81,11 +82,12 @@ def _train(world: MPI.Comm, config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Sender(Worker):
-    """A worker that sends what stands in its gradient's memory again as soon as it has a model to compute on."""
+    """A worker that sends the same gradient again as soon as it has a model to compute on."""
 
     def __init__(self, *args: Any, trips: list[float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._trips = trips
+        self._norm = float(self.g.fill_(_GRADIENT).norm())
 
     def load(self, reply: Reply) -> bool:
         self.told = reply.step
@@ -99,7 +101,8 @@ class Sender(Worker):
 
     def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
         self.step += 1
-        emit(PushMessage(self.rank, self.step, self.base, (self.g.numpy(),), samples=1))
+        gradient, norm = (self.g.numpy(),), self._norm
+        emit(PushMessage(self.rank, self.step, self.base, gradient, samples=1, norm=norm, payload_norm=norm))
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         self._trips.append(send_s + wait_s)
