@@ -73,7 +73,8 @@ def imported() -> Iterator[str]:
 
 def test_what_is_imported_is_required_and_the_other_way_round(setup: configparser.ConfigParser) -> None:
     required = {
-        MODULES.get(requirement.name, requirement.name) for requirement in requirements(setup, "compiled", "examples")
+        MODULES.get(requirement.name, requirement.name)
+        for requirement in requirements(setup, "compiled", "examples", "statistics")
     }
     assert set(imported()) == required
 

@@ -7,6 +7,7 @@ import json
 import click
 
 from ps_elastic.cli import _options
+from ps_elastic.config.json_schema import json_schema
 from ps_elastic.config.load import check, load
 from ps_elastic.errors import OK, USAGE
 
@@ -46,6 +47,4 @@ def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
 @click.option("--task", metavar="NAME", help="The one task that a file may name: a registered one, or module:Class.")
 def schema(task: str | None) -> None:
     """Print the JSON Schema of a configuration, for editors that complete and check it."""
-    from ps_elastic.config.json_schema import json_schema
-
     click.echo(json.dumps(json_schema(task), indent=2))

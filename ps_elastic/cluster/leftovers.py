@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 SHM = Path("/dev/shm")
 PATTERNS = ("sm_segment.*", "osc_sm.*", "vader_segment.*", "mpich_shm_*")
 SETTLED_S = 60.0  # a file so old is mapped by whoever made it, if they live
@@ -122,6 +120,8 @@ def _host() -> str:
 
 def _is_over(folder: Path, made: Path) -> bool:
     """Whether the process whose id follows the first dot of `folder`, and which made `made` when it began, is gone."""
+    import psutil  # 15 ms, and every rank imports this file without ever asking
+
     process = folder.name.split(".")[1]
     try:
         about = made.stat()

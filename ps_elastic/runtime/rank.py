@@ -12,7 +12,6 @@ from ps_elastic.config.load import load
 from ps_elastic.records.run_dir import new_run_dir
 from ps_elastic.runtime.build import make_parts, reads_in_place, shares_steps
 from ps_elastic.runtime.rank_setup import RankSetup, settle_buckets
-from ps_elastic.runtime.server_rank import be_server
 from ps_elastic.runtime.signals import Signals
 from ps_elastic.runtime.worker_rank import be_worker
 from ps_elastic.server.shared_step_memory import common_bytes
@@ -37,6 +36,8 @@ def run_rank(
     links = _join(comm, setting)
     summary = None
     if comm.Get_rank() == 0:
+        from ps_elastic.runtime.server_rank import be_server  # 40 ms for rich, with which workers show nothing
+
         summary = be_server(comm, setting, links, signals, quiet=quiet)
     else:
         be_worker(comm, setting, links)
