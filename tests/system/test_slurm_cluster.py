@@ -16,7 +16,7 @@ from ps_elastic.cluster import doctor
 from ps_elastic.cluster.environment import find_mpi
 from ps_elastic.errors import PlatformError
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SLURM_UP = REPOSITORY.parent / "shared" / "tools" / "slurm-up"
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 

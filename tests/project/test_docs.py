@@ -22,7 +22,7 @@ from ps_elastic.config.load import check
 from ps_elastic.plugins import Registry, settings
 from ps_elastic.policies import policies
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "docs/evidence/README.md"]
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -13,7 +13,7 @@ import pytest
 from ps_elastic import __version__, cli, errors
 from ps_elastic.cli import main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TASK = """
 from __future__ import annotations
 from dataclasses import dataclass

@@ -82,7 +82,7 @@ def test_a_synchronous_run_gives_the_parameters_of_train(tmp_path: Path, task: s
 
 
 def test_digits_too(tmp_path: Path) -> None:
-    source = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
+    source = str(Path(__file__).resolve().parents[2] / "configs" / "digits.yaml")
     real = fit(tmp_path, load(source).to_dict(), samples=960)
     simulated = run(tmp_path, load(source).to_dict(), "simulation.compute.name=exponential", samples=960)
     assert simulated.summary["parameters_sha256"] == real.summary["parameters_sha256"]

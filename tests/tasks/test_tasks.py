@@ -25,7 +25,7 @@ from ps_elastic.tasks.digits import Digits, is_held_out
 from ps_elastic.tasks.fashion_mnist import SHIFT, FashionMnist, Standardise, moved, read_idx
 from ps_elastic.tasks.quadratic import Quadratic
 
-DATA = Path(os.environ.get("PS_ELASTIC_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("PS_ELASTIC_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_fashion = pytest.mark.skipif(
     not all((DATA / "fashion-mnist" / name).exists() for name in fashion_mnist.FILES),
     reason="no Fashion-MNIST: PS_ELASTIC_DATA names no folder with fashion-mnist/, nor is there ../shared/data",

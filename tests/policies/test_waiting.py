@@ -15,7 +15,7 @@ import torch
 from ps_elastic.analysis.verify import Played, play
 from ps_elastic.config.load import load
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "launch" / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "launch" / "experiments"
 MODULES = ("waiting", "_curves", "_exact_step", "_page", "_waiting_plot", "_waiting_runs", "_waiting_text")
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ps_elastic.policies.theory import EQUAL_DATA, REPAID
 
-LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 ENV = {
     "workers": 3,
     "versions": {"ps_elastic": "0.1.0", "torch": "2.13.0"},

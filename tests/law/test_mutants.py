@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 
 from ps_elastic.policies import Policy
-from tests import test_decide, test_events, test_ledger, test_policies
 from tests.law.cases import CASES, pipeline_of
 from tests.law.mutation import mutated
 from tests.law.schedule import ONE_PASS, draws, play, workers
 from tests.law.walker import walk
+from tests.policies import test_base, test_decide, test_events, test_ledger
 
-STORIES = (test_ledger, test_decide, test_policies, test_events)
+STORIES = (test_ledger, test_decide, test_base, test_events)
 Mutant = tuple[str, str, str]  # module, what is there, what stands there instead
 
 # What the walk and the random schedules must find alone: for a rule that nobody has told a story of.
