@@ -272,6 +272,15 @@ def test_the_stops_of_a_gradient_are_functions_of_those_files() -> None:
         assert re.search(rf"def {name}\(", text_of(REPOSITORY / file)), f"{file} has no {name}"
 
 
+def test_the_map_shows_every_room_in_the_order_of_the_table() -> None:
+    rooms = re.findall(
+        r"^\| `(\w+)(?:\.py)?` \|", text_of(REPOSITORY / "docs" / "index.md").split("## The rooms")[1], re.MULTILINE
+    )
+    package = REPOSITORY / "ps_elastic"
+    there = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(rooms[:16]) == there - {"__init__", "__main__"}
+
+
 def test_the_bytes_of_a_header_are_those_stated() -> None:
     from ps_elastic.transport.wire import HEADER_BYTES
 
