@@ -128,11 +128,11 @@ def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
 def play(config: Config, workers: int, look: Callable[[Server], object] = id) -> Played:
     """One run of `config` in virtual time, of which only the figures are kept; `look` sees the server before it."""
     parts = make_parts(config, workers)
-    uses = Uses()
+    uses, kept = Uses(), BoundFacts(workers, Kept)
     server, evaluator = make_server(
-        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True
-    )
-    server.measures.pushes, server.measures.applied = Kept(), Kept()
+        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True,
+        measures=kept,
+    )  # fmt: skip
     stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
     view, start, ranks = server.store.view, server.x.clone(), workers + config.faults.check(workers)
     bench, shared = FlatModule(model, parts.layout), parts._replace(model=model)
