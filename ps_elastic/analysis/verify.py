@@ -98,11 +98,11 @@ def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
 def play(config: Config, workers: int, look: Callable[[Server], object] | None = None) -> Played:
     """One run of `config` in virtual time, whose figures are kept; `look`, if any, sees the server before it."""
     parts = make_parts(config, workers)
-    uses = Uses()
+    uses, kept = Uses(), BoundFacts(workers, Kept)
     server, evaluator = make_server(
-        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True
-    )
-    server.measures.pushes, server.measures.applied = Kept(), Kept()
+        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True,
+        measures=kept,
+    )  # fmt: skip
     stopwatch, start = Stopwatch(), server.x.clone()
     make_worker = shared_workers(config, parts, workers + config.faults.check(workers), stopwatch)
 

@@ -26,6 +26,7 @@ from ps_elastic.server.protocols import Store
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step_memory import SharedStepMemory
 from ps_elastic.server.store import ParameterStore
+from ps_elastic.server.totals import BoundFacts
 from ps_elastic.server.written import WrittenStore
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
@@ -121,6 +122,7 @@ def make_server(
     sharing: SharedStepMemory | None = None,
     readers: Readers | None = None,
     keeps_versions: bool = False,
+    measures: BoundFacts | None = None,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
@@ -153,7 +155,9 @@ def make_server(
             crew=sharing.leader(optimizer) if sharing else None,
         )  # fmt: skip
 
-    return assemble_server(config, layout, workers, tracker, log, store, x=x, evaluator=evaluator), evaluator
+    return assemble_server(
+        config, layout, workers, tracker, log, store, x=x, evaluator=evaluator, measures=measures
+    ), evaluator
 
 
 def assemble_server(
@@ -167,6 +171,7 @@ def assemble_server(
     x: Tensor | None = None,
     join: Callable[[Sequence[Any]], Any] | None = None,
     evaluator: Evaluator | None = None,
+    measures: BoundFacts | None = None,
 ) -> Server:
     """The server around stores of any kind: one that `make_store` makes of the whole model, or one for each bucket.
 
@@ -192,6 +197,7 @@ def assemble_server(
         target=train.target,
         units=config.update.plugin.build().units,
         pipeline=config.update.pipeline,
+        measures=measures,
     )
 
 

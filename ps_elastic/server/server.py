@@ -19,12 +19,11 @@ from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.assembler import BucketAssembler
 from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layers import JoinedModel, Ledgers
 from ps_elastic.server.outcomes import Outcome, of_parts
 from ps_elastic.server.protocols import LedgerView, Model, Store
-from ps_elastic.server.run import Run
+from ps_elastic.server.run import BucketAssembler, Run
 from ps_elastic.server.shard import Outgoing, Shard
 from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
@@ -68,11 +67,12 @@ class Server:
         target: Target | None = None,
         units: str = "gradient",
         pipeline: int = 0,
+        measures: BoundFacts | None = None,
     ) -> None:
         assert joined is None or not pipeline, "refused where the configuration is read"
         self.policy, self._joined = policies[0], joined
         self.store: Model = joined or stores[0]
-        self.totals, self.measures = Totals(workers, target), BoundFacts(workers)
+        self.totals, self.measures = Totals(workers, target), measures or BoundFacts(workers)
         self.tracker, self._units, self._evaluator = tracker, units, evaluator
         self.lost_workers: list[int] = []
         ledgers = [

@@ -16,9 +16,9 @@ from ps_elastic.policies.events import ZERO, PushId, Step, Term
 from ps_elastic.server.combine import EagerSum, StepCombiner
 from ps_elastic.server.combiners import Part
 from ps_elastic.server.combiners.base import no_drift
+from ps_elastic.server.debts import IdealDrift, Repayment
 from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Sweep
 from ps_elastic.server.payloads import Payloads
-from ps_elastic.server.repayment import IdealDrift, Repayment
 from ps_elastic.server.shared_step import Leader
 from ps_elastic.server.views import KeptViews, TornViews, ViewId
 from ps_elastic.transport.messages import PushMessage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add, mul
 from typing import TYPE_CHECKING, Any
@@ -129,11 +129,11 @@ class Totals:
 
 
 class BoundFacts:
-    """Norms, counts and spreads of one run, in gradient units. The server notes them."""
+    """Norms, counts and spreads of one run, in gradient units. The server notes them. mean: adds up those of pushes."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, mean: Callable[[], Mean] = Mean) -> None:
         self.most = self.fewest = workers  # live at a time
-        self.gradients, self.pushes, self.applied, self.residuals = Mean(), Mean(), Mean(), Mean()
+        self.gradients, self.pushes, self.applied, self.residuals = Mean(), mean(), mean(), Mean()
         self.shares = 0.0  # of the steps between a view and its use, most
         self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0

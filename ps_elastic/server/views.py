@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ class Reapplied(NamedTuple):
 
 
 class KeptViews:
-    """Views that the server knows when it gives them. keeps: they are kept, so that distances can be measured."""
+    """Views that the server knows when it gives them; of its methods see `Store`.
+
+    keeps: they are kept, so that distances can be measured.
+    """
 
     def __init__(self, x: Tensor, optimizer: FlatOptimizer, payloads: Payloads, *, keeps: bool) -> None:
         self.snapshots = Snapshots(x)
@@ -36,7 +39,6 @@ class KeptViews:
         self._own: dict[ViewId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
 
     def give(self, view: PushId, given: View, alpha: float) -> Any:
-        """The model that the push `view` is to be computed on, as a numpy array that stays as it is until x changes."""
         if view not in self._versions and view not in self._own:
             if given.own_push is not None:
                 response = self._optimizer.respond(alpha)
@@ -55,14 +57,12 @@ class KeptViews:
         return self.snapshots.vector(given.version).numpy()
 
     def hand(self, reply: ReplyId, version: int) -> Any:
-        """The model for a worker that runs ahead, as a numpy array that stays as it is until `end`."""
         if reply not in self._versions:
             self.snapshots.hold(version)
             self._versions[reply] = version
         return self.snapshots.fixed(version).numpy()
 
     def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
-        """The push `view` was computed on the model of `reply` less rate x each of `pushes`, in this order."""
         self._versions[view] = self._versions[reply]
         self.snapshots.hold(self._versions[view])
         if pushes:
@@ -72,7 +72,6 @@ class KeptViews:
         """Its worker is about to be answered: what is kept here stays as it is."""
 
     def end(self, view: ViewId) -> None:
-        """Nobody will ask for this view again."""
         self._own.pop(view, None)
         self._reapplied.pop(view, None)
         if (version := self._versions.pop(view, None)) is not None:
@@ -125,11 +124,10 @@ class TornViews:
         self._views[view] = self._copies[view.worker]
         return self._array
 
-    def hand(self, reply: ReplyId, version: int) -> Any:
+    def hand(self, *_: object) -> NoReturn:
         raise NotImplementedError("workers that run ahead are refused where the configuration is read")
 
-    def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
-        raise NotImplementedError("workers that run ahead are refused where the configuration is read")
+    derive = hand
 
     def keep(self, view: PushId) -> None:
         """Its worker is about to copy the model of now there."""
@@ -137,7 +135,6 @@ class TornViews:
             self._views[view] = self._views[view].clone()
 
     def end(self, view: ViewId) -> None:
-        """Nobody will ask for this view again."""
         self._views.pop(view, None)
 
     def vector(self, view: ViewId) -> Tensor:

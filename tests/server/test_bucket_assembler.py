@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 
 from ps_elastic.errors import WireError
-from ps_elastic.server.assembler import BucketAssembler
+from ps_elastic.server.run import BucketAssembler
 from ps_elastic.transport.messages import PushMessage
 
 
