@@ -6,7 +6,6 @@ PsElasticError
 ├── TaskError          the user's own code or numbers failed, on a rank, at a step      exit 1
 ├── Stalled            everybody waits and nothing can release them; or a deadline      exit 4
 ├── WorkersLost        fewer workers are left than the run needs                        exit 5
-├── CheckFailed        a stated target or bound does not hold                           exit 6
 ├── PolicyError        a rule broke a law of the ledger                                 exit 1
 ├── WireError          bytes that are not a message of ours                             exit 1
 ├── ShapeError         a tensor of the wrong shape or type at a public door             exit 1
@@ -47,7 +46,7 @@ class ConfigError(PsElasticError):
 
 
 class PlatformError(PsElasticError):
-    """MPI, the launcher or SLURM is missing, mixed up or too small."""
+    """MPI, the launcher, SLURM or a package is missing, mixed up or too small."""
 
     exit_code = ENVIRONMENT
 
@@ -66,12 +65,6 @@ class WorkersLost(PsElasticError):
     """Fewer workers are left than the run needs."""
 
     exit_code = LOST
-
-
-class CheckFailed(PsElasticError):
-    """A stated target or bound does not hold; raised only where the user asked for the check."""
-
-    exit_code = CHECK_FAILED
 
 
 class PolicyError(PsElasticError):

@@ -1,42 +1,26 @@
-"""Names of plug-ins, and how a name becomes a class, and plain values its typed settings.
+"""Names of plug-ins and how a name becomes a class; and what an author of one needs to refuse a setting.
 
 A kind of plug-in (policies, compressors, ...) is a package in which every module registers its class; looking a name up
 imports them all, so that adding a plug-in is adding a file. Outside the package a plug-in is named `module:Class`,
-searched from the current folder too. Settings are the init fields of a dataclass, read strictly: an unknown key is
-refused with the nearest known one, and so is a value of another type than the field's.
+searched from the current folder too. Settings are the init fields of a dataclass; `config.values` reads them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
-import math
+import operator
 import os
 import pkgutil
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, cast
 
 from ps_elastic.errors import ConfigError, unknown
 
 T = TypeVar("T")
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    NoneType: "null",
-    list: "a list",
-    tuple: "a list",
-    dict: "a mapping",
-    Any: "anything",
-}
 
 
 class Registry(Generic[T]):
@@ -71,13 +55,6 @@ class Registry(Generic[T]):
         """Every registered name and class, in alphabetical order."""
         self._discover()
         yield from sorted(self._classes.items())
-
-    def name_of(self, cls: type) -> str:
-        """The registered name of `cls`, or `module:Class` for one from outside."""
-        for name, known in self._classes.items():
-            if known is cls:
-                return name
-        return f"{cls.__module__}:{cls.__qualname__}"
 
     def _discover(self) -> None:
         if self._complete:
@@ -139,173 +116,6 @@ def parse_one_line(text: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-class Misfit(ValueError):
-    """A value is not of the type asked for."""
-
-
-def make(
-    cls: type, given: Mapping[str, Any], shared: Sequence[str] = (), noun: str = "key"
-) -> tuple[Any, dict[str, Any], list[ConfigError]]:
-    """Return (an instance of the dataclass `cls`, its settings with defaults filled in, every problem found).
-
-    shared: names of further keys of the section, which `cls` does not hold but may be meant by a misspelt one; noun:
-    what the complaint about such a one calls it. Where a value is refused its default stands in, so that one mistake
-    does not hide the next; the instance is None where that is impossible, and where a wrong `name` leaves open what
-    the other keys mean. Defaults must be of the stated type too, or the resolved file could not be read again.
-    """
-    defaults, types = settings(cls), init_types(cls)
-    problems = [ConfigError(unknown(noun, key, [*shared, *defaults]), key=key) for key in given if key not in defaults]
-    values: dict[str, Any] = {}
-    for key, default in defaults.items():
-        value = given.get(key, default)
-        if value is MISSING:
-            problems.append(ConfigError(f"required: {describe_type(types[key])}", key=key))
-            continue
-        try:
-            values[key] = convert(value, types[key])
-        except Misfit:
-            problems.append(ConfigError(complaint(value, types[key]), key=key))
-            if default is not MISSING:
-                values[key] = default
-        except ConfigError as error:
-            problems.append(error.within(key))
-    if values.keys() != defaults.keys() or any(problem.key == "name" for problem in problems):
-        return None, values, problems
-    return _construct(cls, values, defaults, problems)
-
-
-def _construct(
-    cls: type, values: dict[str, Any], defaults: Mapping[str, Any], problems: list[ConfigError]
-) -> tuple[Any, dict[str, Any], list[ConfigError]]:
-    refused: set[str] = set()
-    while True:
-        try:
-            return cls(**values), values, problems
-        except ConfigError as error:
-            if error.key in refused:
-                return None, values, problems
-            problems.append(error)
-            if defaults.get(error.key, MISSING) is MISSING:
-                return None, values, problems
-            refused.add(error.key)
-            values = {**values, error.key: defaults[error.key]}
-        except ValueError as error:
-            problems.append(ConfigError(str(error) or f"refused by {cls.__qualname__}"))
-            return None, values, problems
-
-
-@cache
-def init_types(cls: type) -> Mapping[str, Any]:
-    """The type of each init field of the dataclass `cls`, from annotations that may be text.
-
-    Each is read by itself: a field that is no setting may name a type imported for the type checker alone.
-    """
-    notes = {}
-    for base in reversed(cls.__mro__):
-        for name, note in inspect.get_annotations(base).items():
-            notes[name] = note, vars(sys.modules[base.__module__])
-    types = {}
-    for name in settings(cls):
-        note, scope = notes[name]
-        try:
-            types[name] = get_type_hints(SimpleNamespace(__annotations__={name: note}), scope)[name]
-        except (NameError, AttributeError, SyntaxError) as error:
-            raise ConfigError(f"the type of this setting cannot be read: {note!r}: {error}", key=name) from error
-    return types
-
-
-def convert(value: Any, hint: Any) -> Any:
-    """Return `value` as the type `hint`: an int for a float that is whole, a float for an int, a tuple for a list.
-
-    Raises Misfit. A hint that is some other class is met by its instances alone.
-    """
-    origin, members = get_origin(hint), get_args(hint)
-    if hint is Any or hint is object:
-        return value
-    if origin in (Union, UnionType):
-        return _convert_union(value, members)
-    if origin is Literal:
-        if any(value == member and type(value) is type(member) for member in members):
-            return value
-        raise Misfit
-    if hint is bool or hint is str:
-        return _instance(value, hint)
-    if hint is int or hint is float:
-        return _convert_number(value, hint)
-    if hint is Path:
-        return Path(_instance(value, (str, Path)))
-    return _convert_container(value, origin or hint, members)
-
-
-def _convert_union(value: Any, members: Iterable[Any]) -> Any:
-    for member in sorted(members, key=lambda member: type(value) is not member):  # 3 stays an int in `float | int`
-        try:
-            return convert(value, member)
-        except Misfit:
-            continue
-    raise Misfit
-
-
-def _convert_number(value: Any, hint: type) -> int | float:
-    if type(value) is int and hint is int:
-        return value
-    if type(value) not in (int, float):
-        raise Misfit
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of more than 308 digits
-        raise Misfit from None
-    if not math.isfinite(number) or (hint is int and not number.is_integer()):
-        raise Misfit
-    return int(number) if hint is int else number
-
-
-def _convert_container(value: Any, container: Any, members: tuple[Any, ...]) -> Any:
-    if not isinstance(container, type):
-        raise ConfigError(f"settings of type {container!r} are not supported")
-    if container is tuple or issubclass(list, container):
-        items = _instance(value, (list, tuple))
-        if container is tuple and members and Ellipsis not in members:
-            if len(items) != len(members):
-                raise Misfit
-            return tuple(convert(item, member) for item, member in zip(items, members, strict=True))
-        made = [convert(item, members[0]) if members else item for item in items]
-        return tuple(made) if container is tuple else made
-    if issubclass(dict, container):
-        key_type, value_type = members or (Any, Any)
-        return {convert(k, key_type): convert(v, value_type) for k, v in _instance(value, Mapping).items()}
-    return _instance(value, container)
-
-
-def _instance(value: Any, types: Any) -> Any:
-    if not isinstance(value, types):
-        raise Misfit
-    return value
-
-
-def complaint(value: Any, hint: Any) -> str:
-    """What to say of a value that is not of the type `hint`."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
-    if isinstance(value, str) and all(get_origin(member) is Literal or member is NoneType for member in members):
-        return unknown("value", value, words)
-    return f"got {show(value)}, expected {describe_type(hint)}"
-
-
-def describe_type(hint: Any) -> str:
-    """The type `hint` in words for whoever writes the file."""
-    origin, members = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(describe_type(member) for member in members)
-    if origin is Literal:
-        return " or ".join(show(member) for member in members)
-    if origin in (list, tuple, Sequence) and members:
-        return f"[{', '.join('...' if member is Ellipsis else describe_type(member) for member in members)}]"
-    if isinstance(origin, type) and issubclass(dict, origin):
-        return f"a mapping to {describe_type(members[1])}"
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
 def show(value: Any) -> str:
     """`value` as the user wrote it, shortened; text in quotes, so that '3' and 3 differ."""
     if value is None or isinstance(value, bool):
@@ -321,6 +131,36 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+class Range:
+    """The numbers that a setting may be: `Annotated[float, Range("a number > 0 and <= 1")]`.
+
+    The words are what a value outside is refused with, and `>`, `>=`, `<`, `<=` or `from A to B` in them is the check.
+    Of a list every number is checked; text and null are none.
+    """
+
+    def __init__(self, expected: str) -> None:
+        self.expected = expected
+        both = re.sub(r"\bfrom (\S+) to (\S+)", r">= \1 <= \2", expected)
+        found = re.findall(r"(>=|<=|>|<) (-?\d+(?:\.\d+)?)(?:\^(\d+))?", both)
+        self.bounds = {
+            sign: (float(number) if "." in number else int(number)) ** int(power or 1) for sign, number, power in found
+        }
+        if not found:
+            raise ValueError(f"no bound is stated in {expected!r}")
+
+    def holds(self, value: Any) -> bool:
+        """Whether every number in `value` is within."""
+        if isinstance(value, (list, tuple)):
+            return all(map(self.holds, value))
+        numbers = isinstance(value, (int, float))
+        return not numbers or all(_HOLDS[sign](value, bound) for sign, bound in self.bounds.items())
+
+
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le
+}  # fmt: skip
 
 
 def expect(ok: bool, section: Any, key: str, expected: str) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,20 +30,33 @@ TRAIN = (sys.executable, "-m", "ps_elastic", "train")
 START_S = 120.0  # enough for any start of any job here, on a machine busy with other things
 _MARK = "PS_ELASTIC_TEST"  # whatever a job starts inherits it
 
-_BEGUN = pytest.StashKey[dict[tuple[Callable[[Any], object], Hashable], Future[object]]]()  # checks in other processes
-
 # The same examples each time, and none fails for the time that it took on a busy machine.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With `pytest -n 2` one process takes all files that start jobs, which mostly wait and want to be alone in that;
+    the other begins with the rest, of which who is free takes the next function with all its cases."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneStartsAllJobs(LoadScopeScheduling):  # it begins with the scope of most tests, which is that of the jobs
+        def _split_scope(self, nodeid: str) -> str:
+            return "jobs" if _starts_jobs(nodeid.partition("::")[0]) else nodeid.partition("[")[0]
+
+    return OneStartsAllJobs(config, log)
+
+
+@cache
+def _starts_jobs(file: str) -> bool:
+    return "pytest.mark.mpi" in (ROOT / file).read_text()
 
 
 def pytest_collection_finish() -> None:
     """What torch and thousands of tests are made of stays, and is not looked through for garbage again and again."""
     gc.collect()
     gc.freeze()
-
-
-Apart = Callable[[Callable[[Any], object], Hashable], None]
 
 
 class Ended(NamedTuple):
@@ -155,40 +166,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture(scope="session")
-def processes() -> Iterator[ProcessPoolExecutor]:
-    """As many processes as cores for checks that compute alone."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(environment.usable_cores(), spawn, initializer=_end_with_the_tests)
-    yield pool
-    pool.shutdown(cancel_futures=True)
-
-
-def _end_with_the_tests() -> None:
-    """Ask the kernel to be killed when the process dies that started this one, even if it is killed itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-
-
-@pytest.fixture
-def apart(request: pytest.FixtureRequest, processes: ProcessPoolExecutor) -> Apart:
-    """Wait for what apart(check, case) comes to in another process; all chosen cases of the test begin with the first.
-
-    check: a function of a module, which raises where the case is wrong. case: the test's one parameter.
-    """
-    begun = request.session.stash.setdefault(_BEGUN, {})
-
-    def wait(check: Callable[[Any], object], case: Hashable) -> None:
-        if (check, case) not in begun:
-            ours = [item for item in request.session.items if item.parent is request.node.parent]
-            for item in [item for item in ours if item.originalname == request.node.originalname]:
-                [other] = item.callspec.params.values()
-                begun[check, other] = processes.submit(check, other)
-        begun.pop((check, case)).result()
-
-    return wait
-
-
-@pytest.fixture(scope="session")
 def mpi() -> Mpi:
     """The MPI of this machine."""
     try:
@@ -223,18 +200,72 @@ class Said(NamedTuple):
         return messages(self.stderr)
 
 
-def run_several(mpi: Mpi, ranks: int, plan: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, list[Said]]:
-    """Run the command lines of `plan` (see mpi_programs/several.py) in one job; return what each rank said of each."""
-    (folder / "plan.json").write_text(json.dumps(list(plan.values())))
-    program = [sys.executable, str(PROGRAMS / "several.py"), str(folder / "plan.json"), str(folder)]
-    job = Job(ranks_command(mpi, ranks, program), launcher.mpi_environment(mpi), folder)
+Plan = Mapping[str, Mapping[str, Any]]
+
+
+class Several:
+    """A server and three workers in one job, which run one command line after another for as long as tests have any.
+
+    A job that ended before its time has failed a test; the next begins another.
+    """
+
+    RANKS = 4
+
+    def __init__(self, mpi: Mpi, folder: Path) -> None:
+        self._mpi, self._folder = mpi, folder
+        self._jobs: list[Job] = []
+        self._orders = 0
+
+    def run(self, plan: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, list[Said]]:
+        """What each rank said of each command line of `plan` (see mpi_programs/several.py), all run in `folder`."""
+        each = self.order({"plan": list(plan.values())}, folder, START_S + 5 * len(plan))
+        return {name: [Said(*rank[i]) for rank in each] for i, name in enumerate(plan)}
+
+    def order(self, order: Mapping[str, Any], folder: Path, limit_s: float = START_S) -> list[Any]:
+        """What each rank leaves of an order as mpi_programs/several.py knows them, carried out in `folder`."""
+        job = self._working()
+        self._tell({"folder": str(folder), **order})
+        files = [folder / f"rank-{rank}.json" for rank in range(self.RANKS)]
+        job.until(lambda: all(file.exists() for file in files), limit_s)
+        return [json.loads(file.read_text()) for file in files]
+
+    def end(self) -> None:
+        if self._jobs and self._jobs[-1].process.poll() is None:
+            self._tell(None)
+            assert self._jobs[-1].wait().code == 0, self._jobs[-1].said()
+
+    def kill(self) -> None:
+        for job in self._jobs:
+            job.kill()
+
+    def _working(self) -> Job:
+        if not self._jobs or self._jobs[-1].process.poll() is not None:
+            self._orders, home = 0, self._home(len(self._jobs))
+            home.mkdir()
+            program = [sys.executable, str(PROGRAMS / "several.py"), str(home)]
+            command = ranks_command(self._mpi, self.RANKS, program)
+            self._jobs.append(Job(command, launcher.mpi_environment(self._mpi), home))
+        return self._jobs[-1]
+
+    def _tell(self, order: Mapping[str, Any] | None) -> None:
+        home = self._home(len(self._jobs) - 1)
+        (home / "order").write_text(json.dumps(order))
+        (home / "order").rename(home / f"order-{self._orders}.json")
+        self._orders += 1
+
+    def _home(self, number: int) -> Path:
+        return self._folder / f"job-{number}"
+
+
+@pytest.fixture(scope="session")
+def several(mpi: Mpi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
+    """One job for the runs of many tests: the start of one takes longer than most of those."""
+    ranks = Several(mpi, tmp_path_factory.mktemp("several"))
     try:
-        ended = job.wait(START_S + 5 * len(plan))
+        yield ranks
+        ranks.end()
     finally:
-        job.kill()
-    assert ended.code == 0, job.said()
-    each = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
-    return {name: [Said(*rank[i]) for rank in each] for i, name in enumerate(plan)}
+        ranks.kill()
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,7 @@ from ps_elastic.policies import Policy
 from ps_elastic.policies.events import Action, Drop, Measure, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.layerwise import LayerwiseServer
-from ps_elastic.server.layerwise_store import LayerwiseStore
+from ps_elastic.server.layers import JoinedModel
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.server import Server
 from ps_elastic.server.store import ParameterStore
@@ -304,7 +303,7 @@ class Desk:
             self.layout, self.x, FlatOptimizer(settings, self.layout, self.x), self.compressors, keeps_versions=keeps
         )
         self.server = Server(
-            policy, workers, store, alpha or (lambda samples: settings.lr), budget,
+            [policy], [store], workers, alpha or (lambda samples: settings.lr), budget,
             Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
             discrepancy=discrepancy, **more,
         )  # fmt: skip
@@ -369,10 +368,10 @@ class LayerDesk:
             x = self.x[bucket.start : bucket.stop]
             coder = self.coder.fresh(bucket.numel, torch.Generator())
             parts.append(ParameterStore(part, x, FlatOptimizer(settings, part, x), [coder]))
-        self.server = LayerwiseServer(
-            [make() for _ in range(layers)], workers, LayerwiseStore(self.layout, self.x, parts),
-            lambda samples: lr, budget,
+        self.server = Server(
+            [make() for _ in range(layers)], parts, workers, lambda samples: lr, budget,
             Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
+            joined=JoinedModel(self.layout, self.x, parts),
         )  # fmt: skip
         self.now = 0.0
         self.views: dict[int, Reply] = {}  # the last reply of each worker

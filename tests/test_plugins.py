@@ -1,167 +1,108 @@
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import Any
+import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 
-from ps_elastic.config.plugin import Plugin, one_line, resolve, state
-from ps_elastic.config.sources import gather
 from ps_elastic.errors import ConfigError
-from ps_elastic.policies import Policy
+from ps_elastic.plugins import Registry, parse_one_line, settings, summary
+from ps_elastic.policies import Policy, policies
+from ps_elastic.policies.base import load_state, save_state
+from tests.law.rules import Lottery
 
 
-@dataclass
-class Rule(Policy):
-    bound: int = 4
-    sizes: list[int] = field(default_factory=lambda: [1])
-    label: str = "a"
-    limit: float | None = None
-    seen: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ValueError("bound is negative")
-
-    def on_push(self, push: Any, ledger: Any) -> Any:
-        return ()
+def test_every_module_of_the_package_is_found_without_being_named() -> None:
+    names = [name for name, _ in policies.items()]
+    assert names == sorted(names)
+    assert {"asynchronous", "first_k", "stale_synchronous", "synchronous"} <= set(names)
 
 
-@dataclass
-class Unfinished(Policy):
-    @abstractmethod
-    def more(self) -> None: ...
+def test_every_rule_is_a_dataclass_with_a_summary_a_source_and_its_share() -> None:
+    for name, cls in policies.items():
+        text = cls.__doc__ or ""
+        assert dataclasses.is_dataclass(cls) and issubclass(cls, Policy), name
+        assert summary(cls).endswith("."), name
+        assert "Source:" in text and "Share:" in text, name
+        assert policies.load(name) is cls
 
 
-@dataclass
-class Greedy(Rule):
-    name: str = "mine"
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown policy 'stale_synchronus'; nearest 'stale_synchronous'; known: "
+    ) as e:
+        policies.load("stale_synchronus")
+    assert e.value.key == "name"
 
 
-@dataclass
-class Stranger:
-    bound: int = 4
+def test_a_name_can_be_registered_only_once() -> None:
+    registry: Registry[object] = Registry("thing", "nowhere")
+    registry.register("one")(int)
+    with pytest.raises(ValueError, match="thing 'one' is registered twice"):
+        registry.register("one")(float)
 
 
-RULE = f"{__name__}:Rule"
-
-
-def problems(name: Any, **settings: Any) -> list[tuple[str, str]]:
-    return [(problem.key, problem.message) for problem in resolve("policy", {"name": name, **settings})[1]]
-
-
-def test_settings_are_stated_in_full_and_the_text_only_what_differs() -> None:
-    plugin, found = resolve("policy", {"name": RULE, "bound": 3.0, "label": "a", "limit": 1})
-    assert found == []
-    assert plugin == Plugin("policy", RULE, {"bound": 3, "sizes": [1], "label": "a", "limit": 1.0})
-    assert plugin.text() == f"{RULE}:bound=3:limit=1.0"
-    assert plugin.to_dict() == {"name": RULE, "bound": 3, "sizes": [1], "label": "a", "limit": 1.0}
-
-
-def test_each_build_is_a_new_instance_that_shares_no_list() -> None:
-    plugin, _ = resolve("policy", {"name": RULE, "bound": 3})
-    first, second = plugin.build(), plugin.build()
-    assert type(first) is Rule
-    assert first == second == Rule(bound=3)
-    assert first.sizes is not second.sizes
-    first.sizes.append(2)
-    assert plugin.build().sizes == [1]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"bound": 7, "sizes": [1, 2]},
-        {"label": "true"},
-        {"label": "1e-4"},
-        {"label": ""},
-        {"label": "#x"},
-        {"limit": 1e-9},
-        {},
-    ],
-)
-def test_the_one_line_form_reads_back_the_same(settings: dict[str, Any]) -> None:
-    plugin, _ = resolve("policy", {"name": RULE, **settings})
-    again, found = resolve("policy", gather({"policy": plugin.text()}, ()).tree["policy"])
-    assert (again, found) == (plugin, [])
-
-
-def test_a_plugin_left_as_written_keeps_what_was_stated_unchecked() -> None:
-    plugin, found = state("task", {"name": "nowhere:Task", "x": "1", "shared": 2}, ["shared"])
-    assert (plugin, found) == (Plugin("task", "nowhere:Task", {"x": "1"}), [])
-    assert plugin.text() == 'nowhere:Task:x="1"'
-    assert [problem.key for problem in state("task", {"name": 3})[1]] == ["name"]
-
-
-def test_keys_of_the_section_are_not_settings_of_the_plugin() -> None:
-    plugin, found = resolve("policy", {"name": RULE, "accumulate": 3}, ["accumulate"])
-    assert found == []
-    assert "accumulate" not in plugin.settings
-    _, found = resolve("policy", {"name": RULE, "acumulate": 3}, ["accumulate"])
-    assert "nearest 'accumulate'" in found[0].message
-
-
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    ((key, message),) = problems("stale_synchronus")
-    assert key == "name"
-    assert message.startswith("unknown policy 'stale_synchronus'; nearest 'stale_synchronous'; known: asgrad, ")
-
-
-def test_an_unknown_setting_is_refused_with_the_nearest_and_the_plugin() -> None:
-    expected = f"unknown key of policy {RULE} 'bond'; nearest 'bound'; known: bound, label, limit, name, sizes"
-    assert problems(RULE, bond=3) == [("bond", expected)]
-
-
-def test_state_is_no_setting() -> None:
-    assert [key for key, _ in problems(RULE, seen=3)] == ["seen"]
-
-
-def test_wrong_types_are_refused_saying_got_and_expected() -> None:
-    assert problems(RULE, bound="many") == [("bound", "got 'many', expected a whole number")]
-    assert problems(RULE, sizes=3) == [("sizes", "got 3, expected [a whole number]")]
-    assert problems(3) == [("name", "got 3, expected text")]
-
-
-def test_the_checks_of_the_class_are_problems_of_the_section() -> None:
-    assert problems(RULE, bound=-1) == [("", "bound is negative")]
-    assert problems("first_k", k=0) == [("k", "got 0, expected a number of workers >= 1")]
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "message"),
-    [
-        ("no_such_module:Rule", "name", "no module 'no_such_module'"),
-        (f"{__name__}:Nobody", "name", "has no class 'Nobody'"),
-        (f"{__name__}:Stranger", "name", "got class Stranger, expected a subclass of ps_elastic.policies.Policy"),
-        (f"{__name__}:Unfinished", "name", "class Unfinished lacks more, on_push"),
-        (f"{__name__}:Greedy", "name", "class Greedy has a setting of that name"),
-    ],
-)
-def test_a_class_that_cannot_serve_is_refused_by_name(name: str, key: str, message: str) -> None:
-    ((found_key, found_message),) = problems(name)
-    assert found_key == key
-    assert message in found_message
-
-
-def test_every_problem_of_a_plugin_is_found() -> None:
-    assert {key for key, _ in problems(RULE, bound="x", limit="y", lable="z")} == {"bound", "limit", "lable"}
-
-
-def test_an_error_in_the_code_of_a_plugin_is_not_hidden(tmp_path: Any, monkeypatch: Any) -> None:
-    (tmp_path / "broken_rules.py").write_text("import a_module_that_is_missing\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
-        resolve("policy", {"name": "broken_rules:Rule"})
-
-
-def test_one_line_form_of_plain_values() -> None:
-    assert (
-        one_line("x", {"a": 0.01, "b": None, "c": False, "d": "text", "e": (1, 2)})
-        == "x:a=0.01:b=null:c=false:d=text:e=[1, 2]"
+def test_a_class_outside_the_package_is_named_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rules.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Mine:\n    bound: int = 3\nclass Plain: pass\n"
+        "number = 1\n"
     )
+    (tmp_path / "broken_rules.py").write_text("import there_is_no_such_module\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    mine = policies.load("my_rules:Mine")
+    assert settings(mine) == {"bound": 3}
+    assert (mine.__module__, mine.__qualname__) == ("my_rules", "Mine")
+    for name, message in {
+        "no_rules:Mine": "no module 'no_rules' for policy",
+        "my_rules:Yours": "module 'my_rules' has no class 'Yours'",
+        "my_rules:number": "has no class 'number'",
+        "my_rules:Plain": "not a dataclass",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            policies.load(name)
+    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
+        policies.load("broken_rules:Mine")
 
 
-def test_a_built_plugin_is_refused_like_a_resolved_one() -> None:
-    with pytest.raises(ConfigError, match="unknown policy 'nobody'"):
-        Plugin("policy", "nobody", {}).build()
+def test_settings_are_the_init_fields_with_their_defaults() -> None:
+    @dataclasses.dataclass
+    class Plugin:
+        needed: int
+        plain: int = 2
+        made: list[int] = dataclasses.field(default_factory=lambda: [1])
+        state: int = dataclasses.field(init=False, default=0)
+
+    assert settings(Plugin) == {"needed": dataclasses.MISSING, "plain": 2, "made": [1]}
+
+
+def test_the_one_line_form_splits_into_name_and_settings() -> None:
+    assert parse_one_line("top_k") == ("top_k", {})
+    assert parse_one_line("top_k:ratio=0.01:error_feedback=false") == (
+        "top_k",
+        {"ratio": "0.01", "error_feedback": "false"},
+    )
+    assert parse_one_line("my.rules:Mine:bound=3") == ("my.rules:Mine", {"bound": "3"})
+    assert parse_one_line("a:text=b=c") == ("a", {"text": "b=c"})
+    for bad in ("a:b=1:c", "a:", "a:b:c"):
+        with pytest.raises(ConfigError, match="expected key=value"):
+            parse_one_line(bad)
+
+
+def test_state_of_every_kind_goes_through_json_and_settings_do_not() -> None:
+    rule, other = Lottery(seed=5), Lottery(seed=6)
+    rule.count, rule.drawn = 3, [0.1, 0.25]
+    rule.used, rule.per_worker = {(1, 2): (3, "used")}, {7: 1}  # type: ignore[dict-item]
+    load_state(other, save_state(rule))
+    assert (other.count, other.drawn, other.used, other.per_worker) == (3, [0.1, 0.25], {(1, 2): (3, "used")}, {7: 1})
+    assert other.seed == 6
+    other.drawn.append(1.0)
+    assert rule.drawn == [0.1, 0.25]
+
+
+def test_state_that_json_cannot_hold_is_refused_by_type() -> None:
+    rule = Lottery()
+    rule.drawn = {1.0}  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="a rule's state holds set"):
+        save_state(rule)

@@ -48,7 +48,7 @@ class ExactStep(ElasticBound):
         """The largest ||x - v|| / alpha after `step`, of all views that are out."""
         store, alpha = self._server.store, ledger.applied.alpha
         # By the store's own private means: a rule of the package has no business here, and is given none.
-        mean = sum(store._decoded(term.push) for term in step.terms) / len(step.terms)
+        mean = sum(store.payloads.decoded(term.push) for term in step.terms) / len(step.terms)
         after = store.x - alpha * step.share * mean
         of_version: dict[int, PushId] = {view.version: push for push, view in ledger.views.items()}
         views = torch.stack([torch.from_numpy(store.view(push)) for push in of_version.values()])

@@ -12,56 +12,26 @@ import copy
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ps_elastic.analysis.verdict import Verdict
+from ps_elastic.config.schema import Config
 from ps_elastic.policies.theory import EQUAL_DATA, SMALL_STEP, Bound, Facts
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.runtime.build import Parts, make_parts, make_server, make_worker
+from ps_elastic.runtime.build import Parts, make_parts, make_server, shared_workers
+from ps_elastic.server.server import Server
 from ps_elastic.server.totals import SLACK, BoundFacts, Mean
 from ps_elastic.simulation.nodes import Stopwatch, TurnTakingWorker
-from ps_elastic.simulation.simulate import make_simulator
-from ps_elastic.worker.flat_module import FlatModule
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.server.server import Server
-    from ps_elastic.tasks import Task
+from ps_elastic.simulation.virtual_time import make_simulator
+from ps_elastic.tasks import Task
 
 RESAMPLES = 1000
 OTHER = 1_000_000  # added to a seed, it is one of the others
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one rule.
-
-    verdict: identity (a promise about every push was kept), within (all of the 95 % interval [low, high]), exceeded
-    (none of it, whatever M and sigma in theirs), inconclusive, or not applicable, for the `reason` given. conditions:
-    of the theorem, and whether they hold; null where that is not known.
-    """
-
-    policy: str
-    verdict: str
-    reason: str = ""
-    B_sup: float | None = None
-    low: float | None = None
-    high: float | None = None
-    B_theory: float | None = None
-    B_theory_kind: str | None = None
-    tightness: float | None = None  # B_sup / B_theory
-    formula: str = ""
-    conditions: dict[str, bool | None] | None = None
-    figures: dict[str, Any] | None = None  # the Facts
-    seeds: int = 0
-    pushes: int = 0  # of each run
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Played(NamedTuple):
@@ -125,28 +95,26 @@ def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
     return sup, max(0.0, min(low, sup)), max(high, sup)
 
 
-def play(config: Config, workers: int, look: Callable[[Server], object] = id) -> Played:
-    """One run of `config` in virtual time, of which only the figures are kept; `look` sees the server before it."""
+def play(config: Config, workers: int, look: Callable[[Server], object] | None = None) -> Played:
+    """One run of `config` in virtual time, whose figures are kept; `look`, if any, sees the server before it."""
     parts = make_parts(config, workers)
-    uses = Uses()
-    server, evaluator = make_server(config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False)
-    server.store.keeps_versions = True
-    server.measures.pushes, server.measures.applied = Kept(), Kept()
-    stopwatch, model = Stopwatch(), copy.deepcopy(parts.model)
-    view, start, ranks = server.store.view, server.store.x.clone(), workers + config.faults.check(workers)
-    bench, shared = FlatModule(model, parts.layout), parts._replace(model=model)
+    uses, kept = Uses(), BoundFacts(workers, Kept)
+    server, evaluator = make_server(
+        config, parts, workers, Tracker(0, uses.write), lambda line: None, background=False, keeps_versions=True,
+        measures=kept,
+    )  # fmt: skip
+    stopwatch, start = Stopwatch(), server.x.clone()
+    make_worker = shared_workers(config, parts, workers + config.faults.check(workers), stopwatch)
 
     def make(rank: int) -> TurnTakingWorker:
-        silent = Tracker(rank, lambda line: None)
-        return TurnTakingWorker(
-            make_worker(config, shared, rank, ranks, silent, bench=bench, clock=stopwatch), stopwatch, view
-        )
+        return TurnTakingWorker(make_worker(rank, Tracker(rank, lambda line: None)), stopwatch, server.store.view)
 
-    look(server)
+    if look is not None:
+        look(server)
     ended = make_simulator(config, parts, server, workers, make).run()
     evaluator.close()
     staleness = int(server.totals.staleness.as_dict("max")["max"] or 0)
-    sigma = max(noise(config, parts, workers, x) for x in (start, server.store.x))
+    sigma = max(noise(config, parts, workers, x) for x in (start, server.x))
     waited = server.totals.waited.values()
     scaled = [scaled for _, scaled in sorted(uses.seen)]
     return Played(scaled, server.measures, staleness, sigma, sum(waited) / (len(waited) * ended) if ended else 0.0)

@@ -1,8 +1,8 @@
 """`ps-elastic`: finds the command, runs it, and turns errors into one message and an exit code.
 
-A command is a file in `ps_elastic/cli` with a click command called `command`; only the one that is named is
-imported (`--help` imports them all, so they import what is heavy inside their functions). A command returns nothing,
-or its exit code.
+A command is a file in `ps_elastic/cli` with a click command called `command`; only the one that is named is imported,
+and none for `--help`: what that says of each stands here. A command imports neither torch nor numpy before it runs. It
+returns nothing, or its exit code.
 """
 
 from __future__ import annotations
@@ -18,13 +18,41 @@ from ps_elastic import __version__
 from ps_elastic.errors import INTERRUPTED, OK, PsElasticError, unknown
 
 package = sys.modules[__name__]  # that commands are files of
+# What `--help` says of each: a short help as it stands, or the first sentence of its help, cut where that is too long.
+STAND_INS = (
+    click.Command("bench", short_help="Measure, beside a baseline."),
+    click.Command(
+        "compare", help="Run CONFIG under each policy, compressor and seed, one after another, and print one table."
+    ),
+    click.Command("config", help="Show or validate a configuration file, or describe all that it may hold."),
+    click.Command(
+        "doctor",
+        help="Look at MPI, launcher, cores, shared memory and SLURM; "
+        "exit 3 if something would keep a job from running.",
+    ),
+    click.Command("launch", help="Train CONFIG on one server and RANKS - 1 workers."),
+    click.Command(
+        "list",
+        help="List all of a KIND (policies, compressors, tasks, updates, benchmarks) with settings and defaults.",
+    ),
+    click.Command(
+        "replay",
+        short_help="Check a recorded run against its rule, train it again bit for bit, or ask another rule.",
+    ),
+    click.Command("simulate", short_help="Run in virtual time, with as many workers as you like."),
+    click.Command(
+        "submit", help="Submit the training of CONFIG to SLURM: one server and NODES x TASKS_PER_NODE - 1 workers."
+    ),
+    click.Command("train", short_help="Train under mpirun (this process is one rank), or in one process."),
+    click.Command("verify", short_help="Hold rules against their own bounds, over many seeds."),
+)
 
 
 class _Commands(click.Group):
     """The files of `ps_elastic.cli`, imported when they are asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+        return sorted(name for _, name, _ in pkgutil.iter_modules(package.__path__) if not name.startswith("_"))
 
     def get_command(self, context: click.Context, name: str) -> click.Command:
         known = self.list_commands(context)
@@ -32,6 +60,9 @@ class _Commands(click.Group):
             raise click.UsageError(unknown("command", name, known), context)
         command: click.Command = importlib.import_module(f"{package.__name__}.{name}").command
         return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Group(commands=STAND_INS).format_commands(context, formatter)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

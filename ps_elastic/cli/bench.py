@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from ps_elastic.analysis.bench import Row
+from ps_elastic.analysis.bench import Row, run_all, run_benchmark
+from ps_elastic.cli import _options
+from ps_elastic.errors import CHECK_FAILED, OK, USER_CODE
 
 
-@click.command(short_help="Measure, beside a baseline.")
+@click.command("bench")
 @click.argument("name")
 @click.option("--check", is_flag=True, help="Exit 6 if a target is missed.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.as_json
 def command(name: str, check: bool, as_json: bool) -> int:
     """Run the benchmark NAME, such as `simulate` or `simulate:workers=1024:repeats=5`; `list benchmarks` names all.
 
     `bench all` runs every one of them, goes on where one fails, and then ends with 1.
     """
-    from ps_elastic.analysis.bench import run_all, run_benchmark
-    from ps_elastic.errors import CHECK_FAILED, OK, USER_CODE
 
     def show(row: Row) -> None:
         click.echo(_line(row), err=as_json)

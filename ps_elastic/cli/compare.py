@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ps_elastic.analysis.compare.session import Session
+from ps_elastic import __version__
+from ps_elastic.analysis.compare import plan
+from ps_elastic.analysis.compare.session import Session, reason
+from ps_elastic.analysis.compare.statistics import figure, require_scipy
+from ps_elastic.cli import _options
+from ps_elastic.cluster import launcher
+from ps_elastic.config.load import load
+from ps_elastic.errors import INTERRUPTED, OK, PREEMPTED, ConfigError
+from ps_elastic.records.run_dir import new_run_dir
 
 PLAIN_WIDTH = 160  # columns of a table that goes to a file
 
 
 @click.command("compare")
-@click.argument("config")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_options.configuration
 @click.option("--workers", type=click.IntRange(min=1), default=3, show_default=True, help="Workers of each run.")
 @click.option("--policies", help="Comma-separated, as in synchronous,stale_synchronous:bound=4. [default: CONFIG's]")
 @click.option("--compressors", help="Comma-separated, as in identity,top_k:ratio=0.01. [default: CONFIG's]")
@@ -44,12 +54,6 @@ def command(
     CONFIG says for the same name, else the default. The first policy with the first compressor is the baseline.
     With the same --out the finished runs of an interrupted comparison are kept and the others run.
     """
-    from ps_elastic.analysis.compare import plan
-    from ps_elastic.analysis.compare.session import Session
-    from ps_elastic.cluster import launcher
-    from ps_elastic.config.load import load
-    from ps_elastic.errors import ConfigError
-    from ps_elastic.records.run_dir import new_run_dir
 
     def resolve(own_overrides: Sequence[str]) -> dict[str, Any]:
         resolved = load(config, own_overrides)
@@ -68,6 +72,8 @@ def command(
         compressors=(base.compressor.text(),) if compressors is None else plan.split("--compressors", compressors),
         seeds=seeds,
     )
+    if seeds > 1:
+        require_scipy()
     launcher.refuse_unfit(workers + 1)
     machine = launcher.describe(workers + 1, base.most_threads)
     folder = Path(out) if out else new_run_dir(f"compare-{base.name}", None)
@@ -77,8 +83,6 @@ def command(
 
 def perform(session: Session, as_json: bool) -> int:
     """Run what is missing, show it, print the table or the document, and return the exit code."""
-    from rich.console import Console
-
     session.open()
     code = run_cells(session, Console(stderr=True, soft_wrap=True))
     document = session.document()
@@ -101,8 +105,6 @@ def run_cells(session: Session, screen: Console) -> int:
 
     A failed cell is named and the next one runs; an interrupted one ends the comparison with its code.
     """
-    from ps_elastic.errors import INTERRUPTED, OK, PREEMPTED
-
     failed = OK
     cells = session.comparison.cells
     try:
@@ -125,9 +127,6 @@ def run_cells(session: Session, screen: Console) -> int:
 @contextmanager
 def working(screen: Console, label: str) -> Iterator[None]:
     """Show that `label` is at work: a line with the time elapsed on a terminal, else one plain line."""
-    from rich.markup import escape
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     if not screen.is_terminal:
         screen.print(f"{label} ...", markup=False, highlight=False)
         yield
@@ -140,10 +139,6 @@ def working(screen: Console, label: str) -> Iterator[None]:
 
 def outcome(entry: dict[str, Any], out: Path) -> str:
     """How one cell went, in a line: its accuracy and time, or its exit code, reason and log file."""
-    from ps_elastic.analysis.compare.session import reason
-    from ps_elastic.analysis.compare.statistics import figure
-    from ps_elastic.errors import INTERRUPTED, PREEMPTED
-
     if entry["status"] == "done":
         accuracy = figure(entry["summary"], "metrics.accuracy")
         return f"done in {entry['elapsed_s']:.1f} s" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
@@ -156,8 +151,6 @@ def outcome(entry: dict[str, Any], out: Path) -> str:
 
 def table(document: dict[str, Any]) -> Table:
     """The rows of a comparison for a person to read."""
-    from rich.table import Table
-
     several = len(document["seeds"]) > 1
     made = Table(title=f"{document['config_file']}: workers {document['workers']}, seeds {len(document['seeds'])}")
     for name in ("policy", "compressor"):
@@ -176,7 +169,6 @@ def table(document: dict[str, Any]) -> Table:
 
 def shown(row: dict[str, Any]) -> Iterator[str]:
     """The figures of a row as text, in the order of the table; `-` for what there is not."""
-    from rich.filesize import decimal
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -196,12 +188,7 @@ def shown(row: dict[str, Any]) -> Iterator[str]:
 
 def versions() -> dict[str, str | None]:
     """The installed versions that a result depends on; null for what is not installed."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    import ps_elastic
-
-    found: dict[str, str | None] = {"ps_elastic": ps_elastic.__version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {"ps_elastic": __version__, "python": platform.python_version()}
     for name in ("torch", "numpy", "mpi4py"):
         try:
             found[name] = version(name)

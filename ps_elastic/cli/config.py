@@ -1,4 +1,4 @@
-"""`ps-elastic config show | validate`: what a configuration comes to, and what is wrong with it."""
+"""`ps-elastic config show | validate | schema`: what a configuration is, what is wrong with it, what it may hold."""
 
 from __future__ import annotations
 
@@ -6,34 +6,31 @@ import json
 
 import click
 
+from ps_elastic.cli import _options
+from ps_elastic.config.json_schema import json_schema
+from ps_elastic.config.load import check, load
 from ps_elastic.errors import OK, USAGE
 
 
 @click.group("config")
 def command() -> None:
-    """Show or validate a configuration file."""
+    """Show or validate a configuration file, or describe all that it may hold."""
 
 
 @command.command("show")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.configuration
+@_options.as_json
 def show(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print CONFIG in full, every default stated."""
-    from ps_elastic.config.load import load
-
     resolved = load(config, overrides)
     click.echo(json.dumps(resolved.to_dict(), indent=2) if as_json else resolved.to_yaml(), nl=as_json)
 
 
 @command.command("validate")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.configuration
+@_options.as_json
 def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Name every problem of CONFIG; exit 2 if there is one."""
-    from ps_elastic.config.load import check
-
     errors = check(config, overrides)
     if as_json:
         found = [{"key": error.key, "message": error.message, "source": error.source} for error in errors]
@@ -44,3 +41,10 @@ def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
         if not errors:
             click.echo(f"{config}: valid")
     return USAGE if errors else OK
+
+
+@command.command("schema")
+@click.option("--task", metavar="NAME", help="The one task that a file may name: a registered one, or module:Class.")
+def schema(task: str | None) -> None:
+    """Print the JSON Schema of a configuration, for editors that complete and check it."""
+    click.echo(json.dumps(json_schema(task), indent=2))

@@ -7,10 +7,14 @@ import sys
 
 import click
 
+from ps_elastic.cli import _options
+from ps_elastic.cluster import launcher
+from ps_elastic.config.load import load
+from ps_elastic.records.run_dir import new_run_dir, read_summary
+
 
 @click.command("launch")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@_options.configuration
 @click.option("-n", "--ranks", type=int, required=True, help="Processes, as mpirun counts: one server and workers.")
 @click.option("--run-dir", metavar="DIR", help="The run's folder, new or empty. [default: runs/NAME-UTC]")
 @click.option("--check", is_flag=True, help="End with 6 if a stated target or bound fails.")
@@ -23,12 +27,8 @@ def command(
     Ctrl-C ends the run after the step under way; a second one ends it at once. Inside a SLURM allocation the job runs
     there. The exit code is the run's own: what summary.json in its folder says.
     """
-    from ps_elastic.cluster import launcher
-    from ps_elastic.config import load as configuration
-    from ps_elastic.records.run_dir import new_run_dir, read_summary
-
     launcher.refuse_unfit(ranks)
-    settings = configuration.load(config, overrides, plugins=False)
+    settings = load(config, overrides, plugins=False)
     plan = launcher.describe(ranks, settings.most_threads)
     folder = new_run_dir(settings.name, run_dir)
     click.echo(f"ps-elastic: {plan}; run folder {folder}", err=True)

@@ -9,6 +9,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ps_elastic.cli import _options
+from ps_elastic.plugins import plain, settings, summary
 
 # Each kind has a package, and in it a registry called like the kind.
 _PACKAGES = {
@@ -22,7 +28,7 @@ _PACKAGES = {
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(list(_PACKAGES)), metavar="KIND")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.as_json
 def command(kind: str, as_json: bool) -> None:
     """List all of a KIND (policies, compressors, tasks, updates, benchmarks) with settings and defaults."""
     rows = plugins(kind)
@@ -37,8 +43,6 @@ def plugins(kind: str) -> list[dict[str, Any]]:
 
     settings: name -> default; null for one that must be given, which `required` names.
     """
-    from ps_elastic.plugins import plain, settings, summary
-
     spec = find_spec(_PACKAGES[kind])
     if spec is None or spec.origin is None:  # a kind of which there is none, since it has no package
         return []
@@ -52,10 +56,6 @@ def plugins(kind: str) -> list[dict[str, Any]]:
 
 
 def _print(kind: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not rows:
         click.echo(f"no {kind}")
         return

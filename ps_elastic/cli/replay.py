@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ps_elastic.analysis.replay.decisions import Replay, replay_decisions
+from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, PolicyTotals
+from ps_elastic.cli import _options
+from ps_elastic.cluster.threads import set_threads
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import CHECK_FAILED, OK, ConfigError
-
-if TYPE_CHECKING:
-    from ps_elastic.analysis.replay.decisions import Replay
-    from ps_elastic.config.schema import Config
-    from ps_elastic.records.reader import RunReader
+from ps_elastic.records.reader import RunReader, open_run, read_line
 
 
-@click.command(short_help="Check a recorded run against its rule, train it again bit for bit, or ask another rule.")
+@click.command("replay")
 @click.argument("run")
 @click.option("--recompute", is_flag=True, help="Train it again in the recorded order, to the same parameters.")
 @click.option("--policy", "policies", multiple=True, metavar="ONE_LINE", help="Ask this rule about the same arrivals.")
 @click.option("--unfinished", is_flag=True, help="Take a run that was killed, whose record may not be whole.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.as_json
 def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bool, as_json: bool) -> int:
     """Check that the rule of RUN/config.yaml orders what RUN/events.jsonl says, byte for byte; exit 6 if not.
 
     With --recompute, server and workers compute everything again. With --policy, tell what other rules would have
     decided on the recorded arrivals. A record that was cut, edited or made by another version is refused.
     """
-    from ps_elastic.records.reader import open_run
-
     if recompute and policies:
         raise click.UsageError("--recompute repeats the run and --policy asks another rule: use one of them")
     record = open_run(run, unfinished=unfinished)
@@ -43,10 +43,6 @@ def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bo
 
 
 def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
-    from ps_elastic.analysis.replay.decisions import replay_decisions
-    from ps_elastic.analysis.replay.hindsight import Hindsight, Motion, PolicyTotals
-    from ps_elastic.records.reader import read_line
-
     config, tally = _load(record), PolicyTotals()
     others = [_load(record, [f"policy={policy}", "update.pipeline=0"]) for policy in policies]
     for asked in [config, *others] if policies else []:
@@ -75,8 +71,6 @@ def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
 
 
 def _recompute(record: RunReader) -> dict[str, Any]:
-    from ps_elastic.cluster.threads import set_threads
-
     if record.env.get("headers_only"):
         raise ConfigError("only headers moved in this run: there are no parameters to compute", source=record.events)
     config = _load(record)
@@ -87,7 +81,7 @@ def _recompute(record: RunReader) -> dict[str, Any]:
             source=record.events,
         )
     server_threads = record.env.get("torch_threads", config.most_threads)
-    set_threads(max(config.threads, server_threads), 1)  # before anything imports torch
+    set_threads(max(config.threads, server_threads), 1)
     from ps_elastic.analysis.replay.recompute import recompute, warnings
 
     for warning in warnings(record.env):
@@ -101,8 +95,6 @@ def _recompute(record: RunReader) -> dict[str, Any]:
 
 def _load(record: RunReader, overrides: Sequence[str] = (), *, plugins: bool = False) -> Config:
     """The run's configuration. Raises ConfigError also where its rule needs more workers than there were."""
-    from ps_elastic.config.load import load
-
     config = load(record.config, overrides, plugins=plugins, simulated=True)
     if (needed := config.policy.build().workers_needed()) > record.workers:
         raise ConfigError(f"{config.policy.text()} needs {needed} workers, and the run had {record.workers}")

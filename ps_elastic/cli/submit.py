@@ -6,10 +6,15 @@ import json
 
 import click
 
+from ps_elastic.cli import _options
+from ps_elastic.cluster import slurm
+from ps_elastic.cluster.environment import find_mpi
+from ps_elastic.config.load import load
+from ps_elastic.records.run_dir import new_run_dir, run_dir_for
+
 
 @click.command("submit")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@_options.configuration
 @click.option("--nodes", type=int, required=True, help="Machines.")
 @click.option("--tasks-per-node", type=int, required=True, help="Ranks on each; the first of all is the server.")
 @click.option("--time", required=True, help="Limit, as SLURM writes it: 00:10:00, 1-12:00:00.")
@@ -18,7 +23,7 @@ import click
 @click.option("--run-dir", metavar="DIR", help="The run's folder, seen by all nodes. [default: runs/NAME-UTC]")
 @click.option("--template", metavar="FILE", help="Instead of the sbatch.template that comes with ps_elastic.")
 @click.option("--dry-run", is_flag=True, help="Print the batch script; make and submit nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_options.as_json
 def command(
     config: str,
     overrides: tuple[str, ...],
@@ -37,12 +42,7 @@ def command(
     The job ends with the exit code of the run. Shortly before its time is over the run is asked to stop; so it is by
     `scancel --batch --signal=TERM JOB`, while a plain scancel kills it.
     """
-    from ps_elastic.cluster import slurm
-    from ps_elastic.cluster.environment import find_mpi
-    from ps_elastic.config import load as configuration
-    from ps_elastic.records.run_dir import new_run_dir, run_dir_for
-
-    settings = configuration.load(config, overrides, plugins=False)
+    settings = load(config, overrides, plugins=False)
     job = slurm.SlurmJob(
         name=settings.name,
         config=str(slurm.absolute(config)),

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
+from ps_elastic.cli import _options
+from ps_elastic.runtime.train import train
 
-@click.command(short_help="Train under mpirun (this process is one rank), or in one process.")
-@click.argument("config")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+@click.command("train")
+@_options.configuration
 @click.option("--in-process", is_flag=True, help="Run server and workers in this process, in turn, without MPI.")
 @click.option("--workers", type=int, help="Workers, with --in-process.")
-@click.option("--run-dir", help="Folder of the run (default: runs/NAME-UTC); an existing one must be empty.")
-@click.option("--check", is_flag=True, help="Exit 6 if the stated target or bound fails.")
-@click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout.")
+@_options.ending
 def command(
     config: str,
     overrides: tuple[str, ...],
@@ -27,29 +24,7 @@ def command(
 
     Rank 0 is the server, the others are workers. Every KEY=VALUE overrides the file.
     """
-    from ps_elastic.runtime.train import train
-
     if in_process != (workers is not None):
         raise click.UsageError("--in-process and --workers N go together")
     summary = train(config, overrides, workers=workers, run_dir=run_dir, quiet=False)
-    if summary is None:
-        return 0
-    if check:
-        from ps_elastic.runtime.summary import recheck
-
-        summary = recheck(summary)
-    if as_json:
-        click.echo(json.dumps(summary))
-    else:
-        click.echo(_ending(summary), err=True)
-    return int(summary["exit"])
-
-
-def _ending(summary: dict[str, Any]) -> str:
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items() if value is not None)
-    rms, largest = summary["discrepancy"]["rms"], summary["discrepancy"]["max"]
-    measured = "not measured" if rms is None else f"{rms:.3g} rms, {largest:.3g} max"
-    return (
-        f"{summary['samples']} samples in {summary['wall_s']:.1f} s; {metrics}; discrepancy {measured}; "
-        f"{summary['used']} pushes used, {summary['dropped']} dropped; {summary['run_dir']}"
-    )
+    return 0 if summary is None else _options.end(summary, check=check, as_json=as_json)

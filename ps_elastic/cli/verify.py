@@ -6,22 +6,28 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from ps_elastic.analysis.verify import Verdict
-    from ps_elastic.config.schema import Config
+from ps_elastic.analysis.verdict import Verdict
+from ps_elastic.cluster.threads import set_threads
+from ps_elastic.config.load import load
+from ps_elastic.config.schema import Config
+from ps_elastic.errors import CHECK_FAILED, OK, ConfigError
+from ps_elastic.plugins import parse_one_line
+from ps_elastic.policies import policies as rules
+from ps_elastic.worker.updates import updates
 
 SAMPLES = 240  # of a run where no configuration says how long it is
 ARRIVALS = {"compute": {"name": "exponential", "mean_s": 0.5}}  # long beside a deadline of 1 s, so that some pass it
 
 
-@click.command("verify", short_help="Hold rules against their own bounds, over many seeds.")
+@click.command("verify")
 @click.argument("policies", nargs=-1, metavar="[POLICY]...")
 @click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="Runs of each rule.")
 @click.option("--workers", type=click.IntRange(min=1), default=4, show_default=True)
@@ -43,15 +49,10 @@ def command(
     POLICY: as in stale_synchronous:bound=4; without any, all there are. The runs are in virtual time. Exit 6 if a rule
     exceeds its bound in the conditions of its theorem.
     """
-    from rich.console import Console
-
-    from ps_elastic.errors import CHECK_FAILED, OK
-    from ps_elastic.policies import policies as known
-
     if task is not None and file is not None:
         raise click.UsageError("--task and --config exclude each other")
     source = file if file is not None else _setting(task or "quadratic")
-    named = policies or tuple(name for name, _ in known.items())
+    named = policies or tuple(name for name, _ in rules.items())
     console, verdicts = Console(stderr=True, soft_wrap=True), []
     for name in named:
         asked = {"policy": name, "source": source, "workers": workers, "seeds": seeds}
@@ -76,9 +77,6 @@ def kept(folder: str | None, asked: dict[str, Any], verify: Callable[[], Verdict
 
     Raises ConfigError where what lies there answers something else.
     """
-    from ps_elastic.analysis.verify import Verdict
-    from ps_elastic.errors import ConfigError
-
     if folder is None:
         return verify()
     path = Path(folder) / f"{quote(asked['policy'], safe=':=.,')}.json"
@@ -99,8 +97,6 @@ def kept(folder: str | None, asked: dict[str, Any], verify: Callable[[], Verdict
 
 def _setting(task: str) -> dict[str, Any]:
     """What a run of `task` is where nobody says: alpha = 1/(6L) for a task that knows its L."""
-    from ps_elastic.config.load import load
-
     config = load({"task": task})
     smoothness = getattr(config.task.build(), "smoothness", None)
     rate = {} if smoothness is None else {"optimizer": {"lr": 1 / (6 * smoothness)}}
@@ -110,9 +106,6 @@ def _setting(task: str) -> dict[str, Any]:
 
 def _verdict(source: Any, name: str, workers: int, seeds: int, *, lenient: bool) -> Verdict:
     """lenient: a rule that does not fit the rest is a row that says so."""
-    from ps_elastic.cluster.threads import set_threads
-    from ps_elastic.errors import ConfigError
-
     try:
         config = _load(source, name)
         set_threads(config.threads, 1)
@@ -122,29 +115,19 @@ def _verdict(source: Any, name: str, workers: int, seeds: int, *, lenient: bool)
     except ConfigError as error:
         if not lenient:
             raise
-        from ps_elastic.analysis.verify import Verdict
-
         return Verdict(name, "not applicable", str(error))
 
 
 def _load(source: Any, name: str) -> Config:
     """The configuration with the rule `name`, and with an update that fits it where no file says which."""
-    from ps_elastic.config.load import load
-    from ps_elastic.plugins import parse_one_line
-    from ps_elastic.policies import policies
-    from ps_elastic.worker.updates import updates
-
     quiet = ["train.evaluate_every_samples=null", "train.stop_at=null", "tracker.discrepancy=exact"]
-    units = policies.load(parse_one_line(name)[0]).units
+    units = rules.load(parse_one_line(name)[0]).units
     if "gradient" not in units and not isinstance(source, str):
         quiet += [f"update={update}" for update, cls in updates.items() if cls.units in units][:1]
     return load(source, [f"policy={name}", *quiet], simulated=True)
 
 
 def _table(verdicts: list[Verdict]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 

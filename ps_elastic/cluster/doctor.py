@@ -17,8 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ps_elastic.cluster import environment, leftovers
+from ps_elastic.cluster import environment, leftovers, mpirun
 from ps_elastic.cluster.environment import Mpi
+from ps_elastic.cluster.launcher import mpirun_command, rank_environment
 from ps_elastic.cluster.leftovers import SHM, forsaken_segments, unmapped
 from ps_elastic.errors import Interrupted, PlatformError
 from ps_elastic.transport.waking import find_futex
@@ -123,9 +124,6 @@ def library(mpi: Mpi, seen: dict[str, Any]) -> Finding:
 
 def ping(mpi: Mpi) -> dict[str, Any]:
     """Run `transport.ping` on two ranks and return what it printed. Raises PlatformError with the last lines."""
-    from ps_elastic.cluster import mpirun
-    from ps_elastic.cluster.launcher import mpirun_command, rank_environment
-
     program = [sys.executable, "-m", "ps_elastic.transport.ping"]
     command = mpirun_command(mpi, 2, program, cores=environment.physical_cores(), slots=environment.slurm_slots())
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "output"), "w+") as output:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ps_elastic.cluster import environment
+from ps_elastic.cluster import environment, mpirun
 from ps_elastic.cluster.environment import Mpi
+from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.records.run_dir import outcome
 
 QUIET = ("OMPI_MCA_osc", "^ucx")  # else osc/ucx complains on every rank that makes a shared window
 
@@ -69,9 +71,7 @@ def run_job(
     stdout, stderr: where the ranks write, open files; ours by default. Raises ConfigError or PlatformError before
     anything is started. Call it from the main thread; Ctrl-C and SIGTERM end the run, which then returns 130.
     """
-    from ps_elastic.config import load as configuration
-
-    settings = configuration.load(config, overrides, plugins=False)
+    settings = load(config, overrides, plugins=False)
     threads = settings.most_threads
     return run_ranks(
         train_command(config, overrides, run_dir, check), ranks, run_dir, threads, stdout=stdout, stderr=stderr
@@ -88,9 +88,6 @@ def run_ranks(
     stderr: IO[Any] | None = None,
 ) -> int:
     """Run `argv` on `ranks` ranks and return what the run in `run_dir` ended with."""
-    from ps_elastic.cluster import mpirun
-    from ps_elastic.records.run_dir import outcome
-
     refuse_unfit(ranks)
     mpi = environment.find_mpi()
     cores, slots = environment.physical_cores(), environment.slurm_slots()

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import psutil
+
 from ps_elastic.cluster import leftovers
 from ps_elastic.cluster.leftovers import mapped_by, remove_segments
 from ps_elastic.errors import INTERRUPTED
@@ -121,8 +123,6 @@ def leave_word(run_dir: Path) -> None:
 
 def members(mark: str) -> list[int]:
     """The processes on this host that carry `mark`, zombies aside."""
-    import psutil
-
     found = []
     for process in psutil.process_iter():
         try:

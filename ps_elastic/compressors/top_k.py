@@ -94,7 +94,8 @@ def largest(vector: np.ndarray, k: int) -> np.ndarray:
     threshold = np.partition(values, values.size - k)[values.size - k]
     chosen = values > threshold
     chosen[np.flatnonzero(values == threshold)[: k - np.count_nonzero(chosen)]] = True
-    return candidates[chosen]
+    indices: np.ndarray = candidates[chosen]
+    return indices
 
 
 def _at_least(vector: np.ndarray, threshold: float) -> np.ndarray:

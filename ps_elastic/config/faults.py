@@ -14,20 +14,25 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+from ps_elastic.config.sections import Duration, Positive, Share, Time
+from ps_elastic.config.values import make
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import expect, make, plain, show
+from ps_elastic.plugins import Range, expect, plain, show
+
+Ranks = Annotated[Literal["all"] | int | tuple[int, ...], Range("all, or ranks >= 1")]
+Steps = Annotated[tuple[int, ...], Range("steps >= 0")]
 
 
 @dataclass(frozen=True)
 class Fault:
     """Something that happens to some workers."""
 
-    workers: Literal["all"] | int | tuple[int, ...] = "all"  # ranks
+    workers: Ranks = "all"  # ranks
 
     def __post_init__(self) -> None:
-        expect(self.ranks is None or min(self.ranks, default=0) >= 1, self, "workers", "all, or ranks >= 1")
+        expect(self.ranks != (), self, "workers", "all, or ranks >= 1")
 
     @property
     def ranks(self) -> tuple[int, ...] | None:
@@ -41,15 +46,13 @@ class Fault:
 class Sometimes(Fault):
     """Something that happens to the pushes of some steps, each with a chance."""
 
-    steps: tuple[int, ...] = ()  # of the worker, from 1, each once; a reply's: that it answers, from 0; empty: all
-    chance: float = 1.0  # that it happens
+    steps: Steps = ()  # of the worker, from 1, each once; a reply's: that it answers, from 0; empty: all
+    chance: Share = 1.0  # that it happens
     from_s: float = 0.0
     until_s: float | None = None  # null: to the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(all(step >= 0 for step in self.steps), self, "steps", "steps >= 0")
-        expect(0 <= self.chance <= 1, self, "chance", "a number from 0 to 1")
         expect(self.until_s is None or self.until_s > self.from_s, self, "until_s", "null, or later than from_s")
 
     def concerns(self, now: float, step: int, random: Random) -> bool:
@@ -65,23 +68,15 @@ class Sometimes(Fault):
 class Slow(Sometimes):
     """A push takes `factor` times as long to compute."""
 
-    factor: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self.factor > 0, self, "factor", "a number > 0")
+    factor: Positive = 5.0
 
 
 @dataclass(frozen=True)
 class Delay(Sometimes):
     """A message is under way `delay_s` longer, and so are those that the same worker or server sends behind it."""
 
-    delay_s: float = 1.0
+    delay_s: Time = 1.0
     of: Literal["push", "reply"] = "push"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self.delay_s >= 0, self, "delay_s", "a number of seconds >= 0")
 
 
 @dataclass(frozen=True)
@@ -103,33 +98,21 @@ class Duplicate(Sometimes):
 class Moment(Fault):
     """Something that happens to some workers at one time."""
 
-    at_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self.at_s >= 0, self, "at_s", "a number of seconds >= 0")
+    at_s: Time = 0.0
 
 
 @dataclass(frozen=True)
 class Pause(Moment):
     """The worker stands still for `for_s`: what it computes then ends so much later."""
 
-    for_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self.for_s > 0, self, "for_s", "a number of seconds > 0")
+    for_s: Duration = 1.0
 
 
 @dataclass(frozen=True)
 class Crash(Moment):
     """The worker is gone without a word, with what it computes; the server hears of it `noticed_s` later."""
 
-    noticed_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self.noticed_s >= 0, self, "noticed_s", "a number of seconds >= 0")
+    noticed_s: Time = 0.0
 
 
 @dataclass(frozen=True)
@@ -249,7 +232,8 @@ class Plan:
 
     def factor(self, worker: int, step: int, now: float) -> float:
         """How many times as long the push of `step` takes that begins now."""
-        return math.prod(entry.factor for entry in self._concerned("slow", worker, step, now))
+        factor: float = math.prod(entry.factor for entry in self._concerned("slow", worker, step, now))
+        return factor
 
     def end(self, worker: int, begins: float, duration: float) -> float:
         """When a computation of `duration` ends, with all pauses on its way."""

@@ -30,8 +30,9 @@ from ps_elastic.config.sections import (
     Update,
 )
 from ps_elastic.config.sources import NAMED, Source, Tree, gather
+from ps_elastic.config.values import init_types, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import init_types, make, show
+from ps_elastic.plugins import show
 
 __all__ = [
     "Checkpoint",
@@ -85,18 +86,14 @@ def _read(
     return config, [written.blame(problem) for problem in problems]
 
 
-_PLUGINS = {
+PLUGINS = {  # section -> the kind of its plug-in
     "task": "task",
     "policy": "policy",
     "update": "update",
     "compressor": "compressor",
     "downlink": "compressor",
 }
-
-
-_HOLDERS: dict[str, type] = {"update": Update, "compressor": Compressor}  # sections with keys beside the plug-in's
-
-
+HOLDERS: dict[str, type] = {"update": Update, "compressor": Compressor}  # sections with keys beside the plug-in's
 _PLAIN: dict[str, type] = {
     "optimizer": Optimizer,
     "schedule": Schedule,
@@ -111,7 +108,7 @@ _PLAIN: dict[str, type] = {
 def _build(tree: Tree, plugins: bool) -> tuple[Config | None, list[ConfigError]]:
     values = dict(tree)
     problems: list[ConfigError] = []
-    for key, kind in _PLUGINS.items():
+    for key, kind in PLUGINS.items():
         section = tree.get(key, {})
         values[key], found = _plugin(key, kind, section, plugins or kind == "policy")
         problems += [problem.within(key) for problem in found]
@@ -131,10 +128,10 @@ def _plugin(key: str, kind: str, section: Tree, resolved: bool) -> tuple[Any, li
         return Plugin(kind, "task", section), [ConfigError("required: what to train, such as `task: digits`")]
     shared = NAMED[key].shared
     plugin, problems = (resolve if resolved else state)(kind, section, shared)
-    if key not in _HOLDERS:
+    if key not in HOLDERS:
         return plugin, problems
     common = {name: section[name] for name in shared if name in section}
-    holder, _, found = make(_HOLDERS[key], {"plugin": plugin, **common})
+    holder, _, found = make(HOLDERS[key], {"plugin": plugin, **common})
     return holder, problems + found
 
 

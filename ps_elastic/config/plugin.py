@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ps_elastic.config.sources import read_yaml
+from ps_elastic.config.values import complaint, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import Registry, complaint, make, parse_one_line, plain, settings
+from ps_elastic.plugins import Registry, parse_one_line, plain, settings
 
 # kind -> the package of its registry, the registry's name there, and the class that all of the kind derive from
 _KINDS = {
@@ -62,7 +63,7 @@ def resolve(kind: str, section: Mapping[str, Any], shared: Sequence[str] = ()) -
         return unresolved, problems
     reserved = ("name", *shared)
     try:
-        cls = _load(kind, unresolved.name)
+        cls = load_class(kind, unresolved.name)
         defaults = settings(cls)
         if taken := [key for key in reserved if key in defaults]:
             raise ConfigError(
@@ -110,7 +111,8 @@ def registry(kind: str) -> Registry[Any]:
     return registry
 
 
-def _load(kind: str, name: str) -> type:
+def load_class(kind: str, name: str) -> type:
+    """The class that `name` means, if it can serve as a plug-in of `kind`. Raises ConfigError."""
     cls = registry(kind).load(name)
     package, _, base = _KINDS[kind]
     expected = getattr(importlib.import_module(package), base)

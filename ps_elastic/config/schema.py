@@ -7,7 +7,7 @@ import io
 import json
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ruamel.yaml import YAML
 
@@ -25,7 +25,10 @@ from ps_elastic.config.sections import (
     Update,
     to_dict,
 )
-from ps_elastic.plugins import expect, plain
+from ps_elastic.plugins import Range, expect, plain
+
+Buckets = Annotated[Literal["whole", "layer", "auto"] | int, Range("a number of bytes >= 4, or a name")]
+ServerThreads = Annotated[Literal["auto"] | int, Range("a number of threads >= 1, or auto")]
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Config:
     """Everything that decides what a run computes; made by `load`."""
 
     name: str  # of the run's folder and job
-    task: Plugin
-    policy: Plugin
+    task: Plugin  # what is trained
+    policy: Plugin  # the rule that says when a push is used and who goes on
     update: Update
     compressor: Compressor
     downlink: Plugin  # server to worker
@@ -50,20 +53,15 @@ class Config:
     views: Literal["exact", "torn"] = "exact"  # torn: workers of this host read the model while it is written
     writers: Literal["server", "workers"] = "server"  # workers, with torn views: each adds its own updates to the model
     writing: Literal["lock", "plain"] = "lock"  # plain: workers write at the same time, and some of it is lost
-    buckets: Literal["whole", "layer", "auto"] | int = "whole"  # a number: bytes of a bucket; auto: measured
+    buckets: Buckets = "whole"  # a number: bytes of a bucket; auto: measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 1  # of each worker
-    server_threads: Literal["auto"] | int = 1  # auto: what the workers leave of the host
-    seed: int = 0
+    threads: Annotated[int, Range("a number of threads >= 1")] = 1  # of each worker
+    server_threads: ServerThreads = 1  # auto: what the workers leave of the host
+    seed: Annotated[int, Range("a whole number >= 0 and < 2^63")] = 0
 
     def __post_init__(self) -> None:
         named = "letters, digits, '.', '_' and '-', the first a letter, a digit or '_'"
         expect(bool(re.fullmatch(r"\w[\w.-]*", self.name)), self, "name", named)
-        expect(isinstance(self.buckets, str) or self.buckets >= 4, self, "buckets", "a number of bytes >= 4, or a name")
-        expect(self.threads >= 1, self, "threads", "a number of threads >= 1")
-        server = self.server_threads
-        expect(isinstance(server, str) or server >= 1, self, "server_threads", "a number of threads >= 1, or auto")
-        expect(0 <= self.seed < 2**63, self, "seed", "a whole number >= 0 and < 2^63")
 
     @property
     def most_threads(self) -> int:

@@ -66,10 +66,7 @@ def new_run_dir(name: str, given: str | None) -> Path:
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """summary.json of the run, or None if there is none that can be read whole."""
-    try:
-        summary = json.loads((run_dir / SUMMARY).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
+    summary = read_json(run_dir / SUMMARY)
     return summary if isinstance(summary, dict) and isinstance(summary.get("exit"), int) else None
 
 
@@ -92,6 +89,26 @@ def outcome(run_dir: Path, mpirun_code: int, interrupted: bool = False) -> Outco
     if code > 128 or code in _BARE_SIGNALS:
         return Outcome(errors.LOST, f"a rank was killed by {_signal_name(code % 128)}")
     return Outcome(errors.USER_CODE, f"mpirun ended with {code}, and the run left no {SUMMARY} in {run_dir}")
+
+
+def read_json(path: Path, **how: Any) -> Any:
+    """What is written there; None of no file, and of one cut short by a kill. how: as for json.loads."""
+    try:
+        return json.loads(path.read_text(), **how)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write `value`, as `write_whole` does."""
+    write_whole(path, json.dumps(value, indent=indent) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` whole or not at all: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def asked_by(directory: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import socket
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ps_elastic import __version__
 from ps_elastic.records.checkpoint import _saved
+from ps_elastic.records.run_dir import write_json
 from ps_elastic.records.tracker import Lines, SealedLines, Tracker
 from ps_elastic.vectors import kernels
 
@@ -118,10 +118,3 @@ def environment() -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` whole or not at all: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -16,30 +16,22 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ps_elastic.cluster.environment import cgroup_quota, local_rank
 from ps_elastic.compressors.identity import Identity
+from ps_elastic.config.schema import Config
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.runtime.build import make_worker, working_copies
-from ps_elastic.transport.collectives import agree, broadcast, meet
+from ps_elastic.runtime.build import Parts, make_worker, working_copies
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.vectors.layout import Bucket, Layout, Slot, cut
-from ps_elastic.worker.push import OutgoingPush, PushEncoder
+from ps_elastic.worker.push import PushEncoder, ToServer
 from ps_elastic.worker.staging import GradientRegion, InPlace
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.runtime.build import Parts
-    from ps_elastic.transport.host import Host
-    from ps_elastic.transport.mpi import MPI
 
 SMALLEST = 1 << 16  # bytes; a bucket of less is mostly header
 _GAIN = 0.02  # of the time that a push in one piece takes: less is not worth a smaller bucket
-_SMALL, _LARGE, _ROUNDS = 112, 1 << 22, 7  # bytes of the messages timed, and how often
 PUSHES = 4  # the first does not count
 _FEW, _MANY = 1 << 10, 1 << 20  # floats of the buckets that are timed
 
@@ -79,13 +71,13 @@ class Choice(NamedTuple):
     in one piece."""
 
     buckets: str | int
-    count: int
+    pieces: int
     late_s: float
     whole_s: float
 
     @property
     def text(self) -> str:
-        size = "whole" if self.buckets == "whole" else f"{self.buckets} bytes, {self.count} buckets"
+        size = "whole" if self.buckets == "whole" else f"{self.buckets} bytes, {self.pieces} buckets"
         return (
             f"buckets: auto is {size}; a push should be whole at the server {1e3 * self.late_s:.2f} ms after backward, "
             f"in one piece {1e3 * self.whole_s:.2f} ms"
@@ -122,64 +114,6 @@ def late_s(slots: Sequence[Slot], buckets: Sequence[Bucket], pace: Pace) -> floa
     return arrived - end
 
 
-class Cut(NamedTuple):
-    """A configuration that states its buckets, the parts with their layout, and what to tell the user."""
-
-    config: Config
-    parts: Parts
-    text: str
-
-
-def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
-    """Measure where `buckets` is auto; the same on all ranks. The last rank is the one most likely on another host.
-
-    Every worker warms up, and all ranks take what the last of them finds best. Where that rank is on the server's host,
-    or ranks outnumber the cores of its own, nothing is measured: the push in one piece, which is not copied, has been
-    the quickest there (docs/performance.md).
-    """
-    if config.buckets != "auto":
-        return Cut(config, parts, "")
-    from ps_elastic.transport.host import find_host
-    from ps_elastic.transport.ping import round_trips_s
-    from ps_elastic.vectors.layout import Layout
-
-    rank, workers = comm.Get_rank(), comm.Get_size() - 1
-    host = find_host(comm, cgroup_quota())
-    needless = _needless(host, config.threads)
-    host.comm.Free()
-    if why := broadcast(comm, needless if rank == workers else "", workers):
-        return Cut(config.settled(), parts, f"buckets: auto is whole: {why}")
-
-    def warm_up() -> Pace | None:
-        if rank == 0:
-            return None
-        ready = time_gradients(config, parts, rank, workers, local_rank())
-        # A large bucket that is the gradient itself leaves from there, as it does in one piece.
-        leaving, nbytes = time_leaving(config, parts, rank, copies=not parts.is_gradient(config))
-        return Pace(ready, leaving, Line(0.0, 0.0), nbytes)
-
-    pace = agree(comm, warm_up)
-    trips = [(nbytes, round_trips_s(comm, nbytes, _ROUNDS, peer=workers)) for nbytes in (_SMALL, _LARGE)]
-    said = ""
-    if pace is not None and rank == workers:
-        small, large = ((float(size), workers * median(times) / 2) for size, times in trips)
-        choice = choose(parts.layout, pace._replace(arriving=Line.through(small, large)))
-        said = f"{choice.buckets}\n{choice.text}"
-    meet(comm)
-    written, text = broadcast(comm, said, workers).split("\n")
-    buckets = written if written == "whole" else int(written)
-    return Cut(config.settled(buckets), parts._replace(layout=Layout(parts.model, buckets)), text)
-
-
-def _needless(host: Host, threads: int) -> str:
-    """Why nothing has to be measured, if so."""
-    if 0 in host.ranks:
-        return "on the server's host a push in one piece is quickest"
-    if host.crowded(threads):
-        return f"{len(host.ranks)} ranks of a host share {host.cores:g} cores"
-    return ""
-
-
 def time_gradients(config: Config, parts: Parts, rank: int, workers: int, local: int) -> tuple[float, ...]:
     """When each tensor's gradient was final, in seconds from the start of a push: medians of a few pushes.
 
@@ -211,9 +145,9 @@ def time_leaving(config: Config, parts: Parts, rank: int, *, copies: bool) -> tu
         (coder,) = working_copies(config, parts.compressor, (Bucket(0, numel),), rank)
         g = torch.randn(numel, generator=torch.Generator().manual_seed(0))
         frame, times = np.zeros(parts.compressor.max_nbytes(numel) + 64, np.uint8), []
-        encoder = PushEncoder(
-            rank, (Bucket(0, numel),), (coder,), InPlace(g, [[GradientRegion(g)]]), time.perf_counter, lends=False
-        )
+        buckets, staging = (Bucket(0, numel),), InPlace(g, [[GradientRegion(g)]])
+        outlet = ToServer(g, buckets, (), 0)
+        encoder = PushEncoder(rank, buckets, (coder,), staging, time.perf_counter, outlet, lends=False)
 
         def send(message: PushMessage, frame: np.ndarray = frame) -> None:
             nonlocal nbytes
@@ -225,8 +159,8 @@ def time_leaving(config: Config, parts: Parts, rank: int, *, copies: bool) -> tu
 
         for _ in range(PUSHES):
             started = time.perf_counter()
-            outgoing = OutgoingPush(encoder, 1, 0, send)
-            outgoing.close(1, 0.0, outgoing.norm(), 0.0, None)
+            encoder.begin(1, 0, 0, send)
+            encoder.close(1, 0.0, encoder.norm(), 0.0, None)
             times.append(time.perf_counter() - started)
         points.append((float(numel), median(times[1:])))
     return Line.through(*points), nbytes / _MANY

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,31 +15,38 @@ from torch import Tensor, nn
 from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.config.compatibility import refuse_alone
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
-from ps_elastic.server.layerwise import LayerwiseServer
-from ps_elastic.server.layerwise_store import LayerwiseStore
+from ps_elastic.server.layers import JoinedModel
 from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.server.protocols import Store
 from ps_elastic.server.server import Server
-from ps_elastic.server.shared_step import Leader
 from ps_elastic.server.shared_step_memory import SharedStepMemory
 from ps_elastic.server.store import ParameterStore
-from ps_elastic.server.torn import TornStore, WrittenStore
+from ps_elastic.server.totals import BoundFacts
+from ps_elastic.server.written import WrittenStore
 from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
-from ps_elastic.worker.flat_module import FlatModule, Memory
+from ps_elastic.worker.flat_module import FlatModule, Memory, ModelLives
 from ps_elastic.worker.gradients import draw_seed
-from ps_elastic.worker.hogwild import WritingWorker
-from ps_elastic.worker.model_writer import SharedModel
+from ps_elastic.worker.hogwild import IntoModel, takes_as_made
+from ps_elastic.worker.model_writer import SharedModel, runs_of
+from ps_elastic.worker.push import plain
 from ps_elastic.worker.worker import Worker
 
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.transport.endpoint import Traffic
-    from ps_elastic.transport.links import Links
+
+class Readers(Protocol):
+    """Those who read the server's model where it lies: its end of the transport."""
+
+    def flush(self) -> None:
+        """Return when the model may change."""
+
+    def begin_step(self, workers: Sequence[int], model: np.ndarray) -> Callable[[int], None] | None:
+        """A step begins, of pushes of `workers`: what is to be told how many entries of `model` it is done with."""
 
 
 class Parts(NamedTuple):
@@ -112,15 +119,17 @@ def make_server(
     x: Tensor | None = None,
     copies: Mapping[int, Tensor] | None = None,
     distances: Mapping[int, np.ndarray] | None = None,
-    moments: Sequence[Tensor] = (),
-    gather: Callable[[FlatOptimizer], Leader] | None = None,
+    sharing: SharedStepMemory | None = None,
+    readers: Readers | None = None,
+    keeps_versions: bool = False,
+    measures: BoundFacts | None = None,
 ) -> tuple[Server, Evaluator]:
     """The server, with the model's parameters living in its flat vector; and the evaluator it submits to.
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
     of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
-    workers`. Raises ConfigError for torn views without either. moments: of the optimizer, in memory that a crew shares;
-    gather: makes the one who leads it.
+    workers`. Raises ConfigError for torn views without either. sharing: with the workers that make a part of a step.
+    readers: of the model where it lies. keeps_versions: the models given are kept even where nobody measures them.
     """
     if copies is None and distances is None:
         refuse_alone(config)
@@ -131,37 +140,65 @@ def make_server(
     layout.attach(parts.model, x)
     policy = config.policy.build()
     compressors = _fresh(parts.compressor, layout.buckets, config.seed, 0)
+    keeps = keeps_versions or config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
 
-    def store(part: Layout, x: Tensor, compressors: Sequence[Compressor]) -> ParameterStore:
+    def store(part: Layout, buckets: slice) -> Store:
+        own = layout.buckets[buckets]
+        x_part = x[own[0].start : own[-1].stop]
         if distances is not None:
-            return WrittenStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, distances)
-        if copies is not None:
-            return TornStore(part, x, FlatOptimizer(config.optimizer, part, x), compressors, copies)
-        optimizer = FlatOptimizer(config.optimizer, part, x, moments)
-        keeps = config.tracker.discrepancy == "exact" or policy.jobs > 1 or policy.layerwise
-        made = ParameterStore(part, x, optimizer, compressors, keeps_versions=keeps)
-        if gather is not None:
-            made.crew = gather(optimizer)
-        return made
+            return WrittenStore(part, x_part, distances)
+        optimizer = FlatOptimizer(config.optimizer, part, x_part, sharing.moments if sharing else ())
+        return ParameterStore(
+            part, x_part, optimizer, compressors[buckets], keeps_versions=keeps, copies=copies,
+            before_change=readers.flush if readers else None,
+            begin_step=readers.begin_step if readers and not policy.layerwise else None,
+            crew=sharing.leader(optimizer) if sharing else None,
+        )  # fmt: skip
 
-    make: Callable[..., Server]
-    if policy.layerwise:
-        pieces = zip(layout.parts(), layout.buckets, compressors, strict=True)
-        slices = LayerwiseStore(layout, x, [store(part, x[b.start : b.stop], [own]) for part, b, own in pieces])
-        make = partial(LayerwiseServer, [config.policy.build() for _ in layout.buckets], workers, slices)
+    return assemble_server(
+        config, layout, workers, tracker, log, store, x=x, evaluator=evaluator, measures=measures
+    ), evaluator
+
+
+def assemble_server(
+    config: Config,
+    layout: Layout,
+    workers: int,
+    tracker: Tracker,
+    log: Callable[[str], None],
+    make_store: Callable[[Layout, slice], Store],
+    *,
+    x: Tensor | None = None,
+    join: Callable[[Sequence[Any]], Any] | None = None,
+    evaluator: Evaluator | None = None,
+    measures: BoundFacts | None = None,
+) -> Server:
+    """The server around stores of any kind: one that `make_store` makes of the whole model, or one for each bucket.
+
+    make_store: of the part of `layout` that is in so many of its buckets. join: the model of its parts.
+    """
+    train, joined = config.train, None
+    if config.policy.build().layerwise:
+        stores = [make_store(part, slice(i, i + 1)) for i, part in enumerate(layout.parts())]
+        joined = JoinedModel(layout, x, stores, join)
     else:
-        make = partial(Server, policy, workers, store(layout, x, compressors), pipeline=config.update.pipeline)
-    server = make(
+        stores = [make_store(layout, slice(0, len(layout.buckets)))]
+    return Server(
+        [config.policy.build() for _ in stores],
+        stores,
+        workers,
         partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
         train.samples,
         tracker,
         log,
-        evaluator,
-        config.tracker.discrepancy,
-        train.target,
-        config.update.plugin.build().units,
+        joined=joined,
+        evaluator=evaluator,
+        discrepancy=config.tracker.discrepancy,
+        target=train.target,
+        units=config.update.plugin.build().units,
+        pipeline=config.update.pipeline,
+        measures=measures,
     )
-    return server, evaluator
 
 
 def make_worker(
@@ -172,41 +209,44 @@ def make_worker(
     tracker: Tracker,
     memory: Memory | None = None,
     local: int = 0,
-    bench: FlatModule | None = None,
+    flat: FlatModule | None = None,
     clock: Callable[[], float] = time.perf_counter,
     shared_model: SharedModel | None = None,
 ) -> Worker:
-    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). shared_model: where it writes
-    itself."""
-    device = choose_device(config.device, local)
-    parts.model.to(device)
-    coders = working_copies(config, parts.compressor, parts.layout.buckets, rank)
+    """Worker `rank` of 1..workers, the `local`-th rank on its host (0 is the first). memory: for its model and gradient
+    on the CPU. flat: shared with others, instead. shared_model: where it writes itself."""
+    task, layout, update = parts.task, parts.layout, config.update.plugin.build()
+    coders = working_copies(config, parts.compressor, layout.buckets, rank)
+    if flat is None:
+        device = choose_device(config.device, local)
+        as_made = shared_model is not None and takes_as_made(task, update, coders, config.optimizer.clip_norm)
+        memory = memory if device.type == "cpu" else None
+        flat = FlatModule(parts.model.to(device), layout, memory, runs_of(layout) if as_made else ())
     try:
-        batches = parts.task.batches(rank, workers, config.seed)
+        batches = task.batches(rank, workers, config.seed)
     except ConfigError as error:
         raise error.within("task") from None
-    kind = Worker if shared_model is None else partial(WritingWorker, shared_model)
-    return kind(
-        rank,
-        parts.task,
-        parts.model,
-        parts.layout,
-        batches,
-        config.update.plugin.build(),
-        coders,
-        tracker,
-        seed=config.seed,
-        accumulate=config.update.accumulate,
-        clip_norm=config.optimizer.clip_norm,
-        on_nonfinite=config.train.on_nonfinite,
-        autocast=config.train.autocast,
-        discrepancy=config.tracker.discrepancy,
-        memory=memory if device.type == "cpu" else None,
-        bench=bench,
-        layerwise=config.policy.build().layerwise,
-        pipeline=config.update.pipeline,
-        clock=clock,
-    )
+    outlet, discrepancy = None, config.tracker.discrepancy
+    if shared_model is not None:  # which measures, as its worker cannot
+        measures, discrepancy = discrepancy == "exact", "off"
+        outlet = IntoModel(shared_model, flat, list(map(plain, coders)), config.update.pipeline, measures=measures)
+    return Worker(
+        rank, task, flat, batches, update, coders, tracker,
+        seed=config.seed, accumulate=config.update.accumulate, clip_norm=config.optimizer.clip_norm,
+        on_nonfinite=config.train.on_nonfinite, autocast=config.train.autocast, discrepancy=discrepancy, outlet=outlet,
+        layerwise=config.policy.build().layerwise, pipeline=config.update.pipeline, clock=clock,
+    )  # fmt: skip
+
+
+def shared_workers(
+    config: Config, parts: Parts, workers: int, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[int, Tracker], Worker]:
+    """What makes worker `rank` of 1..workers with its tracker, for workers that take turns: all of them compute in one
+    module, a copy of that of `parts`, which is the server's."""
+    shared = parts._replace(model=copy.deepcopy(parts.model).to(choose_device(config.device, 0)))
+    memory = Memory(parts.layout.empty(), parts.layout.empty(), ModelLives.SHARED)
+    flat = FlatModule(shared.model, parts.layout, memory)
+    return lambda rank, tracker: make_worker(config, shared, rank, workers, tracker, flat=flat, clock=clock)
 
 
 def reads_in_place(config: Config) -> bool:
@@ -231,17 +271,6 @@ def shares_steps(config: Config, parts: Parts) -> bool:
     """
     usual = config.views == "exact" and not config.update.pipeline and not config.policy.build().layerwise
     return usual and parts.in_place
-
-
-def find_step_memory(
-    links: Links, config: Config, layout: Layout, ranks: int, patience_s: float
-) -> SharedStepMemory | None:
-    """The crew that this rank belongs to, if its host has one."""
-    windows, doorbells = links.windows, links.doorbells
-    if windows is None or doorbells is None or windows.common() is None:
-        return None
-    most = int(links.host.cores / config.threads)
-    return SharedStepMemory(windows, doorbells, most, config.optimizer, layout, ranks, patience_s)
 
 
 def choose_device(name: str, local: int) -> torch.device:
@@ -269,23 +298,3 @@ def _fresh(compressor: Compressor, buckets: Sequence[Bucket], seed: int, rank: i
         compressor.fresh(bucket.numel, torch.Generator().manual_seed(draw_seed(seed, rank, i)))
         for i, bucket in enumerate(buckets)
     ]
-
-
-class RankSetup(NamedTuple):
-    """What a rank knows when it may begin."""
-
-    config: Config
-    parts: Parts
-    threads: str  # for the user
-    buckets: str  # for the user, where they were measured
-    directory: Path
-
-    def traffic(self, links: Links, patience_s: float) -> Traffic:
-        """What this rank's end of the transport is made for."""
-        from ps_elastic.transport.endpoint import Traffic
-
-        config, parts = self.config, self.parts
-        return Traffic(
-            parts.layout.digest, parts.frames(config), 4 * parts.layout.size, links.spins, patience_s, links,
-            config.update.pipeline, parts.vectors(config),
-        )  # fmt: skip

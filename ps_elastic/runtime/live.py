@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.server.server import Server
+from ps_elastic.config.schema import Config
+from ps_elastic.server.server import Server
 
 _REFRESH_S, _LINE_S = 0.5, 5.0
 

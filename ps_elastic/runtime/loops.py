@@ -58,8 +58,6 @@ def serve(
     warn: told once per silence of `warning_s`. on_turn: called with the time, every 0.1 s at least, and not more often
     than every 10 ms while messages come.
     """
-    if not server.ledger.pipeline:  # else models are sent from where they stay as they are
-        server.store.before_change = endpoint.flush
     for worker, reply in server.start(clock()):
         endpoint.send(worker, reply)
     heard = turned = clock()

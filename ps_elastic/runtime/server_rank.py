@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from psutil import pid_exists
@@ -14,22 +13,20 @@ from psutil import pid_exists
 from ps_elastic.errors import INTERRUPTED, OK, WorkersLost
 from ps_elastic.records.run_dir import asked_by
 from ps_elastic.records.writer import RunWriter
-from ps_elastic.runtime.build import find_step_memory, make_server
+from ps_elastic.runtime.build import make_server
 from ps_elastic.runtime.live import Live
 from ps_elastic.runtime.loops import serve
+from ps_elastic.runtime.rank_setup import RankSetup, find_step_memory
 from ps_elastic.runtime.signals import Signals, ended_by
 from ps_elastic.runtime.summary import failed, finish
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step_memory import SharedStepMemory
-from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport import server_endpoint
-from ps_elastic.transport.collectives import agree, blame, processes_here
+from ps_elastic.transport.collectives import agree, blame
+from ps_elastic.transport.host import processes_here
+from ps_elastic.transport.links import Links
 from ps_elastic.transport.mpi import MPI
-
-if TYPE_CHECKING:
-    from ps_elastic.runtime.build import RankSetup
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.server import Server
-    from ps_elastic.transport.links import Links
 
 
 class Made(NamedTuple):
@@ -76,7 +73,8 @@ def be_server(comm: MPI.Comm, setting: RankSetup, links: Links, signals: Signals
                 step_memory.count(server.totals)
             summary = finish(config, setting.parts, server, evaluator, record, wall_s, wall_s, watch.code)
     except BaseException as error:
-        record.write_summary({**failed(config, server, error, clock()), "error": blame(error, 0)})
+        wall_s = clock()
+        record.write_summary({**failed(config, server, error, wall_s, wall_s), "error": blame(error, 0)})
         record.close()
         raise  # and the job is ended at once: closing the evaluator would wait for an evaluation under way
     evaluator.close()
@@ -134,12 +132,11 @@ def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
         copies = {worker: torch.from_numpy(windows.copy(worker)) for worker in windows.workers}
     step_memory = find_step_memory(links, config, layout, comm.Get_size(), patience_s)
     if step_memory is not None:
-        step_memory.make()  # before any worker begins
+        step_memory.make(look=lambda: end.look())  # before any worker begins
     server, evaluator = make_server(
         config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
-        distances=distances, moments=step_memory.moments if step_memory else (),
-        gather=partial(step_memory.leader, look=lambda: end.look()) if step_memory else None,
+        distances=distances, sharing=step_memory,
+        # Who runs ahead gets models that stay as they are, and small models are copied into their message.
+        readers=end if end.lends and not config.update.pipeline else None,
     )  # fmt: skip
-    if end.lends and isinstance(server.store, ParameterStore) and not config.update.pipeline:
-        server.store.begin_step = end.begin_step
     return Made(record, server, evaluator, end, step_memory)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ps_elastic.errors import CHECK_FAILED, OK, describe, exit_code
+from ps_elastic.config.schema import Config
+from ps_elastic.errors import OK, describe, exit_code
 from ps_elastic.policies.theory import Bound, Facts, b_error_feedback
-from ps_elastic.records.run_dir import SUMMARY
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import Parts
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.server import Server
 from ps_elastic.server.totals import SLACK
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
-    from ps_elastic.records.writer import RunWriter
-    from ps_elastic.runtime.build import Parts
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.server import Server
+from ps_elastic.vectors.layout import load_statistics
 
 
 def finish(
@@ -29,25 +26,23 @@ def finish(
     now: float,
     wall_s: float,
     code: int = OK,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Write the final model, evaluate it and write summary.json; return the summary."""
-    from ps_elastic.vectors.layout import load_statistics
-
+    """Write the final model, evaluate it and write summary.json, with `more` in it; return the summary."""
+    assert server.store.x is not None  # with headers alone there is no model to write
     load_statistics(parts.model, evaluator.statistics)
     record.write_model(parts.model)
     sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
-    evaluator.submit(server.store.x, server.totals.samples, server.ledger.version, now, final=True)
+    evaluator.submit(server.x, server.totals.samples, server.ledger.version, now, final=True)
     evaluator.wait()
     for _ in server.tick(now):
         raise AssertionError("a finished server answers nobody")
-    summary = {**summarise(config, server, now, wall_s, code), "parameters_sha256": sha256}
-    return {**record.write_summary(summary), "run_dir": str(record.directory)}
+    summary = {**summarise(config, server, now, wall_s, code), "parameters_sha256": sha256, "record": None}
+    return {**record.write_summary({**summary, **more}), "run_dir": str(record.directory)}
 
 
-def summarise(config: Config, server: Server, now: float, wall_s: float, code: int) -> dict[str, Any]:
-    """summary.json, all but the hash of the parameters."""
-    pass
-
+def summarise(config: Config, server: Server, now: float, wall_s: float, code: int, **more: Any) -> dict[str, Any]:
+    """summary.json, all but the hash of the parameters and the record's seal."""
     return {
         "name": config.name,
         "policy": config.policy.text(),
@@ -64,29 +59,15 @@ def summarise(config: Config, server: Server, now: float, wall_s: float, code: i
         "lost_workers": server.lost_workers,
         "parameters_sha256": None,
         "exit": code,
+        **more,
     }
 
 
-def failed(config: Config, server: Server, error: BaseException, wall_s: float) -> dict[str, Any]:
+def failed(
+    config: Config, server: Server, error: BaseException, now: float, wall_s: float, **more: Any
+) -> dict[str, Any]:
     """summary.json of a run that `error` ended: what was counted until then, and why it ended."""
-    summary = summarise(config, server, wall_s, wall_s, exit_code(error))
-    return {**summary, "error": describe(error)}
-
-
-def recheck(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary with exit 6, written too, where a run that ended well missed its stated target or bound."""
-    from ps_elastic.records.writer import write_json
-
-    missed = []
-    if summary["stop_at"] and summary["time_to_target_s"] is None:
-        missed.append(f"the target {summary['stop_at']} was not reached")
-    if summary["bound_holds"] is False:
-        missed.append(f"B_rms {summary['B_rms']} exceeds its bound {summary['B_theory']}")
-    if summary["exit"] != OK or not missed:
-        return summary
-    checked = {**summary, "exit": CHECK_FAILED, "error": "; ".join(missed)}
-    write_json(Path(summary["run_dir"]) / SUMMARY, {k: v for k, v in checked.items() if k != "run_dir"})
-    return checked
+    return summarise(config, server, now, wall_s, exit_code(error), **more, error=describe(error))
 
 
 def against_theory(config: Config, server: Server) -> dict[str, Any]:

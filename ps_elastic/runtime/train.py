@@ -1,16 +1,24 @@
-"""A training run from configuration to summary.json, under MPI or in one process."""
+"""A training run from its command line: what comes before torch, then all the rest at once.
+
+OpenMP and BLAS read how many threads they may use when torch and numpy are imported. So a run has two stages: this file
+sets the threads, and imports nothing that imports either; then it imports the run, which imports what it needs on top.
+"""
 
 from __future__ import annotations
 
-import copy
 import os
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.records.run_dir import new_run_dir
-from ps_elastic.runtime.summary import failed, finish
+from ps_elastic.cluster.environment import INSTALL, launcher_rank, refuse_split_world
+from ps_elastic.cluster.threads import set_server_threads, set_threads
+from ps_elastic.config.load import load
+from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.runtime.signals import Signals
+from ps_elastic.transport.collectives import Told, agree, ending_all
+
+if TYPE_CHECKING:
+    from ps_elastic.transport.mpi import MPI
 
 
 def train(
@@ -26,59 +34,55 @@ def train(
     source: a YAML file or a mapping. workers: so many in this process; None: this process is one rank of an MPI job.
     Raises the errors of `errors.py`; what the user's own code raises passes through in one process.
     """
+    source = source if isinstance(source, Mapping) else str(source)
     if workers is None:
-        from ps_elastic.runtime.rank import run_rank
+        return _be_rank(source, overrides, run_dir, quiet=quiet)
+    if workers < 1:
+        raise ConfigError(f"got {workers}, expected a number of workers >= 1", key="--workers")
+    set_threads(load(source, overrides, plugins=False).threads, 1)
+    from ps_elastic.runtime.in_process import run_in_process
 
-        return run_rank(source, overrides, run_dir, quiet=quiet)
     return run_in_process(source, overrides, workers, run_dir, quiet=quiet)
 
 
-def run_in_process(
-    source: str | os.PathLike[str] | Mapping[str, Any],
-    overrides: Sequence[str],
-    workers: int,
-    run_dir: str | os.PathLike[str] | None,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
-    """One server and `workers` workers taking turns: deterministic, for tests and debugging."""
-    from ps_elastic.cluster.threads import set_threads
-    from ps_elastic.config.load import load
+def _be_rank(
+    source: str | Mapping[str, Any], overrides: Sequence[str], run_dir: str | os.PathLike[str] | None, *, quiet: bool
+) -> dict[str, Any] | None:
+    """Be one rank of the job, and end the whole job where it fails.
 
-    if workers < 1:
-        raise ConfigError(f"got {workers}, expected a number of workers >= 1", key="--workers")
-    source = source if isinstance(source, Mapping) else str(source)
-    set_threads(load(source, overrides, plugins=False).threads, 1)
-    from ps_elastic.config.compatibility import refuse_alone
-    from ps_elastic.records.writer import RunWriter
-    from ps_elastic.runtime import loops
-    from ps_elastic.runtime.build import make_parts, make_server, make_worker
-    from ps_elastic.runtime.live import Live
+    Raises PlatformError without a usable MPI, ConfigError with a world of one, JobFailed on rank 0 (SystemExit with
+    the same code elsewhere) where some rank cannot begin.
+    """
+    comm = _world()
+    with ending_all(comm):
+        signals = Signals(comm.Get_rank())
+        threads = agree(comm, lambda: _set_threads(source, overrides, comm.Get_rank()))
+        from ps_elastic.runtime.rank import run_rank
 
-    config = load(source, overrides).settled()
-    refuse_alone(config)
-    parts = make_parts(config, workers)
-    directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
-    records = [RunWriter(directory, rank) for rank in range(workers + 1)]
-    records[0].write_setting(config, workers, transport="in process")
-    made = [
-        make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, records[rank].tracker)
-        for rank in range(1, workers + 1)
-    ]
-    log = records[0].events().write
-    server, evaluator = make_server(config, parts, workers, records[0].tracker, log, background=False)
-    live = Live(server, config, quiet=quiet)
-    started = time.perf_counter()
+        return run_rank(comm, source, overrides, run_dir, threads, signals, quiet=quiet)
+
+
+def _world() -> MPI.Comm:
     try:
-        with live:
-            now = loops.take_turns(server, {worker.rank: worker for worker in made}, live.update)
-            wall_s = time.perf_counter() - started
-            summary = finish(config, parts, server, evaluator, records[0], now, wall_s)
-    except BaseException as error:
-        records[0].write_summary(failed(config, server, error, time.perf_counter() - started))
+        from ps_elastic.transport.mpi import MPI  # which initialises it
+    except (ImportError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise PlatformError(f"no MPI library could be loaded ({why}); `{INSTALL}` installs one") from None
+    size = MPI.COMM_WORLD.Get_size()
+    try:
+        refuse_split_world(size)
+    except PlatformError as error:
+        if launcher_rank():  # the launcher's rank 0 stands alone too, and tells
+            raise Told(error.exit_code) from None
         raise
-    finally:
-        evaluator.close()
-        for record in records:
-            record.close()
-    return summary
+    if size < 2:
+        raise ConfigError(
+            "got 1 rank, expected at least 2 (rank 0 is the server): start it by `mpirun -n 4 ps-elastic train ...` "
+            "or `ps-elastic launch -n 4 ...`, or in one process with --in-process --workers 3"
+        )
+    return MPI.COMM_WORLD.Dup()
+
+
+def _set_threads(source: str | Mapping[str, Any], overrides: Sequence[str], rank: int) -> str:
+    config = load(source, overrides, plugins=False)
+    return set_threads(config.threads) if rank else set_server_threads(config.server_threads, config.threads)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from ps_elastic.cluster.environment import local_rank
 from ps_elastic.cluster.threads import giving_way
 from ps_elastic.records.writer import RunWriter
-from ps_elastic.runtime.build import compares, find_step_memory, make_worker
+from ps_elastic.runtime.build import compares, make_worker
 from ps_elastic.runtime.loops import tell_server, work
-from ps_elastic.transport.collectives import agree, processes_here
+from ps_elastic.runtime.rank_setup import RankSetup, find_step_memory
+from ps_elastic.transport.collectives import agree
+from ps_elastic.transport.host import processes_here
+from ps_elastic.transport.links import Links
 from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.worker_endpoint import WorkerEndpoint
-from ps_elastic.worker.flat_module import Memory
+from ps_elastic.worker.flat_module import Memory, ModelLives
 from ps_elastic.worker.model_writer import SharedModel
 from ps_elastic.worker.worker import Worker
-
-if TYPE_CHECKING:
-    from ps_elastic.runtime.build import RankSetup
-    from ps_elastic.transport.links import Links
 
 
 def be_worker(comm: MPI.Comm, setting: RankSetup, links: Links) -> None:
@@ -54,7 +52,8 @@ def _make(
     record = RunWriter(setting.directory, rank)
     end = WorkerEndpoint(comm, setting.traffic(links, patience_s), in_place=parts.in_place, compares=compares(config))
     x, g = map(torch.from_numpy, end.memory)
-    memory = Memory(x, g, foreign=end.reads_in_place, watched=config.views == "torn", apart=end.apart)
+    own = ModelLives.WATCHED if config.views == "torn" else ModelLives.BESIDE if end.apart else ModelLives.OWN
+    memory = Memory(x, g, ModelLives.SERVERS if end.reads_in_place else own)
     shared_model = None
     if (windows := links.windows) is not None and windows.written:
         lock = windows.lock(patience_s) if config.writing == "lock" else contextlib.nullcontext()

@@ -2,5 +2,5 @@
 
 Imports compressors, policies, tasks, vectors, config.sections, records.tracker and of transport its messages; never
 worker. Begin with `server`; `shard` asks the rule and carries its actions out, `store` holds the model, `discrepancy`
-measures.
+measures, `run` counts. `debts`, `pipelining` and `layers` are for rules and options that need them.
 """

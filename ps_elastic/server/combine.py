@@ -53,7 +53,7 @@ class StepCombiner:
         if len(parts) == 1 and len(parts[0]) == 1:
             vector = combiners[0].alone(self._compressors[0], parts[0][0], self._buckets[0].numel)
             if vector is not None:
-                blocks = [vector] if len(self._lengths) == 1 else vector.split(self._lengths)
+                blocks = [vector] if len(self._lengths) == 1 else vector.split_with_sizes(self._lengths)
                 return zip(blocks, repeat(1.0))  # as many as there are blocks
         if not (combiners[0].elementwise and self._can_cut):
             return None

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.config.sections import Optimizer, Schedule
 from ps_elastic.errors import PolicyError
 from ps_elastic.server.steppers import Block, Change, make_stepper, moment_count
 from ps_elastic.vectors.kernels import kernels_for
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.vectors.norms import Difference, norm, quiet
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer, Schedule
 
 BLOCK = 1 << 16  # floats: model, gradient, momentum and room for differences of a block stay in 2 MB of cache
 
@@ -238,6 +236,7 @@ def learning_rate(settings: Optimizer, schedule: Schedule, samples: int, budget:
     """
     rate = settings.lr
     if schedule.name == "step":
+        assert schedule.step_samples is not None, "refused where the configuration is read"
         rate *= schedule.gamma ** (samples // schedule.step_samples)
     elif schedule.name == "cosine":
         done = min(1.0, samples / budget)

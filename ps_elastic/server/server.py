@@ -1,34 +1,43 @@
 """The server as a machine without I/O: a message in, messages out. No MPI, no clock, no tensor.
 
-It gathers the buckets of a push, hands the push to the shard, which asks the rule and carries its actions out, and
-answers the workers that are let go. It counts what the run uses, and ends it.
+It hands a push to its shards, which ask the rule and carry its actions out, and answers the workers that are let go.
+A rule that takes whole pushes has one shard. A layerwise rule has one for each bucket, with a copy of the rule and a
+ledger of its own, so that every bucket is a push with a version, a clock and a path of its own; what concerns a push
+as a whole is counted once (run.py), and its worker goes on when every shard has released it. There a bucket without
+arrays says that its worker was cut off before it: to the shard that is an Asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from ps_elastic.config.sections import Target
 from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
+from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.server.shard import Fate, Outgoing, Shard
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.layers import JoinedModel, Ledgers
+from ps_elastic.server.outcomes import Outcome, of_parts
+from ps_elastic.server.protocols import LedgerView, Model, Store
+from ps_elastic.server.run import BucketAssembler, Run
+from ps_elastic.server.shard import Outgoing, Shard
 from ps_elastic.server.totals import BoundFacts, Totals
-from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply, Settled
+from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
 
 if TYPE_CHECKING:
-    from ps_elastic.config.sections import Target
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.store import ParameterStore
+    from torch import Tensor
 
 
 class Answer(NamedTuple):
-    """What a worker was last told, in case it asks again."""
+    """What a worker was last told, in case it asks again. outcomes: of each shard; outcome: of the push."""
 
     step: int
-    fate: Fate
+    outcome: Outcome
+    outcomes: Sequence[Outcome]
     settled: tuple[Settled, ...]
     alpha: float
 
@@ -36,41 +45,56 @@ class Answer(NamedTuple):
 class Server:
     """One run's server. `start`, `receive` and `tick` yield (worker, reply) as soon as each is ready.
 
+    policies, stores: of each shard. joined: the model whose parts the stores hold, where the rule is layerwise.
     alpha: step size after so many samples were used. budget: samples of used pushes that end the run.
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
     pipeline: pushes that a worker may leave unanswered while it goes on.
     """
 
-    _totals = Totals
-
     def __init__(
         self,
-        policy: Policy,
+        policies: Sequence[Policy],
+        stores: Sequence[Store],
         workers: int,
-        store: ParameterStore,
         alpha: Callable[[int], float],
         budget: int,
         tracker: Tracker,
         log: Callable[[str], None] | None = None,
+        *,
+        joined: JoinedModel | None = None,
         evaluator: Evaluator | None = None,
         discrepancy: str = "exact",
         target: Target | None = None,
         units: str = "gradient",
-        bucket: tuple[int, int] | None = None,
         pipeline: int = 0,
+        measures: BoundFacts | None = None,
     ) -> None:
-        self.policy, self.store = policy, store
-        self.totals, self.measures = self._totals(workers, target), BoundFacts(workers)
-        self.tracker, self.units, self._needs_views = tracker, units, discrepancy == "exact"
+        assert joined is None or not pipeline, "refused where the configuration is read"
+        self.policy, self._joined = policies[0], joined
+        self.store: Model = joined or stores[0]
+        self.totals, self.measures = Totals(workers, target), measures or BoundFacts(workers)
+        self.tracker, self._units, self._evaluator = tracker, units, evaluator
         self.lost_workers: list[int] = []
-        self.owed: dict[int, int] = {}  # worker -> the step that its next reply answers
-        self._alpha, self._budget, self._evaluator = alpha, budget, evaluator
-        self._alpha_last = -1, 0.0
-        self._shard = Shard(self, policy, workers, store, log, discrepancy, bucket, pipeline)
-        self.ledger = self._shard.ledger
-        self._gathering = BucketAssembler()
-        self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
+        ledgers = [
+            Ledger(
+                range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views,
+                pipeline=pipeline, log=log, bucket=(i, len(policies)) if joined else None,
+            )
+            for i, policy in enumerate(policies)
+        ]  # fmt: skip
+        self.ledger: LedgerView = Ledgers(ledgers) if joined else ledgers[0]
+        sizes = [part.numel for part in joined.layout.parts()] if joined else [1]
+        self.run = Run(
+            ledgers, sizes, self.totals, self.measures, tracker, units, alpha, budget, evaluator, self.store.x
+        )
+        self.shards = [
+            Shard(self.run, policy, ledger, store, discrepancy, self._release, self.stop)
+            for policy, ledger, store in zip(policies, ledgers, stores, strict=True)
+        ]
+        self._assembler = BucketAssembler()
         self._answers: dict[int, Answer] = {}
+        self._left_at: dict[int, int] = {}  # worker -> the last step that any of several shards had given it then
+        self._waking = False
         self._gone: set[int] = set()  # workers that said farewell
 
     @property
@@ -79,9 +103,10 @@ class Server:
         return self.ledger.done and self._gone.issuperset(self.ledger.workers)
 
     @property
-    def over(self) -> bool:
-        """Whether the run has all it wants: every reply from now on says stop."""
-        return self.ledger.done or self.totals.samples >= self._budget
+    def x(self) -> Tensor:
+        """The model (d,), which is there unless headers alone move."""
+        assert self.store.x is not None
+        return self.store.x
 
     @property
     def wake_at(self) -> float | None:
@@ -90,7 +115,8 @@ class Server:
 
     def start(self, now: float) -> Outgoing:
         """Give version 0 to every worker."""
-        yield from self._shard.start(now)
+        for shard in self.shards:
+            yield from shard.start(now)
         for worker in self.ledger.workers:
             yield worker, self._reply(worker, 0)
 
@@ -106,10 +132,13 @@ class Server:
     def _take(self, message: Message, now: float) -> Outgoing:
         """Note the message at once; the replies are to be taken from what this returns."""
         if isinstance(message, PushMessage):
-            parts = self._gathering.add(message)
+            if self._joined is not None:
+                return self._take_bucket(message, now)
+            parts = self._assembler.add(message)
+            (shard,) = self.shards
             if message.buckets > 1:
-                self.store.foresee(message)
-            return self._shard.push(header(parts, self.units), parts, now) if parts else iter(())
+                shard.store.foresee(message)
+            return shard.push(header(parts, self._units), parts, now) if parts else iter(())
         match message:
             case Ask():
                 return self._take_ask(message, now)
@@ -120,19 +149,40 @@ class Server:
                 return iter(())
         raise WireError(f"the server got a {type(message).__name__}")
 
+    def _take_bucket(self, message: PushMessage, now: float) -> Outgoing:
+        """A bucket is a push to its shard."""
+        worker, step, bucket = message.worker, message.step, message.bucket
+        if bucket >= len(self.shards):
+            raise WireError(f"worker {worker}: got bucket {bucket}, expected one of {len(self.shards)}")
+        shard = self.shards[bucket]
+        if message.arrays:
+            return shard.push(header([message], self._units), [message], now)
+        member = shard.ledger.workers.get(worker)
+        is_new = member is not None and member.seen < step
+        outgoing = shard.ending(worker, Asked(worker, step), now)
+        if is_new:
+            self.run.arrived(message, 0)
+            self.run.met(PushId(worker, step), used=False)
+        return outgoing
+
     def _take_ask(self, ask: Ask, now: float) -> Outgoing:
-        worker = ask.worker
-        new = worker not in self.owed
-        self.owed.setdefault(worker, ask.step)
-        yield from self._shard.ending(worker, Asked(worker, ask.step), now)
+        worker, owed = ask.worker, self.run.owed
+        new = worker not in owed
+        owed.setdefault(worker, ask.step)
+        for shard in self.shards:
+            yield from shard.ending(worker, Asked(worker, ask.step), now)
         if new and worker not in self.ledger.waiting:
-            self.owed.pop(worker, None)  # the ask was stale: no reply is due for it
+            owed.pop(worker, None)  # the ask was stale: no reply is due for it
 
     def tick(self, now: float) -> Outgoing:
         """Do what is due by the clock: the rule's Wake, and results of evaluations."""
-        wake_at = self.ledger.wake_at
-        if wake_at is not None and now >= wake_at:
-            yield from self._shard.event(Woke(), now)
+        self._waking = True
+        for shard in self.shards:
+            if (at := shard.ledger.wake_at) is not None and now >= at:
+                yield from shard.event(Woke(), now)
+        self._waking = False
+        if self.run.over and not self.ledger.done:
+            yield from self.stop(now)
         yield from self._report(now)
 
     def _report(self, now: float) -> Outgoing:
@@ -144,85 +194,89 @@ class Server:
     def join(self, worker: int, now: float) -> Outgoing:
         """`worker` becomes a member; its Ask follows."""
         self._gone.discard(worker)
-        self._gathering.forget(worker)
+        self._assembler.forget(worker)
         self._answers.pop(worker, None)  # of its earlier life
-        outgoing = self._shard.event(Joined(worker), now)
-        self.measures.note_workers(len(self.ledger.workers))
-        yield from outgoing
+        for shard in self.shards:
+            outgoing = shard.event(Joined(worker, self._left_at.get(worker, 0)), now)
+            self.measures.note_workers(len(self.ledger.workers))
+            yield from outgoing
 
     def leave(self, worker: int, now: float) -> Outgoing:
         """`worker` is gone for good."""
         self.lost_workers.append(worker)
-        self.owed.pop(worker, None)
-        self._gathering.forget(worker)
-        self._shard.forget(worker)
-        outgoing = self._shard.ending(worker, Left(worker), now)
-        if not self.ledger.done:
-            self.measures.note_workers(len(self.ledger.workers))
-        yield from outgoing
+        self._assembler.forget(worker)
+        self.run.left(worker)
+        if self._joined is not None:
+            members = [shard.ledger.workers[worker] for shard in self.shards if worker in shard.ledger.workers]
+            self._left_at[worker] = max([member.assigned for member in members], default=0)
+        for shard in self.shards:
+            outgoing = shard.ending(worker, Left(worker), now)
+            if not self.ledger.done:
+                self.measures.note_workers(len(self.ledger.workers))
+            yield from outgoing
 
     def stop(self, now: float) -> Outgoing:
         """End the run: held pushes are dropped, and every worker's next reply tells it to stop."""
-        return self._shard.event(Done(), now)
+        if self._waking:  # a round that ends in all shards at once is used in all of them: `tick` stops after it
+            return
+        self.run.over = True
+        for shard in self.shards:
+            if self._joined is None or not shard.ledger.done:
+                yield from shard.event(Done(), now)
 
-    # What the shard asks for.
-
-    def alpha(self) -> float:
-        """The step size after the samples used so far, worked out once for each number of them."""
-        samples, alpha = self._alpha_last
-        if samples != self.totals.samples:
-            alpha = self._alpha(self.totals.samples)
-            self._alpha_last = self.totals.samples, alpha
-        return alpha
-
-    def arrived(self, push: Push, head: PushMessage) -> None:
-        """A push is held: it lies in the transport's memory until its worker is answered."""
-        worker = head.worker
-        self._borrowed[worker], self.owed[worker] = push.id, head.step
-        self.totals.note_push(push, head.samples, head.loss, len(self.ledger.held), head.waited_s)
-        if self._evaluator and head.statistics is not None:
-            self._evaluator.statistics[worker] = head.statistics.copy()
-
-    def stepped(self, version: int, now: float) -> None:
-        """The model is `version` now: it may be time to evaluate it."""
-        if self._evaluator:
-            self._evaluator.submit(self.store.x, self.totals.samples, version, now)
-
-    def use(self, push: PushId, samples: int, shard: Shard) -> None:
-        """A push is used, for the first time."""
-        self.totals.samples += samples
-
-    def drop(self, push: PushId) -> None:
-        """A push is dropped."""
-        self.totals.dropped += 1
-
-    def release(self, worker: int, shard: Shard) -> Reply | None:
-        """The rule lets a worker go: its reply, if one is due; else what it is given is kept until it is."""
-        if (step := self.owed.pop(worker, None)) is not None:
-            return self._reply(worker, self.ledger.told(worker)[0] if self.ledger.pipeline else step)
-        if not self.over:
-            shard.queue(worker)
-        return None
+    def _release(self, worker: int, shard: Shard) -> Reply | None:
+        """A shard lets a worker go: its reply, if one is due. What it is given by a shard is kept until all have."""
+        run = self.run
+        step = run.owed.get(worker)
+        if self._joined is not None:
+            if not run.over:
+                shard.give(worker)
+            if step is None or any(one.ledger.workers[worker].assigned <= step for one in self.shards):
+                return None
+        elif step is None:
+            if not run.over:
+                shard.queue(worker)
+            return None
+        elif shard.ledger.pipeline:
+            step, _ = shard.ledger.told(worker)
+        del run.owed[worker]
+        return self._reply(worker, step)
 
     def _reply(self, worker: int, step: int) -> Reply:
         """The answer to `step` of `worker`, whose push may be overwritten once this has been sent."""
-        if (borrowed := self._borrowed.pop(worker, None)) is not None and self._is_needed(borrowed):
-            self.store.keep(borrowed)
+        run, joined, shards = self.run, self._joined, self.shards
+        for shard in shards:
+            shard.keep(worker)
         last = self._answers.get(worker)
         if last is None or last.step != step:
-            fate, settled = self._shard.told(worker)
-            last = self._answers[worker] = Answer(step, fate, settled, self.alpha())
-        _, (outcome, discrepancy, weight), settled, alpha = last
+            last = self._answers[worker] = self._answer(worker, step)
+        _, (what, discrepancy, weight), outcomes, settled, alpha = last
         version, model, rate = self.ledger.version, None, 0.0
-        if not self.over:
-            version, model = self._shard.give(worker)
-            rate = self._shard.rate(worker)
+        layers: tuple[Layer, ...] = ()
+        if joined is not None:
+            versions = [shard.ledger.version for shard in shards]
+            if not run.over:
+                given = [shard.give(worker) for shard in shards]
+                versions, model = [version for version, _ in given], joined.join([part for _, part in given])
+            version = min(versions)
+            layers = tuple(Layer(v, part.what, part.weight) for v, part in zip(versions, outcomes, strict=True))
+        elif not run.over:
+            version, model = shards[0].give(worker)
+            rate = shards[0].rate(worker)
+        if model is not None:
             self.totals.bytes_down += model.nbytes
-        return Reply(worker, step, version, model, outcome, discrepancy, alpha, weight, settled, rate=rate)
+        return Reply(worker, step, version, model, what, discrepancy, alpha, weight, settled, layers, rate)
 
-    def _is_needed(self, push: PushId) -> bool:
-        """Whether the payload of `push` will be read again: one kept for views alone only where these are measured."""
-        return self._needs_views or not self.ledger.pipeline or push in self.ledger.held
+    def _answer(self, worker: int, step: int) -> Answer:
+        if self._joined is None:
+            outcome, settled = self.shards[0].told(worker, MOST_SETTLED)
+            return Answer(step, outcome, (), settled, self.run.alpha())
+        outcomes, told = list[Outcome](), list[Settled]()
+        for shard in self.shards:
+            outcome, settled = shard.told(worker, MOST_SETTLED - len(told))
+            outcomes.append(outcome)
+            told += settled
+        return Answer(step, of_parts(outcomes), outcomes, tuple(told), self.run.alpha())
 
 
 def header(parts: list[PushMessage], units: str) -> Push:
@@ -235,35 +289,3 @@ def header(parts: list[PushMessage], units: str) -> Push:
         PushId(head.worker, head.step), head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, units,
         head.ahead,
     )  # fmt: skip
-
-
-class BucketAssembler:
-    """The buckets that are here of pushes that are not: each bucket has a channel of its own, and any may be first."""
-
-    def __init__(self) -> None:
-        self._parts: dict[PushId, dict[int, PushMessage]] = {}
-
-    def add(self, message: PushMessage) -> list[PushMessage]:
-        """All buckets of the push in their order, the first with its numbers, if this one was lacking; else none.
-
-        Raises WireError for a bucket that cannot be.
-        """
-        if message.buckets == 1:
-            return [message]
-        push = PushId(message.worker, message.step)
-        parts = self._parts.setdefault(push, {})
-        if message.bucket >= message.buckets or message.bucket in parts:
-            raise WireError(
-                f"worker {push.worker}, step {push.step}: got bucket {message.bucket} of {message.buckets}, "
-                f"expected one that is not in {sorted(parts)}"
-            )
-        parts[message.bucket] = message
-        if len(parts) < message.buckets:
-            return []
-        del self._parts[push]
-        return [part for _, part in sorted(parts.items())]
-
-    def forget(self, worker: int) -> None:
-        """Nothing more will come of `worker`."""
-        for push in [push for push in self._parts if push.worker == worker]:
-            del self._parts[push]

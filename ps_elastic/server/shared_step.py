@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,23 +22,21 @@ from torch import Tensor
 
 from ps_elastic.compressors import Payload
 from ps_elastic.compressors.identity import Identity
+from ps_elastic.policies.events import PushId, Step
 from ps_elastic.server.combiners import Part, make_combiner
 from ps_elastic.server.combiners.base import no_drift
 from ps_elastic.server.optimizer import FlatOptimizer
 
-if TYPE_CHECKING:
-    from ps_elastic.policies.events import PushId, Step
-
 _COMBINERS = ("sum", "mean")
 _WORD, _LINE = 8, 64  # bytes
-_NUMBER, _COUNT, _RATE, _COMBINE, _TERMS, _SEATS, _NEXT = range(7)  # of the words of a board
+_NUMBER, _NTH, _RATE, _COMBINE, _TERMS, _SEATS, _NEXT = range(7)  # of the words of a board
 
 
 class Task(NamedTuple):
-    """What is to be done. number: of the tasks so far; count: of the optimizer's steps; terms: (worker, weight)."""
+    """What is to be done. number: of the tasks so far; nth: of the optimizer's steps; terms: (worker, weight)."""
 
     number: int
-    count: int
+    nth: int
     rate: float
     combine: int
     terms: Sequence[tuple[int, float]]
@@ -52,16 +50,11 @@ class TaskBoard:
     """
 
     def __init__(self, memory: np.ndarray, ranks: int, blocks: int) -> None:
-        words = memory[: board_bytes(ranks, blocks)].data
-        parts = iter(_parts(ranks, blocks))
-
-        def part(kind: str) -> memoryview:
-            start, stop = next(parts)
-            return words[start:stop].cast(kind)
-
-        self._words, self._rates = part("q"), words[:_LINE].cast("d")
-        self.busy, self.done = part("q"), part("q")
-        self._workers, self._weights, self.squares = part("q"), part("d"), part("d")
+        words: memoryview[int] = memory[: board_bytes(ranks, blocks)].data
+        first, busy, done, workers, weights, squares = (words[i:j] for i, j in _parts(ranks, blocks))
+        self._words, self._rates = first.cast("q"), first.cast("d")
+        self.busy, self.done = busy.cast("q"), done.cast("q")
+        self._workers, self._weights, self.squares = workers.cast("q"), weights.cast("d"), squares.cast("d")
         self.blocks = blocks
 
     @property
@@ -71,7 +64,7 @@ class TaskBoard:
     def write(self, task: Task, members: int) -> None:
         """Let `members` others take part in `task`."""
         words = self._words
-        words[_COUNT], words[_COMBINE], words[_TERMS] = task.count, task.combine, len(task.terms)
+        words[_NTH], words[_COMBINE], words[_TERMS] = task.nth, task.combine, len(task.terms)
         self._rates[_RATE] = task.rate
         for k, (worker, weight) in enumerate(task.terms):
             self._workers[k], self._weights[k] = worker, weight
@@ -84,7 +77,7 @@ class TaskBoard:
             return None
         words[_SEATS] -= 1
         terms = [(self._workers[k], self._weights[k]) for k in range(words[_TERMS])]
-        return Task(words[_NUMBER], words[_COUNT], self._rates[_RATE], words[_COMBINE], terms)
+        return Task(words[_NUMBER], words[_NTH], self._rates[_RATE], words[_COMBINE], terms)
 
     def take(self, rank: int, number: int) -> int | None:
         """The next block of the task `number`, for `rank`, which has made the one before; None where none is left."""
@@ -127,7 +120,7 @@ class Sharer:
         self._rank, self._optimizer, self._board, self._lock = rank, optimizer, board, lock
         stops = optimizer.stops
         self._lengths = [stop - start for start, stop in zip((0, *stops), stops, strict=False)]
-        self._frames = {worker: frame.split(self._lengths) for worker, frame in frames.items()}
+        self._frames = {worker: frame.split_with_sizes(self._lengths) for worker, frame in frames.items()}
         self._compressor, self._combiners = Identity(), [make_combiner(name) for name in _COMBINERS]
         self._room = torch.empty(max(self._lengths))
 
@@ -170,7 +163,7 @@ class Helper(Sharer):
             self._seen, task = board.number, board.join()
         if task is None:
             return False
-        self._optimizer.go_to(task.count)
+        self._optimizer.go_to(task.nth)
         self._work(task)
         return True
 

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.errors import Stalled
 from ps_elastic.server.optimizer import FlatOptimizer, block_count
 from ps_elastic.server.shared_step import Helper, Leader, TaskBoard, board_bytes
 from ps_elastic.server.steppers import moment_count
+from ps_elastic.server.totals import Totals
 from ps_elastic.transport.lock import LOCK_BYTES, RobustLock
 from ps_elastic.transport.waking import wake_elsewhere
 from ps_elastic.transport.wire import HEADER_BYTES
+from ps_elastic.vectors.layout import Layout
 
 if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer
-    from ps_elastic.server.totals import Totals
     from ps_elastic.transport.doorbells import Doorbells
     from ps_elastic.transport.windows import Windows
-    from ps_elastic.vectors.layout import Layout
 
 _SPIN_S = 300e-6  # for a block that somebody is at work on; a wake from sleep would take a third of that
 _NAP_S, _LOOK_S = 1e-3, 0.1  # longest sleep, and between two looks at who died
@@ -54,16 +54,19 @@ class SharedStepMemory:
         floats = memory[_moments_start(settings, layout, ranks) :].view(np.float32)
         self.moments = [torch.from_numpy(row) for row in floats.reshape(moment_count(settings), layout.size)]
         self._frames = {worker: _payload(windows.frames(worker)[0], layout) for worker in windows.workers}
+        self._look: Callable[[], None] | None = None  # on rank 0
         self._leader: Leader | None = None
         self.processes: Mapping[int, int] = {}  # of the ranks, by which rank 0 wakes them on other cores than its own
 
-    def make(self) -> None:
-        self._memory[:] = 0
+    def make(self, look: Callable[[], None]) -> None:
+        """look: raises what ends the run, if there is anything."""
+        self._memory[:], self._look = 0, look
         self._lock.make()
 
-    def leader(self, optimizer: FlatOptimizer, look: Callable[[], None]) -> Leader:
-        """Rank 0's part; its optimizer has `moments`. look: raises what ends the run, if there is anything."""
-        wait = partial(self._wait, look)
+    def leader(self, optimizer: FlatOptimizer) -> Leader:
+        """Rank 0's part; its optimizer has `moments`."""
+        assert self._look is not None, "nothing was made"
+        wait = partial(self._wait, self._look)
         self._leader = Leader(optimizer, self._frames, self._board, self._lock, self._most, self._call, wait)
         return self._leader
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ps_elastic.config.sections import Optimizer
+from ps_elastic.vectors.kernels import same_bits
 from ps_elastic.vectors.norms import Difference, quiet
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer
 
 
 class Block(NamedTuple):
@@ -184,25 +183,19 @@ def make_stepper(
 
 @quiet
 def agree(settings: Optimizer, plain: TorchStepper, compiled: CompiledStepper) -> bool:
-    """Whether both leave the same bits in model and moments, in steps with and without decay, divided and not.
+    """Whether both leave the same bits in model and moments, in steps with and without decay, divided and not."""
+    many = moment_count(settings)
 
-    Which multiplications torch joins with additions depends on the processor and on how it was built.
-    """
-    size, generator = 1 << 10, torch.Generator().manual_seed(0)
-    start, runs = torch.randn(size, generator=generator), ((0, size // 2, True), (size // 2, size, False))
-    sides: list[tuple[Stepper, list[Tensor], list[Block]]] = []
-    for stepper in (plain, compiled):
-        vectors = [start.clone(), *(torch.zeros(size) for _ in range(moment_count(settings)))]
-        blocks = [Block.of(run, vectors[0], vectors[1:], np.empty(size, np.float32)) for run in runs]
-        sides.append((stepper, vectors, blocks))
-    for count, divisor in enumerate((1.0, 3.0, 1.0, 2.0), 1):
-        g = torch.randn(size, generator=generator)
-        for stepper, _, blocks in sides:
+    def steps(stepper: Stepper, x: Tensor, *vectors: Tensor) -> None:
+        moments, gradients = [vector.zero_() for vector in vectors[:many]], vectors[many:]
+        half, old = x.numel() // 2, np.empty(x.numel(), np.float32)
+        blocks = [Block.of(run, x, moments, old) for run in ((0, half, True), (half, x.numel(), False))]
+        for count, (divisor, g) in enumerate(zip((1.0, 3.0, 1.0, 2.0), gradients, strict=True), 1):
             stepper.begin(count)
             for block in blocks:
                 stepper.at(0.1 / count)(block, block.of_vector(g).clone(), divisor, None)
-    (_, ours, _), (_, theirs, _) = sides
-    return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(ours, theirs, strict=True))
+
+    return same_bits(partial(steps, plain), partial(steps, compiled), vectors=1 + many + 4)
 
 
 def moment_count(settings: Optimizer) -> int:

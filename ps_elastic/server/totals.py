@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add, mul
 from typing import TYPE_CHECKING, Any
 
+from ps_elastic.config.sections import Optimizer, Target
 from ps_elastic.policies.events import ZERO, Push, Step
 from ps_elastic.policies.theory import Facts
 from ps_elastic.records.tracker import finite
 from ps_elastic.server.evaluator import Evaluation
 
 if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer, Target
+    from ps_elastic.server.discrepancy import Use
 
 SLACK = 1e-5  # relative: roundings of float32 that norms and bounds are made of
 _BATCH = 1024  # values that are added up together: a third of the time of adding each
@@ -78,21 +79,21 @@ class Totals:
         self.helped: float | None = None  # the share of them that workers made
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
 
-    def note_push(self, push: Push, samples: int, loss: float, held: int, waited_s: float) -> None:
+    def note_push(self, worker: int, nbytes: int, samples: int, loss: float, held: int, waited_s: float) -> None:
         self.pushes += 1
         self.samples_computed += samples
-        self.bytes_up += push.nbytes
+        self.bytes_up += nbytes
         if held > self.held_max:
             self.held_max = held
         self.loss = loss
-        self.waited[push.id.worker] = waited_s
+        self.waited[worker] = waited_s
 
-    def note_used(self, staleness: int, distance: float, scaled: float) -> None:
-        """scaled: the distance over the largest step size between view and use; nan where that is 0."""
-        self.used += 1
-        self.staleness.note(staleness)
-        self.discrepancy.note(distance)
-        self.scaled.note(scaled)
+    def note_used(self, use: Use) -> None:
+        """How far the view of a push was that is used, or a part of one."""
+        assert use.push is not None
+        self.staleness.note(use.version - use.push.base)
+        self.discrepancy.note(use.distance)
+        self.scaled.note(use.scaled)
 
     def note_evaluation(self, evaluation: Evaluation) -> bool:
         """Take the metrics in; whether the target is reached by them."""
@@ -128,11 +129,11 @@ class Totals:
 
 
 class BoundFacts:
-    """Norms, counts and spreads of one run, in gradient units. The server notes them."""
+    """Norms, counts and spreads of one run, in gradient units. The server notes them. mean: adds up those of pushes."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, mean: Callable[[], Mean] = Mean) -> None:
         self.most = self.fewest = workers  # live at a time
-        self.gradients, self.pushes, self.applied, self.residuals = Mean(), Mean(), Mean(), Mean()
+        self.gradients, self.pushes, self.applied, self.residuals = Mean(), mean(), mean(), Mean()
         self.shares = 0.0  # of the steps between a view and its use, most
         self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
@@ -141,11 +142,11 @@ class BoundFacts:
     def note_workers(self, count: int) -> None:
         self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
 
-    def note_use(self, shares: float, distance: float, limit: float) -> None:
-        """A push is used after steps of `shares` in all; limit: what its rule promised of `distance`."""
-        if shares > self.shares:
-            self.shares = shares
-        if distance > limit * (1 + SLACK):
+    def note_use(self, use: Use, limit: float) -> None:
+        """A step counts a push in; limit: what its rule promised of `scaled`."""
+        if use.shares > self.shares:
+            self.shares = use.shares
+        if use.scaled > limit * (1 + SLACK):
             self.beyond += 1
 
     def note_reapplied(self, weight: float, astray: float) -> None:

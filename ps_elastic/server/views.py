@@ -1,17 +1,161 @@
-"""Past versions of the model, each kept once for all who hold it and freed with the last.
-
-The current version is the live vector itself: it is copied only when a Step is about to change it while
-somebody's view still is that version. Copies come from a pool, so that the steady state allocates nothing.
-"""
+"""The models that workers compute on: kept here, each once, or, of workers that read what is written, left by them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from ps_elastic.policies.events import PushId, ReplyId
+from ps_elastic.policies.ledger import View
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.payloads import Payloads
+
+ViewId = PushId | ReplyId
+Apart = tuple[Sequence[Any], dict[Any, Tensor]]  # a key for each view, equal where they are; key -> what is not x (d,)
+
+
+class Reapplied(NamedTuple):
+    """What a worker that runs ahead does to a model: it subtracts rate x what these pushes of its own decode to."""
+
+    rate: float
+    pushes: tuple[PushId, ...]
+
+
+class KeptViews:
+    """Views that the server knows when it gives them; of its methods see `Store`.
+
+    keeps: they are kept, so that distances can be measured.
+    """
+
+    def __init__(self, x: Tensor, optimizer: FlatOptimizer, payloads: Payloads, *, keeps: bool) -> None:
+        self.snapshots = Snapshots(x)
+        self._array = x.numpy()  # the same; made once, as it takes a microsecond
+        self._optimizer, self._payloads, self._keeps = optimizer, payloads, keeps
+        self._versions: dict[ViewId, int] = {}  # view -> version held
+        self._reapplied: dict[ViewId, Reapplied] = {}  # view -> what its worker did to that version
+        self._own: dict[ViewId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
+
+    def give(self, view: PushId, given: View, alpha: float) -> Any:
+        if view not in self._versions and view not in self._own:
+            if given.own_push is not None:
+                response = self._optimizer.respond(alpha)
+                vector = self._payloads.decoded(given.own_push).mul_(given.own)
+                self._own[view] = self._optimizer.add_response(
+                    self.snapshots.vector(given.version).clone(), vector, response
+                )
+            elif self._keeps:
+                self.snapshots.hold(given.version)
+                self._versions[view] = given.version
+        if view in self._own:
+            return self._own[view].numpy()
+        # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
+        if given.version == self.snapshots.version or not self._keeps:
+            return self._array
+        return self.snapshots.vector(given.version).numpy()
+
+    def hand(self, reply: ReplyId, version: int) -> Any:
+        if reply not in self._versions:
+            self.snapshots.hold(version)
+            self._versions[reply] = version
+        return self.snapshots.fixed(version).numpy()
+
+    def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
+        self._versions[view] = self._versions[reply]
+        self.snapshots.hold(self._versions[view])
+        if pushes:
+            self._reapplied[view] = Reapplied(rate, tuple(pushes))
+
+    def keep(self, view: PushId) -> None:
+        """Its worker is about to be answered: what is kept here stays as it is."""
+
+    def end(self, view: ViewId) -> None:
+        self._own.pop(view, None)
+        self._reapplied.pop(view, None)
+        if (version := self._versions.pop(view, None)) is not None:
+            self.snapshots.let_go(version)
+
+    def vector(self, view: ViewId) -> Tensor:
+        """The view (d,), not to be changed."""
+        if view in self._own:
+            return self._own[view]
+        vector = self.snapshots.vector(self._versions[view])
+        if view not in self._reapplied:
+            return vector
+        rate, pushes = self._reapplied[view]
+        vector = vector.clone()
+        for push in pushes:
+            self._payloads.reapply(push, vector, rate)
+        return vector
+
+    def version(self, view: ViewId) -> int | None:
+        """The version that this view was given from; None where it is of its worker alone."""
+        return self._versions.get(view)
+
+    def apart(self, views: Sequence[PushId]) -> Apart:
+        """What is to be measured of `views`: those that are the same but once, and what is x itself not at all."""
+        current, keys, apart = self.snapshots.version, list[Any](), dict[Any, Tensor]()
+        for view in views:
+            key = view if view in self._reapplied else self._versions.get(view, view)
+            keys.append(key)
+            if key != current and key not in apart:
+                apart[key] = self.vector(view)
+        return keys, apart
+
+
+class TornViews:
+    """Views of workers that read the model while it is written. copies: worker -> the model that it computes on (d,).
+
+    Nobody knows what such a reader sees but the reader itself. So each worker computes on a copy that it made in memory
+    shared with the server, and leaves it there until its push is answered: that copy is the view.
+    Source: the shared-memory model of Nadiradze et al., "Elastic Consistency", AAAI 2021, table 1, where a view misses,
+    in each coordinate, some of the last updates.
+    """
+
+    def __init__(self, x: Tensor, copies: Mapping[int, Tensor]) -> None:
+        self.snapshots = Snapshots(x)  # of which nobody holds any
+        self._array, self._copies = x.numpy(), copies
+        self._views: dict[ViewId, Tensor] = {}
+
+    def give(self, view: PushId, given: View, alpha: float) -> Any:
+        """The live model: the worker copies it when it likes, whatever is written meanwhile."""
+        self._views[view] = self._copies[view.worker]
+        return self._array
+
+    def hand(self, *_: object) -> NoReturn:
+        raise NotImplementedError("workers that run ahead are refused where the configuration is read")
+
+    derive = hand
+
+    def keep(self, view: PushId) -> None:
+        """Its worker is about to copy the model of now there."""
+        if view in self._views:
+            self._views[view] = self._views[view].clone()
+
+    def end(self, view: ViewId) -> None:
+        self._views.pop(view, None)
+
+    def vector(self, view: ViewId) -> Tensor:
+        """The view (d,), not to be changed."""
+        return self._views[view]
+
+    def version(self, view: ViewId) -> int | None:
+        """Each is of its worker alone."""
+        return None
+
+    def apart(self, views: Sequence[PushId]) -> Apart:
+        """What is to be measured of `views`: each of them."""
+        return views, {view: self._views[view] for view in views}
+
 
 class Snapshots:
-    """x: the live model (d,). Versions count from 0."""
+    """Past versions of the model, each kept once for all who hold it and freed with the last. They count from 0.
+
+    The current version is the live vector x (d,) itself: it is copied only when a Step is about to change it while
+    somebody's view still is that version. Copies come from a pool, so that the steady state allocates nothing.
+    """
 
     def __init__(self, x: Tensor) -> None:
         self.x, self.version = x, 0

@@ -7,18 +7,16 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ps_elastic.config.sections import Norms
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import ReplyId
 from ps_elastic.simulation.costs import generator
 from ps_elastic.simulation.headers import Weight
+from ps_elastic.simulation.nodes import Taken
 from ps_elastic.transport.messages import PushMessage, Reply
-
-if TYPE_CHECKING:
-    from ps_elastic.simulation.nodes import Taken
-    from ps_elastic.vectors.layout import Layout
+from ps_elastic.vectors.layout import Layout
 
 Headers = tuple[float, float, float]  # of a push: norm, payload_norm, residual_norm
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies.events import ZERO, PushId, ReplyId, Step
 from ps_elastic.policies.ledger import View
 from ps_elastic.transport.messages import PushMessage
-
-if TYPE_CHECKING:
-    from ps_elastic.config.sections import Optimizer
+from ps_elastic.vectors.layout import Layout
 
 
 class Weight(NamedTuple):
@@ -36,18 +35,18 @@ class NoSnapshots(NamedTuple):
 
 
 class HeaderStore:
-    """The methods of `ParameterStore` on norms alone. The momentum is followed, weight decay and the norm of x are not.
+    """A `Store` on norms alone. The momentum is followed, weight decay and the norm of x are not.
 
-    nbytes: of a model. size: its parameters. coherence: part of a push's squared norm that is common to all.
+    coherence: part of a push's squared norm that is common to all.
     """
 
-    keeps_versions, workers_write = True, False
+    workers_write = False
     snapshots = NoSnapshots()
     x = None
 
-    def __init__(self, optimizer: Optimizer, nbytes: int, size: int, coherence: float) -> None:
-        self._optimizer, self._model, self._size = optimizer, Weight(nbytes), size
-        self._coherence = coherence
+    def __init__(self, optimizer: Optimizer, layout: Layout, coherence: float) -> None:
+        self.layout, self._optimizer, self._coherence = layout, optimizer, coherence
+        self._model, self._size = Weight(4 * layout.size), layout.numel
         self._payloads: dict[PushId, Motion] = {}
         self._views: dict[PushId | ReplyId, Motion] = {}  # view -> how far the model had moved when it was given
         self._owed: dict[PushId, float] = {}  # missing push -> rate of the step that owes it

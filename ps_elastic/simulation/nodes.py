@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ps_elastic.policies.events import PushId, ReplyId
 from ps_elastic.transport.messages import PushMessage, Reply
-
-if TYPE_CHECKING:
-    from ps_elastic.worker.worker import Worker
+from ps_elastic.worker.worker import Worker
 
 
 class VirtualWorker(Protocol):

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+from torch import Tensor
+
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import OK
-from ps_elastic.records.tracker import Pages
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ps_elastic.config.schema import Config
-    from ps_elastic.records.writer import RunWriter
-    from ps_elastic.runtime.build import Parts
-    from ps_elastic.server.evaluator import Evaluator
-    from ps_elastic.server.server import Server
-    from ps_elastic.server.store import ParameterStore
-    from ps_elastic.simulation.nodes import VirtualWorker
-    from ps_elastic.vectors.layout import Layout
+from ps_elastic.records.tracker import Pages, Tracker
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import Parts, assemble_server, make_server, shared_workers
+from ps_elastic.runtime.summary import finish, summarise
+from ps_elastic.server.evaluator import Evaluator
+from ps_elastic.server.protocols import Store
+from ps_elastic.server.server import Server
+from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, RecordedNorms, modelled
+from ps_elastic.simulation.headers import HeaderStore, joined
+from ps_elastic.simulation.nodes import Stopwatch, TurnTakingWorker, VirtualWorker
+from ps_elastic.vectors.layout import Layout
 
 
 class ComputingParticipants:
     """Server and workers that compute. All workers share one module and its memory, since they take turns."""
 
     def __init__(self, config: Config, parts: Parts, ranks: int) -> None:
-        from ps_elastic.runtime.build import choose_device
-        from ps_elastic.simulation.nodes import Stopwatch
-        from ps_elastic.worker.flat_module import FlatModule
-
         self._stopwatch = Stopwatch()
-        self._config, self._parts, self._ranks = config, parts, ranks
-        model = copy.deepcopy(parts.model).to(choose_device(config.device, 0))
-        self._shared = parts._replace(model=model)
-        self._bench = FlatModule(model, parts.layout)
+        self._config, self._parts = config, parts
+        self._make_worker = shared_workers(config, parts, ranks, self._stopwatch)
         self._evaluator: Evaluator | None = None
         self._pages: list[Pages] = []
         self._directory = Path()
@@ -45,34 +38,23 @@ class ComputingParticipants:
             self.copies = {rank: parts.layout.empty() for rank in range(1, ranks + 1)}
 
     def server(self, workers: int, record: RunWriter) -> Server:
-        from ps_elastic.runtime.build import make_server
-
         self._directory = record.directory
         log = record.events().write
         made, self._evaluator = make_server(
-            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies
-        )
-        made.store.keeps_versions = not self.copies  # else a worker computes on a model that was sent long before
+            self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies,
+            keeps_versions=True,  # a worker computes on a model that was sent long before
+        )  # fmt: skip
         return made
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
-        from ps_elastic.records.tracker import Tracker
-        from ps_elastic.runtime.build import make_worker
-        from ps_elastic.simulation.nodes import TurnTakingWorker
-
         pages = Pages(self._directory / "metrics" / f"rank-{rank:03d}.jsonl")
         self._pages.append(pages)
-        worker = make_worker(
-            self._config, self._shared, rank, self._ranks, Tracker(rank, pages.write), bench=self._bench,
-            clock=self._stopwatch,
-        )  # fmt: skip
+        worker = self._make_worker(rank, Tracker(rank, pages.write))
         return TurnTakingWorker(worker, self._stopwatch, server.store.view)
 
-    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:
-        from ps_elastic.runtime.summary import finish
-
+    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float, **more: Any) -> dict[str, Any]:
         assert self._evaluator is not None
-        return finish(self._config, self._parts, server, self._evaluator, record, now, wall_s)
+        return finish(self._config, self._parts, server, self._evaluator, record, now, wall_s, **more)
 
     def close(self) -> None:
         if self._evaluator is not None:
@@ -87,8 +69,6 @@ class HeaderParticipants:
     copies: None = None
 
     def __init__(self, config: Config, parts: Parts, norms: str | os.PathLike[str] | None) -> None:
-        from ps_elastic.simulation.header_workers import RecordedNorms
-
         self._config, self._layout = config, parts.layout
         self._bucket_bytes = [parts.compressor.max_nbytes(bucket.numel) for bucket in parts.layout.buckets]
         steps = getattr(config.update.plugin.build(), "local_steps", 1)
@@ -96,34 +76,15 @@ class HeaderParticipants:
         self._norms = None if norms is None else RecordedNorms(os.fspath(norms))
 
     def server(self, workers: int, record: RunWriter) -> Server:
-        from ps_elastic.server.layerwise import LayerwiseServer
-        from ps_elastic.server.layerwise_store import LayerwiseStore
-        from ps_elastic.server.optimizer import learning_rate
-        from ps_elastic.server.server import Server
-        from ps_elastic.simulation.headers import HeaderStore, joined
+        config, coherence = self._config, self._config.simulation.norms.coherence
 
-        config, train = self._config, self._config.train
-        coherence = config.simulation.norms.coherence
+        def store(part: Layout, buckets: slice) -> Store:
+            return HeaderStore(config.optimizer, part, coherence)
 
-        def store(part: Layout) -> ParameterStore:
-            made = HeaderStore(config.optimizer, 4 * part.size, part.numel, coherence)
-            return cast("ParameterStore", made)  # what the server asks of one
-
-        alpha = partial(learning_rate, config.optimizer, config.schedule, budget=train.samples)
-        policy, make = config.policy.build(), partial(Server, config.policy.build(), workers, store(self._layout))
-        if policy.layerwise:
-            parts = self._layout.parts()
-            slices = LayerwiseStore(self._layout, None, [store(part) for part in parts], joined)
-            make = partial(LayerwiseServer, [config.policy.build() for _ in parts], workers, slices)
-        return make(
-            alpha, train.samples, record.tracker, record.events().write,
-            discrepancy=config.tracker.discrepancy, units=config.update.plugin.build().units,
-            pipeline=config.update.pipeline,
-        )  # fmt: skip
+        log = record.events().write
+        return assemble_server(config, self._layout, workers, record.tracker, log, store, join=joined)
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:
-        from ps_elastic.simulation.header_workers import HeaderWorker, LayerHeaderWorker, modelled
-
         config, totals = self._config, server.totals
         model = config.simulation.norms
         headers = self._norms.of(rank) if self._norms else modelled(model, rank, config.seed, lambda: totals.samples)
@@ -131,11 +92,9 @@ class HeaderParticipants:
             return LayerHeaderWorker(rank, headers, self._layout, self._bucket_bytes, self._samples)
         return HeaderWorker(rank, headers, sum(self._bucket_bytes), self._samples)
 
-    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float) -> dict[str, Any]:
-        from ps_elastic.runtime.summary import summarise
-
-        summary = summarise(self._config, server, now, wall_s, OK)
-        return {**summary, "run_dir": str(record.directory)}
+    def finish(self, server: Server, record: RunWriter, now: float, wall_s: float, **more: Any) -> dict[str, Any]:
+        summary = summarise(self._config, server, now, wall_s, OK, **more)
+        return {**record.write_summary(summary), "run_dir": str(record.directory)}
 
     def close(self) -> None:
         """Nothing is open."""

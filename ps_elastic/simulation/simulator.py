@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ps_elastic.config.faults import Happening, Plan
 from ps_elastic.errors import Stalled, WorkersLost
 from ps_elastic.runtime.loops import awaited
+from ps_elastic.server.server import Server
 from ps_elastic.simulation.costs import Cores, Durations, NetworkLinks
 from ps_elastic.simulation.nodes import Node, VirtualWorker
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
-
-if TYPE_CHECKING:
-    from ps_elastic.server.server import Server
 
 MESSAGE_BYTES = 112  # of a message without arrays
 MOST_WAKES = 10_000  # in a row, at one time

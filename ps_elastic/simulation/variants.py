@@ -157,4 +157,4 @@ class TornSimulator(Simulator):
 
     def _read(self, node: Node, piece: Tensor) -> None:
         if node.alive:
-            self._copies[node.rank][piece] = self._server.store.x[piece]
+            self._copies[node.rank][piece] = self._server.x[piece]

@@ -1,7 +1,8 @@
-"""What tasks on a labelled data set share: the workers' batches, and the evaluation of a classifier."""
+"""Tasks on a labelled data set: the workers' batches, the loss, and the evaluation of a classifier."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import count
 
@@ -11,15 +12,52 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import expect
+from ps_elastic.tasks.base import Task
 
 Labels = NDArray[np.integer]
 Indices = NDArray[np.int64]
+Batch = tuple[Tensor, Tensor]  # inputs (b, ...), labels (b,) int64
 DRAWS = 100  # class mixtures drawn before giving up; one that works one time in ten is found nearly always
+
+
+class Classification(Task):
+    """A task whose examples belong to classes. It gives the model and two data sets, and has these two fields."""
+
+    batch_size: int
+    heterogeneity: float  # 0: every worker alike; larger: more different class mixtures
+
+    def __post_init__(self) -> None:
+        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
+        expect(self.heterogeneity >= 0, self, "heterogeneity", "a number >= 0")
+
+    @property
+    @abstractmethod
+    def train_data(self) -> Batch:
+        """All that is trained on, on the CPU."""
+
+    @property
+    @abstractmethod
+    def test_data(self) -> Batch:
+        """All that is held out, on the CPU."""
+
+    def batches(self, worker: int, workers: int, seed: int) -> Iterator[Batch]:
+        return labelled_batches(
+            *self.train_data, worker=worker, workers=workers, batch_size=self.batch_size,
+            heterogeneity=self.heterogeneity, seed=seed,
+        )  # fmt: skip
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs, labels = batch
+        return nn.functional.cross_entropy(model(inputs), labels)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return evaluate_classifier(model, *self.test_data)
 
 
 def labelled_batches(
     inputs: Tensor, labels: Tensor, *, worker: int, workers: int, batch_size: int, heterogeneity: float, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Endless (inputs, labels) of worker 1..workers, copied from its own part of the data; see `partition`.
 
     inputs: (n, ...), labels: (n,) int64, both on the CPU. A batch keeps their types: (b, ...) and (b,).
@@ -27,13 +65,8 @@ def labelled_batches(
     if not 1 <= worker <= workers:
         raise ValueError(f"got worker {worker}, expected 1 to {workers}")
     parts = split(labels.numpy(), workers, heterogeneity, batch_size, seed)
-    return _chosen(inputs, labels, endless_batches(parts[worker - 1], batch_size, worker, seed))
-
-
-def _chosen(inputs: Tensor, labels: Tensor, batches: Iterator[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        rows = torch.from_numpy(batch)
-        yield inputs[rows], labels[rows]
+    chosen = map(torch.from_numpy, endless_batches(parts[worker - 1], batch_size, worker, seed))
+    return ((inputs[rows], labels[rows]) for rows in chosen)
 
 
 def evaluate_classifier(model: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int = 500) -> dict[str, float]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -8,21 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ps_elastic.errors import PlatformError
-from ps_elastic.plugins import expect
-from ps_elastic.tasks.base import Task, seeded, tasks
-from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches
+from ps_elastic.tasks.base import seeded, tasks
+from ps_elastic.tasks.classification import Batch, Classification
 
 HELD_OUT = 5  # every fifth image of a class is for testing
-
-Batch = tuple[Tensor, Tensor]  # (b, 64) float32, (b,) int64
 
 
 @tasks.register("digits")
 @dataclass
-class Digits(Task):
+class Digits(Classification):
     """Handwritten digits of 8x8 pixels, which scikit-learn brings along, and a small perceptron: nothing is fetched.
 
     1,797 images; of each class every fifth is held out for testing. Source: Alpaydin and Kaynak, "Optical Recognition
@@ -32,10 +28,6 @@ class Digits(Task):
     batch_size: int = 32
     heterogeneity: float = 0.0  # 0: every worker alike; larger: more different class mixtures
 
-    def __post_init__(self) -> None:
-        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
-        expect(self.heterogeneity >= 0, self, "heterogeneity", "a number >= 0")
-
     def prepare(self) -> None:
         self._images  # noqa: B018  # reads them
 
@@ -44,24 +36,13 @@ class Digits(Task):
         with seeded(seed):
             return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
-    def batches(self, worker: int, workers: int, seed: int) -> Iterator[Batch]:
-        images, labels = self._part(held_out=False)
-        return labelled_batches(
-            images,
-            labels,
-            worker=worker,
-            workers=workers,
-            batch_size=self.batch_size,
-            heterogeneity=self.heterogeneity,
-            seed=seed,
-        )
+    @cached_property
+    def train_data(self) -> Batch:
+        return self._part(held_out=False)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        images, labels = batch
-        return nn.functional.cross_entropy(model(images), labels)
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return evaluate_classifier(model, *self._part(held_out=True))
+    @cached_property
+    def test_data(self) -> Batch:
+        return self._part(held_out=True)
 
     def _part(self, *, held_out: bool) -> Batch:
         images, labels = self._images

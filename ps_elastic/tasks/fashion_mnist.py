@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +16,33 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.plugins import expect
-from ps_elastic.tasks import downloads as files
-from ps_elastic.tasks.base import Task, seeded, tasks
-from ps_elastic.tasks.classification import evaluate_classifier, labelled_batches
+from ps_elastic.tasks.base import seeded, tasks
+from ps_elastic.tasks.classification import Batch, Classification
+from ps_elastic.tasks.downloads import Known, Published, obtain
 
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
+
+FILES = {
+    TRAIN_IMAGES: Known(
+        26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84", (60_000, 28, 28)
+    ),
+    TRAIN_LABELS: Known(29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845", (60_000,)),
+    TEST_IMAGES: Known(4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073", (10_000, 28, 28)),
+    TEST_LABELS: Known(5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", (10_000,)),
+}
+MIRRORS = (  # the data set's own storage, then its repository
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+)
+REMEDY = "put the four original .gz files into a folder and name it as data_dir"
 MEAN, DEVIATION = 0.2860, 0.3530  # of the training pixels as 0..1
 SHIFT = 2  # pixels, most in each direction
-Batch = tuple[Tensor, Tensor]  # (b, 1, 28, 28) uint8, (b,) int64
 
 
 @tasks.register("fashion_mnist")
 @dataclass
-class FashionMnist(Task):
+class FashionMnist(Classification):
     """Small photographs of clothing in ten classes (60,000 to train, 10,000 to test), and a convolutional network.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
@@ -44,8 +58,7 @@ class FashionMnist(Task):
     augment: bool = False  # shift by up to 2 pixels and mirror, in training
 
     def __post_init__(self) -> None:
-        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
-        expect(self.heterogeneity >= 0, self, "heterogeneity", "a number >= 0")
+        super().__post_init__()
         expect(0 <= self.dropout < 1, self, "dropout", "a number >= 0 and < 1")
 
     def prepare(self) -> None:
@@ -71,42 +84,25 @@ class FashionMnist(Task):
                 nn.Linear(96, 10),
             )
 
-    def batches(self, worker: int, workers: int, seed: int) -> Iterator[Batch]:
-        images, labels = self._train
-        return labelled_batches(
-            images,
-            labels,
-            worker=worker,
-            workers=workers,
-            batch_size=self.batch_size,
-            heterogeneity=self.heterogeneity,
-            seed=seed,
-        )
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
-        if self.augment and model.training:
-            images = moved(images)
-        return nn.functional.cross_entropy(model(images), labels)
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return evaluate_classifier(model, *self._test)
+        return super().loss(model, (moved(images), labels) if self.augment and model.training else batch)
 
     @cached_property
     def _folder(self) -> Path:
-        return files.obtain(self.data_dir, self.download)
+        return obtain(Published("Fashion-MNIST", FILES, MIRRORS, REMEDY), self.data_dir, self.download)
 
     @cached_property
-    def _train(self) -> Batch:
-        return self._load(files.TRAIN_IMAGES, files.TRAIN_LABELS)
+    def train_data(self) -> Batch:
+        return self._load(TRAIN_IMAGES, TRAIN_LABELS)
 
     @cached_property
-    def _test(self) -> Batch:
-        return self._load(files.TEST_IMAGES, files.TEST_LABELS)
+    def test_data(self) -> Batch:
+        return self._load(TEST_IMAGES, TEST_LABELS)
 
     def _load(self, images: str, labels: str) -> Batch:
         """Both arrays; images stay bytes, 47 MB a rank in place of 188, since standardising a batch costs 15 us."""
-        pixels, classes = (read_idx(self._folder / name, files.FILES[name].shape) for name in (images, labels))
+        pixels, classes = (read_idx(self._folder / name, FILES[name].shape) for name in (images, labels))
         return torch.tensor(pixels).unsqueeze(1), torch.tensor(classes, dtype=torch.int64)
 
 

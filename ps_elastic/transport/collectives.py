@@ -1,14 +1,15 @@
 """What the ranks of a job do together, so that all go on or all end, with one message.
 
-MPI's Finalize waits for every rank: a rank that ends alone, in whatever way, must end the others too.
+MPI's Finalize waits for every rank: a rank that ends alone, in whatever way, must end the others too. No numpy here:
+the ranks agree on their threads before it is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,34 +57,30 @@ def blame(error: BaseException, rank: int) -> str:
 
 def agree(comm: MPI.Comm, action: Callable[[], T]) -> T:
     """Do `action` on every rank; where one fails, all end: JobFailed on rank 0 says why, the others raise Told."""
-    import numpy as np
-
     code, text, value = OK, "", None
     try:
         value = action()
     except Exception as error:
         code, text = exit_code(error), describe(error)
-    codes = np.zeros(comm.Get_size(), np.int32)
+    codes = array("i", [OK] * comm.Get_size())
     meet(comm)
-    comm.Allgather(np.array([code], np.int32), codes)
-    failed = np.flatnonzero(codes)
-    if not failed.size:
+    comm.Allgather(array("i", [code]), codes)
+    first = next((rank for rank, code in enumerate(codes) if code != OK), None)
+    if first is None:
         return value  # type: ignore[return-value]
-    first = int(failed[0])
     text = broadcast(comm, text, first)
     if comm.Get_rank():
-        raise Told(int(codes[first]))
+        raise Told(codes[first])
     where = f"rank {first}: " if first or codes[first] == USER_CODE else ""
-    raise JobFailed(where + text, int(codes[first]))
+    raise JobFailed(where + text, codes[first])
 
 
 def compare(comm: MPI.Comm, what: str, digest: bytes) -> None:
     """End all ranks where their digests (32 bytes) differ; JobFailed on rank 0 names those that differ from its own."""
-    import numpy as np
-
-    digests = np.zeros((comm.Get_size(), 32), np.uint8)
-    comm.Allgather(np.frombuffer(digest, np.uint8), digests)
-    foreign = [rank for rank in range(comm.Get_size()) if bytes(digests[rank]) != bytes(digests[0])]
+    digests = bytearray(comm.Get_size() * len(digest))
+    comm.Allgather(digest, digests)
+    each = [digests[start : start + len(digest)] for start in range(0, len(digests), len(digest))]
+    foreign = [rank for rank, other in enumerate(each) if other != each[0]]
     if foreign and comm.Get_rank():
         raise Told(USAGE)
     if foreign:
@@ -92,26 +89,9 @@ def compare(comm: MPI.Comm, what: str, digest: bytes) -> None:
 
 def broadcast(comm: MPI.Comm, text: str, root: int) -> str:
     """The text of rank `root`, on every rank; the last 16 kB of it."""
-    import numpy as np
-
-    box = np.zeros(_TEXT_BYTES, np.uint8)
-    encoded = text.encode()[-_TEXT_BYTES:]
-    box[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    box = bytearray(text.encode()[-_TEXT_BYTES:].ljust(_TEXT_BYTES, b"\0"))
     comm.Bcast(box, root)
-    return bytes(box).rstrip(b"\0").decode(errors="replace")
-
-
-def processes_here(comm: MPI.Comm) -> dict[int, int]:
-    """Rank -> process id of the ranks on this host."""
-    import numpy as np
-
-    from ps_elastic.transport.mpi import MPI
-
-    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    found = np.zeros((host.Get_size(), 2), np.int64)
-    host.Allgather(np.array([comm.Get_rank(), os.getpid()], np.int64), found)
-    host.Free()
-    return {int(rank): int(pid) for rank, pid in found}
+    return box.rstrip(b"\0").decode(errors="replace")
 
 
 def meet(comm: MPI.Comm) -> None:

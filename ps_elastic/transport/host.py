@@ -49,6 +49,15 @@ def find_host(comm: MPI.Comm, quota: float | None = None) -> Host:
     return Host(here, tuple(ranks.tolist()), cores if quota is None else min(cores, quota))
 
 
+def processes_here(comm: MPI.Comm) -> dict[int, int]:
+    """Rank -> process id of the ranks on this host."""
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    found = np.zeros((here.Get_size(), 2), np.int64)
+    here.Allgather(np.array([comm.Get_rank(), os.getpid()], np.int64), found)
+    here.Free()
+    return {int(rank): int(pid) for rank, pid in found}
+
+
 class Window:
     """Memory of all ranks of a host: `of(rank)` is a rank's part, (nbytes,) uint8, at the start of a page.
 

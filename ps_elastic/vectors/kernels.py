@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from types import ModuleType
@@ -18,6 +19,20 @@ _broken: list[str] = []  # why numba, which is installed, could not be imported
 def kernels_for(numel: int) -> ModuleType | None:
     """The module `kernels`, for passes over models of so many floats; None where numpy and torch are to make them."""
     return _kernels() if numel >= LEAST and why_not() is None else None
+
+
+def same_bits(one: Callable[..., object], other: Callable[..., object], vectors: int) -> bool:
+    """Whether both leave the same bits in so many random vectors that they are given, on this machine.
+
+    Which multiplications torch joins with additions depends on the processor and on how it was built.
+    """
+    import torch
+
+    given = torch.randn(vectors, 1 << 10, generator=torch.Generator().manual_seed(0))
+    ours, theirs = given.clone(), given.clone()
+    one(*ours)
+    other(*theirs)
+    return torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
 def why_not() -> str | None:

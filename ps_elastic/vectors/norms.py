@@ -19,7 +19,7 @@ from torch import Tensor
 
 ACCURACY = 1.2e-6  # relative error of a norm at most
 _ROW = 1024
-_LEAST, _MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
+LEAST, MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
 
 
 # Sums of squares that overflow are made again in double precision: numpy need not warn of them.
@@ -51,7 +51,7 @@ class _Sum(NamedTuple):
             total = sum(self.flat.tolist())
         if self.rest.size:
             total += float(self.rest.dot(self.rest))
-        if _LEAST < total < _MOST:
+        if LEAST < total < MOST:
             return total
         if not np.count_nonzero(self.array):  # a third of the time of `any`
             return 0.0
@@ -68,17 +68,18 @@ class Difference:
 
     Vectors in cache are compared by numpy, whose calls take 0.25 us before they begin, where those of torch take 0.7.
     kernels: of `kernels_for`; with them there is no difference, `room` is left alone, and sums are more exact.
+
+    square(a, b): ||a - b||^2 of two vectors (m,), m <= n; b may be room[:m], which holds the difference then. Be
+    `quiet`.
     """
 
     def __init__(self, numel: int, kernels: ModuleType | None = None) -> None:
         self.room = np.empty(numel, np.float32)
         self._forms: dict[int, _Sum] = {}  # by length
         self._kernels = kernels
-        if kernels is not None:
-            self.square = kernels.distance
+        self.square: Callable[[np.ndarray, np.ndarray], float] = self._square if kernels is None else kernels.distance
 
-    def square(self, a: np.ndarray, b: np.ndarray) -> float:
-        """||a - b||^2 of two vectors (m,), m <= n; b may be room[:m], which holds the difference then. Be `quiet`."""
+    def _square(self, a: np.ndarray, b: np.ndarray) -> float:
         form = self._forms.get(a.size)
         if form is None:
             form = self._forms[a.size] = _Sum.of(self.room[: a.size])

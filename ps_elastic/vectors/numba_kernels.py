@@ -16,20 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from ps_elastic.vectors.norms import LEAST, MOST
+
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # a division by 0 is no exception
 _VECTOR, _NUMBER = "float32[::1]", "float64"
 _ROW = 512  # entries whose squares are added up in float32
-_LEAST, _MOST = 1e-24, 1e30  # a sum outside of these may have lost more than it says to the ends of float32's range
 
 
 @intrinsic
-def _fma(_: Any, a: Any, b: Any, c: Any) -> Any:
+def _joined(_: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, rounded once."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -39,7 +40,7 @@ def _fma(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def _add_square(_: Any, total: Any, number: Any) -> Any:
+def _summed(_: Any, total: Any, number: Any) -> Any:
     """total + number^2, of which the additions may be reordered, so that several are made at once."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -49,14 +50,20 @@ def _add_square(_: Any, total: Any, number: Any) -> Any:
     return total(total, number), generate
 
 
+# As kernels call them: numba passes what comes first.
+_fma = cast("Callable[[float, float, float], float]", _joined)
+_add_square = cast("Callable[[float, float], float]", _summed)
+
+
 @njit(f"{_NUMBER}(float32, {_VECTOR})", **_OPTIONS)
 def _sure(total: float, row: np.ndarray) -> float:
     """The sum of the squares of `row`, which is `total` unless that is doubtful."""
-    if _LEAST < total < _MOST:
-        return np.float64(total)
+    exact: float = np.float64(total)  # `float` leaves it as it is
+    if LEAST < total < MOST:
+        return exact
     exact = 0.0
     for i in range(row.size):
-        number = np.float64(row[i])  # `float` leaves it as it is
+        number = np.float64(row[i])
         exact += number * number
     return exact
 
@@ -150,7 +157,7 @@ def write(measures: bool, reads: bool) -> Callable[[np.ndarray, np.ndarray, np.n
                 total += _sure(part, moves)
         return total
 
-    return kernel  # type: ignore[no-any-return]
+    return kernel
 
 
 @cache
@@ -190,7 +197,7 @@ def sgd(decays: bool, heavy: bool, nesterov: bool, divides: bool, measures: bool
                 total += _sure(part, moves)
         return total
 
-    return kernel  # type: ignore[no-any-return]
+    return kernel
 
 
 @cache
@@ -249,4 +256,4 @@ def adam(decays: bool, decoupled: bool, divides: bool, measures: bool = True) ->
                 total += _sure(part, moves)
         return total
 
-    return kernel  # type: ignore[no-any-return]
+    return kernel

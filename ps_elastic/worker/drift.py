@@ -14,6 +14,7 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.vectors.kernels import kernels_for
 from ps_elastic.vectors.layout import Bucket
 from ps_elastic.vectors.norms import Difference, quiet
+from ps_elastic.worker.flat_module import FlatModule, ModelLives
 
 _BLOCK = 1 << 16  # floats: model, view and room for their difference stay in cache
 _LATE_BLOCK = 1 << 15  # and those of the gradient too
@@ -35,7 +36,7 @@ class DriftMeter:
         self._view, self._compressors = view, compressors
         self._kernels = kernels_for(view.numel()) if view.device.type == "cpu" else None
         self._difference = Difference(min(view.numel(), _BLOCK)) if view.device.type == "cpu" else None
-        self._blocks = [block.numpy() for block in view.split(_BLOCK)] if self._difference else []
+        self._blocks = [block.numpy() for block in torch.split(view, _BLOCK)] if self._difference else []
         self._parts = [view[bucket.start : bucket.stop] for bucket in buckets]
         self._payloads: Sequence[Payload] = ()  # of the push that is not answered yet
         self._nothing = (0.0,) * len(buckets)
@@ -86,7 +87,7 @@ class DriftMeter:
         if self._kernels is not None:
             return math.sqrt(self._kernels.follow(self._view.numpy(), model.numpy()))
         total = 0.0
-        for new, view in zip(model.split(_BLOCK), self._blocks, strict=True):
+        for new, view in zip(torch.split(model, _BLOCK), self._blocks, strict=True):
             block = new.numpy()
             total += self._difference.square(view, block)
             np.copyto(view, block)
@@ -148,6 +149,16 @@ class LateDriftMeter(DriftMeter):
         if weight and payload and not pieces:
             compressor.accumulate(payload, self._parts[i], -weight)
         return total
+
+
+def drift_meter(flat: FlatModule, compressors: Sequence[Compressor], *, moves: bool) -> DriftMeter | None:
+    """What tells the drift of pushes computed there; None if no model is kept. moves: the update moves x."""
+    if flat.lives is ModelLives.SERVERS:
+        return None
+    if flat.lives is ModelLives.OWN and not moves:
+        return LateDriftMeter(flat.x, flat.layout.buckets, compressors)
+    view = flat.x if flat.lives is ModelLives.BESIDE else torch.empty_like(flat.x)  # x stays until the next model comes
+    return DriftMeter(view, flat.layout.buckets, compressors)
 
 
 def _cut(bucket: Bucket) -> list[slice]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
 from threading import get_ident
 from typing import NamedTuple
 
@@ -13,31 +14,44 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import TaskError
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.worker.staging import FromGpu, GradientRegion, InPlace, Staging, measured
+from ps_elastic.worker.model_writer import Run
+from ps_elastic.worker.staging import FromGpu, GradientRegion, InPlace, KeptGradient, Staging, measured
+
+Hook = Callable[[Tensor], None]  # is given a parameter whose gradient is there
+
+
+class ModelLives(Enum):
+    """Whose the memory is that a worker computes on, and how the model of a reply comes there."""
+
+    OWN = "the worker's; the model of a reply is received in it"
+    BESIDE = "the worker's; the model of a reply is elsewhere, and can be compared with it before it is loaded"
+    WATCHED = "the worker's; others look at it until the next model is loaded"
+    SHARED = "that of several workers, which take turns: each loads a model and pushes before the next"
+    SERVERS = "the server's: its model itself, to be read only"
 
 
 class Memory(NamedTuple):
-    """Memory of the transport for model and gradient (d,), so that one is received and the other sent in place."""
+    """Memory for model and gradient (d,): of the transport, so that one is received and the other sent in place."""
 
     x: Tensor
     g: Tensor
-    foreign: bool = False  # x is the server's model itself, to be read only
-    watched: bool = False  # x is looked at by others until the next model is loaded
-    apart: bool = True  # a reply's model is not in x yet
+    lives: ModelLives = ModelLives.BESIDE
 
 
 class FlatModule:
     """The module's parameters live in x (d,), their gradients land in g (d,).
 
-    On the CPU x and g are the transport's `memory` where it offers some. Workers that take turns may share a bench:
-    each loads a model and pushes before the next.
+    On the CPU x and g are those of `memory`, where there is some. runs: in which the gradient is wanted as backward
+    made it: `parts` gives it, one for each; a tensor that is a run of its own is not in g then.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, memory: Memory | None = None) -> None:
-        self.device = next(model.parameters()).device
-        x, g, self.foreign, self.watched, self.apart = memory or Memory(layout.empty(), layout.empty())
+    def __init__(
+        self, model: nn.Module, layout: Layout, memory: Memory | None = None, runs: Sequence[Run] = ()
+    ) -> None:
+        self.model, self.layout, self.device = model, layout, next(model.parameters()).device
+        x, g, self.lives = memory or Memory(layout.empty(), layout.empty())
         self.x = x.to(self.device)
-        layout.attach(model, self.x, fill=not self.foreign)
+        layout.attach(model, self.x, fill=self.lives is not ModelLives.SERVERS)
         model.train()
         self.made = g.to(self.device)  # the gradient, where backward is: g itself on the CPU
         places = {name: GradientRegion(view) for name, view in layout.views(self.made).items()}
@@ -48,10 +62,11 @@ class FlatModule:
         else:
             self.staging = FromGpu(self.made, layout.buckets)
         self.g = self.staging.g
-        self.gradient = self._collector(model, layout, places)
-
-    def _collector(self, model: nn.Module, layout: Layout, places: Mapping[str, GradientRegion]) -> GradientHooks:
-        return GradientHooks(model, layout, places, self.staging.begin)
+        kept = {name: KeptGradient(places[name].view) for name, *more in (run.names for run in runs) if not more}
+        self.parts: list[Callable[[], Tensor]] = [
+            kept[run.names[0]].take if run.names[0] in kept else g[run.start : run.stop].clone for run in runs
+        ]
+        self.gradient = GradientHooks(model, layout, {**places, **kept}, self.staging.begin)
 
 
 class Cut(Exception):
@@ -66,7 +81,11 @@ class GradientHooks:
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, places: Mapping[str, GradientRegion], begin: Callable[[int], None]
+        self,
+        model: nn.Module,
+        layout: Layout,
+        places: Mapping[str, GradientRegion | KeptGradient],
+        begin: Callable[[int], None],
     ) -> None:
         self._places, self._seen, self._begin = places, set[str](), begin
         self.views = {name: place.view for name, place in places.items()}
@@ -83,7 +102,8 @@ class GradientHooks:
         parameters = dict(model.named_parameters())
         for i, names in enumerate(self._members):
             for name in names:
-                parameters[name].register_post_accumulate_grad_hook(self._hook(name, i))
+                register: Callable[[Hook], object] = parameters[name].register_post_accumulate_grad_hook
+                register(self._hook(name, i))
 
     @contextlib.contextmanager
     def collecting(
@@ -124,7 +144,7 @@ class GradientHooks:
         while self._later and self._filled is not None:
             self._filled(self._later.pop(0))
 
-    def _hook(self, name: str, bucket: int) -> Callable[[Tensor], None]:
+    def _hook(self, name: str, bucket: int) -> Hook:
         place, seen = self._places[name], self._seen
 
         def collect(parameter: Tensor) -> None:

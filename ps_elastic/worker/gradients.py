@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ps_elastic.tasks import Task
-from ps_elastic.vectors.layout import Bucket
 from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.sgd import Sgd
 
 
 class GradientSource:
-    """What a worker's update asks for gradients. bench: where they are made; clock: seconds, for one that is cut off.
+    """What a worker's update asks for gradients. flat: where they are made; clock: seconds, for one that is cut off.
 
     drawn: batches since it was set to 0. final: whether what backward makes is what is pushed, and is so in any case.
     leave: called during backward with each bucket that is finished, if anything.
@@ -32,11 +31,9 @@ class GradientSource:
         self,
         rank: int,
         task: Task,
-        model: nn.Module,
+        flat: FlatModule,
         batches: Iterator[Any],
         update: Update,
-        bench: FlatModule,
-        buckets: Sequence[Bucket],
         *,
         seed: int,
         accumulate: int,
@@ -44,8 +41,8 @@ class GradientSource:
         autocast: str | None,
         clock: Callable[[], float],
     ) -> None:
-        self._rank, self._task, self._model, self._batches = rank, task, model, batches
-        self._g, self._gradient, self._device, self._buckets = bench.made, bench.gradient, bench.device, buckets
+        self._rank, self._task, self._flat, self._batches = rank, task, flat, batches
+        self._g, self._gradient, self._device = flat.made, flat.gradient, flat.device
         self._seed, self._accumulate, self._clip_norm, self._clock = seed, accumulate, clip_norm, clock
         self._step, self._cut_s, self._until = 0, update.cut_s, math.inf
         self._cut: Collection[int] | None = ()  # buckets that the computation under way does not come to, if known
@@ -82,21 +79,21 @@ class GradientSource:
 
     def _mean_gradient(self) -> float:
         if self._shortcut:
-            return self._task.differentiate(self._model, self._next_batch(), self._gradient.views)
+            return self._task.differentiate(self._flat.model, self._next_batch(), self._gradient.views)
         total = 0.0
         final = self.final and self._accumulate == 1
         with self._gradient.collecting(self._clock, self._until, final=final):
             for number in range(1, self._accumulate + 1):
                 batch = self._next_batch()
                 with self._autocast():
-                    loss = self._task.loss(self._model, batch)
+                    loss = self._task.loss(self._flat.model, batch)
                 if self.leave is not None and number == self._accumulate:
                     self._gradient.tell(self.leave)
                 total += float(loss.detach())
-                (loss / self._accumulate if self._accumulate > 1 else loss).backward()
+                torch.autograd.backward(loss / self._accumulate if self._accumulate > 1 else loss)
                 self._gradient.told()
         for i in self.missing():
-            bucket = self._buckets[i]
+            bucket = self._flat.layout.buckets[i]
             self._g[bucket.start : bucket.stop].zero_()
         return total / self._accumulate
 

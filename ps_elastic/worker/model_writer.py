@@ -18,17 +18,16 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ps_elastic.compressors import Compressor, Payload
 from ps_elastic.compressors.identity import Identity
-from ps_elastic.vectors.kernels import kernels_for
+from ps_elastic.vectors.kernels import kernels_for, same_bits
 from ps_elastic.vectors.layout import Layout
+from ps_elastic.vectors.norms import Difference, quiet, squares
 
 _BLOCK = 1 << 16  # floats: model, view, gradient and room for a difference stay in 1 MB of cache
 _SMALL = 1 << 14  # floats: a smaller gradient is copied beside its neighbours
-_LEAST, _MOST = 1e-24, 1e30  # a sum of squares outside of these may have lost more to the ends of float32's range
 
 
 class SharedModel(NamedTuple):
@@ -79,8 +78,8 @@ class ModelWriter:
     def __init__(self, shared_model: SharedModel, view: Tensor, layout: Layout, *, measures: bool) -> None:
         self._x, self._lock, self._distances = shared_model
         self._view, self._buckets, self._measures = view, layout.buckets, measures
-        self._room = torch.empty(min(_BLOCK, layout.size))
         kernels = kernels_for(layout.size)
+        self._difference = Difference(min(_BLOCK, layout.size), kernels)
         self._kernels = kernels if kernels is not None and _adds_like_torch(kernels) else None
         self._in_buckets = [self._cut(bucket.start, bucket.stop) for bucket in layout.buckets]
         self.runs = runs_of(layout)
@@ -90,6 +89,7 @@ class ModelWriter:
         """Copy the model, as it is at the moment, into the view."""
         self._view.copy_(self._x)
 
+    @quiet
     def write(self, i: int, compressor: Compressor, payload: Payload, rate: float, *, reads: bool) -> float:
         """x -= rate * decoded payload, in bucket i; return ||x - view||^2 there, of x without that.
 
@@ -108,6 +108,7 @@ class ModelWriter:
             compressor.accumulate(payload, self._view[bucket], -rate)
         return square
 
+    @quiet
     def write_parts(self, parts: Sequence[Tensor], rate: float, *, reads: bool) -> tuple[float, float]:
         """x -= rate * gradient; return ||x - view||^2 as `write` does, and ||gradient||.
 
@@ -141,7 +142,7 @@ class ModelWriter:
         square = norm = 0.0
         for done, (x, view, start) in enumerate(pieces):
             part = vector[start : start + x.numel()]
-            norm += _square(part) if self._kernels is None else self._kernels.square(part.numpy())
+            norm += squares(part.numpy())() if self._kernels is None else self._kernels.square(part.numpy())
             if not math.isfinite(norm):
                 self._add(pieces[:done], vector, rate)
                 break
@@ -166,10 +167,7 @@ class ModelWriter:
                 x.add_(vector[start : start + x.numel()], alpha=rate)
 
     def _away(self, x: Tensor, view: Tensor) -> float:
-        if not self._measures:
-            return 0.0
-        room = self._room[: x.numel()]
-        return _square(torch.sub(x, view, out=room))
+        return self._difference.square(x.numpy(), view.numpy()) if self._measures else 0.0
 
     def _cut(self, start: int, stop: int) -> list[_Piece]:
         ends = [(i, min(i + _BLOCK, stop)) for i in range(start, stop, _BLOCK)]
@@ -179,15 +177,7 @@ class ModelWriter:
 @cache
 def _adds_like_torch(kernels: ModuleType) -> bool:
     """Whether the kernel that writes leaves the bits that torch leaves, on this machine."""
-    x, g = torch.randn(2, 1 << 10, generator=torch.Generator().manual_seed(0))
-    wanted = x.add(g, alpha=-0.3)
-    kernels.write(False, False)(x.numpy(), x.numpy(), g.numpy(), 0.3)
-    return torch.equal(x, wanted)
-
-
-def _square(vector: Tensor) -> float:
-    """||vector||^2 of a vector (n,), n <= _BLOCK: summed in float32, by 32 shards or more."""
-    total = float(torch.dot(vector, vector))
-    if _LEAST < total < _MOST:
-        return total
-    return float(vector.double().square().sum()) if vector.any() else 0.0
+    write = kernels.write(False, False)
+    return same_bits(
+        lambda x, g: x.add_(g, alpha=-0.3), lambda x, g: write(x.numpy(), x.numpy(), g.numpy(), 0.3), vectors=2
+    )

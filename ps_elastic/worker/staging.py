@@ -49,7 +49,8 @@ class FromGpu:
 
     def __init__(self, made: Tensor, buckets: Sequence[Bucket]) -> None:
         self.g = torch.zeros(made.shape, pin_memory=True)
-        self._made, self._buckets, self._stream = made, buckets, torch.cuda.Stream(made.device)
+        stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
+        self._made, self._buckets, self._stream = made, buckets, stream(made.device)
         self._norms = torch.zeros(len(buckets), pin_memory=True)
         self._events: dict[int, torch.cuda.Event] = {}
 
@@ -79,7 +80,8 @@ class GradientRegion:
         self._kernels, self._blocks = None, []
         if view.device.type == "cpu":
             self._kernels, flat = kernels_for(view.numel()), view.detach().view(-1)
-            blocks = flat.split(_SQUARED_BLOCK if self.is_large and self._kernels is None else max(1, view.numel()))
+            size = _SQUARED_BLOCK if self.is_large and self._kernels is None else max(1, view.numel())
+            blocks = torch.split(flat, size)
             self._blocks = [(block.numpy(), self._squares(block.numpy())) for block in blocks]
 
     def put(self, gradient: Tensor, *, final: bool) -> None:
@@ -116,6 +118,27 @@ class GradientRegion:
 
     def _squares(self, array: np.ndarray) -> Callable[[], float]:
         return squares(array) if self._kernels is None else partial(self._kernels.square, array)
+
+
+class KeptGradient:
+    """As `GradientRegion`, but the gradient is kept as backward made it, and `view` stays zero, as if none was made."""
+
+    def __init__(self, view: Tensor) -> None:
+        self.view = self._made = view
+
+    def put(self, gradient: Tensor, *, final: bool) -> None:
+        self._made = gradient
+
+    def add(self, gradient: Tensor) -> None:
+        self._made.add_(gradient)
+
+    def clear(self) -> None:
+        self._made = self.view
+
+    def take(self) -> Tensor:
+        """The gradient (n,), which is let go."""
+        made, self._made = self._made, self.view
+        return made.reshape(-1)
 
 
 def measured(layout: Layout, bucket: Bucket, places: Sequence[GradientRegion], g: Tensor) -> Iterator[GradientRegion]:

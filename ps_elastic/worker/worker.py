@@ -8,42 +8,37 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ps_elastic.compressors import Compressor, ErrorFeedback, Payload
-from ps_elastic.compressors.base import reapply
+from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.errors import TaskError
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import PushMessage, Reply
-from ps_elastic.vectors.layout import Layout, statistics_of
-from ps_elastic.worker.drift import DriftMeter, LateDriftMeter
-from ps_elastic.worker.flat_module import FlatModule, Memory
+from ps_elastic.vectors.layout import statistics_of
+from ps_elastic.worker.drift import drift_meter
+from ps_elastic.worker.flat_module import FlatModule, ModelLives
 from ps_elastic.worker.gradients import GradientSource
-from ps_elastic.worker.push import OutgoingPush, PushEncoder, Residuals, plain
+from ps_elastic.worker.push import Outlet, PushEncoder, Residuals, ToServer, plain
 from ps_elastic.worker.updates import Update
 
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
-_NO_DURATIONS = {"compute_s": 0.0, "encode_s": 0.0}  # of a push of an earlier life
 
 
 class Worker:
     """Worker `rank` of 1..p: `load` takes a reply, `push` computes the next push, `note` logs the reply.
 
-    x, g: the model and the gradient, flat (d,), of its bench: its own, with the transport's `memory`, or a shared one.
-    clock: seconds; only durations are taken from it. on_nonfinite: "stop" or "drop". overlap: buckets may leave during
-    backward, where nothing of the gradient is decided after it. pipeline: pushes that may be unanswered while it
-    goes on; to the model of each reply it re-applies those of its pushes that this model lacks.
+    A push is three calls: `begin`, the gradient, and `send`. x, g: the model and the gradient (d,), of `flat`. outlet:
+    how pushes leave; None: they are sent. clock: seconds; only durations are taken from it. on_nonfinite: "stop" or
+    "drop". overlap: buckets may leave during backward, where nothing of the gradient is decided after it. pipeline:
+    pushes that may be unanswered while it goes on.
     """
-
-    flat_module: type[FlatModule] = FlatModule
 
     def __init__(
         self,
         rank: int,
         task: Task,
-        model: nn.Module,
-        layout: Layout,
+        flat: FlatModule,
         batches: Iterator[Any],
         update: Update,
         compressors: list[Compressor | ErrorFeedback],
@@ -55,45 +50,41 @@ class Worker:
         on_nonfinite: str = "stop",
         autocast: str | None = None,
         discrepancy: str = "exact",
-        memory: Memory | None = None,
-        bench: FlatModule | None = None,
+        outlet: Outlet | None = None,
         layerwise: bool = False,
         pipeline: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         overlap: bool = True,
     ) -> None:
-        self.rank, self.layout, self.step, self.base, self.samples = rank, layout, 0, 0, 0
+        layout = flat.layout
+        self.rank, self.layout, self.step, self.base = rank, layout, 0, 0
         self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
-        self._task, self._update, self._compressors = task, update, compressors
-        self._on_nonfinite, self._clock, self._layerwise = on_nonfinite, clock, layerwise
-        self._bench = made = bench or self.flat_module(model, layout, memory)
-        self.x, self.g = made.x, made.g
+        self._task, self._update, self._clock = task, update, clock
+        self._on_nonfinite, self._layerwise = on_nonfinite, layerwise
+        self._flat, self.x, self.g = flat, flat.x, flat.g
         self._gradient_source = GradientSource(
-            rank, task, model, batches, update, made, layout.buckets,
-            seed=seed, accumulate=accumulate, clip_norm=clip_norm, autocast=autocast, clock=clock,
+            rank, task, flat, batches, update, seed=seed, accumulate=accumulate, clip_norm=clip_norm,
+            autocast=autocast, clock=clock,
         )  # fmt: skip
+        shares = flat.lives is ModelLives.SHARED
+        plains = [plain(compressor) for compressor in compressors]
+        self._outlet: Outlet = outlet or ToServer(self.x, layout.buckets, plains, pipeline)
+        self._encoder = PushEncoder(
+            rank, layout.buckets, compressors, flat.staging, clock, self._outlet, lends=shares or pipeline > 0
+        )
         may_leave = self._gradient_source.final and on_nonfinite == "stop"
         self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
-        lends = bench is not None or pipeline > 0
-        self._encoder = PushEncoder(rank, layout.buckets, compressors, made.staging, clock, lends=lends)
+        if self._overlaps:
+            self._gradient_source.leave = self._encoder.leave
         self._residuals = Residuals(compressors, scales=update.units == "gradient", layerwise=layerwise)
         self.worker_log = WorkerLog(tracker, layerwise=layerwise)
-        self._statistics = statistics_of(model)
-        self._own_statistics = [buffer.clone() for buffer in self._statistics] if bench else []  # while others compute
-        self._plains = [plain(compressor) for compressor in compressors]
-        # Who computes on the server's model has no copy of it; who runs ahead has a view that no reply tells of.
-        keeps_view = discrepancy == "exact" and not made.foreign and not pipeline
-        alone = keeps_view and bench is None and not made.watched  # nobody but this worker looks at x
-        self._compares = alone and made.apart  # x itself is the view, until the next model
-        self._drift_meter: DriftMeter | None = None
-        if alone and not made.apart and not update.moves:
-            self._drift_meter = LateDriftMeter(self.x, layout.buckets, self._plains)
-        elif keeps_view:
-            view = self.x if self._compares else torch.empty_like(self.x)
-            self._drift_meter = DriftMeter(view, layout.buckets, self._plains)
-        self._flying: dict[int, list[Payload]] = {}  # pushes that the model of the last reply lacks
+        self._statistics = statistics_of(flat.model)
+        self._own_statistics = [buffer.clone() for buffer in self._statistics] if shares else []  # while others compute
+        measures = discrepancy == "exact" and not pipeline  # no reply tells of the view of one that runs ahead
+        self._drift_meter = drift_meter(flat, plains, moves=update.moves) if measures else None
+        self._compares = measures and flat.lives is ModelLives.BESIDE
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
-        self._told_alpha = self._rate = self._waited_s = 0.0
+        self._told_alpha = self._waited_s = 0.0
 
     @property
     def unanswered(self) -> int:
@@ -112,17 +103,14 @@ class Worker:
         """
         if self._encoder.feeds_back:
             self._residuals.learn(reply)
+        self._outlet.came(reply)
         self.told, self.step = reply.step, max(self.step, reply.step)
         self._told_alpha = reply.alpha
         if reply.model is None:
             return False
-        if self.pipeline:
-            told = [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
-            held = {step for step, outcome in told if outcome == "held"}
-            self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
-        self.base, self._rate = reply.version, reply.rate
+        self.base = reply.version
         if not self._compares:
-            self.resume(reply.model)
+            self._outlet.resume(reply.model)
         if self._drift_meter is not None:
             model = torch.from_numpy(reply.model) if self._compares else self.x
             self._drift_meter.came(model, self._weights(reply))
@@ -130,15 +118,8 @@ class Worker:
         return True
 
     def resume(self, model: Any) -> None:
-        """Stand where the next push is to be computed, given the model of the last reply."""
-        received = torch.from_numpy(model)
-        if received.data_ptr() != self.x.data_ptr():
-            self.x.copy_(received)
-        for payloads in self._flying.values():
-            self._reapply(payloads)
-
-    def _reapply(self, payloads: list[Payload]) -> None:
-        reapply(self.x, payloads, self.layout.buckets, self._plains, self._rate)
+        """Stand where the next push is to be computed, given the model of the last reply, as `load` does."""
+        self._outlet.resume(model)
 
     def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
         """Compute the next push at the model loaded and `emit` it, a message a bucket, bucket 0 last.
@@ -149,44 +130,63 @@ class Worker:
         cut: buckets that the computation does not come to before it is cut off, where an update says that it may be;
         None: the clock tells.
         """
-        self.step += 1
-        started = self._clock()
-        self._gradient_source.begin(self.step, started, cut)
-        if self._own_statistics:
-            _copy(self._own_statistics, self._statistics)
-        outgoing = self._outgoing(emit)
+        self.begin(emit, cut)
         try:
-            self._send(outgoing, started)
+            for _ in range(MOST_NONFINITE):
+                loss = self._gradient()
+                if self.send(loss):
+                    return
+            raise TaskError(f"step {self.step}: {MOST_NONFINITE} gradients in a row were not finite (loss {loss})")
         finally:
             self.worker_log.tell()
 
-    def _send(self, outgoing: OutgoingPush, started: float) -> None:
-        """Compute and send; what can be done while the answer is awaited comes after."""
-        loss, norm = self._finite_gradient(outgoing)
+    def begin(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
+        """The next push begins: its gradient comes next, and then `send`."""
+        self.step += 1
+        base, ahead = self._outlet.begin(self.step, self.base, self.told, early=self._overlaps)
+        self._started = self._clock()
+        self._gradient_source.begin(self.step, self._started, cut)
+        if self._own_statistics:
+            _copy(self._own_statistics, self._statistics)
+        self._encoder.begin(self.step, base, ahead, emit)
+
+    def _gradient(self) -> float:
+        """Leave what is to be pushed in g; return the loss."""
+        source = self._gradient_source
+        source.drawn = 0
+        return self._update.run(source.gradient, self.x, self._flat.made, self._told_alpha, self.base)
+
+    def send(self, loss: float) -> bool:
+        """Let the push leave whose gradient is in g, and whose loss that is; return whether it has.
+
+        One that is not finite has not, where that may happen; else it raises TaskError. What can be done while the
+        answer is awaited comes after it has left.
+        """
+        encoder, missing = self._encoder, self._gradient_source.missing()
+        norm = encoder.norm()
+        if not math.isfinite(norm):
+            if self._on_nonfinite == "stop":
+                raise TaskError(f"step {self.step}: the gradient is not finite (norm {norm}, loss {loss})")
+            return False
         if self._own_statistics:
             _copy(self._statistics, self._own_statistics)
-        compute_s = self._clock() - started - outgoing.encode_s - outgoing.emit_s
+        compute_s = self._clock() - self._started - encoder.encode_s - encoder.emit_s
         statistics = None
         if self._statistics:
             statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
-        self.samples = self._task.batch_size * self._gradient_source.drawn
-        missing = self._gradient_source.missing()
+        samples = self._task.batch_size * self._gradient_source.drawn
         if self._layerwise:
-            outgoing.close_layers(self._bases, missing, self.samples, loss, self._waited_s, statistics)
+            encoder.close_layers(self._bases, missing, samples, loss, self._waited_s, statistics)
         else:
-            outgoing.close(self.samples, loss, norm, self._waited_s, statistics, self.unanswered - 1)
-        if self._encoder.feeds_back:
-            kept = {i: self._encoder.keep(p) for i, p in enumerate(outgoing.payloads) if i not in missing}
+            encoder.close(samples, loss, norm, self._waited_s, statistics)
+        if encoder.feeds_back:
+            kept = {i: encoder.keep(p) for i, p in enumerate(encoder.payloads) if i not in missing}
             self._residuals.sent(self.step, kept)
-        if self.pipeline:
-            self._flying[self.step] = outgoing.payloads
-            self._reapply(outgoing.payloads)
-        self.worker_log.made(self.step, outgoing.residual_norm, compute_s, outgoing.encode_s)
+        self._outlet.close(encoder.payloads)
+        self.worker_log.made(self.step, encoder.residual_norm, compute_s, encoder.encode_s)
         if self._drift_meter is not None:
-            self._drift_meter.left(outgoing.payloads, self._update.view)
-
-    def _outgoing(self, emit: Callable[[PushMessage], None]) -> OutgoingPush:
-        return OutgoingPush(self._encoder, self.step, self.base, emit)
+            self._drift_meter.left(encoder.payloads, self._update.view)
+        return True
 
     def note(self, reply: Reply, t_s: float, send_s: float, wait_s: float) -> None:
         """Log what the reply told: a line for the push answered, one for each earlier push settled since.
@@ -209,20 +209,6 @@ class Worker:
             return tuple([layer.weight for layer in reply.layers])
         return (reply.weight,) * len(self.layout.buckets)
 
-    def _finite_gradient(self, outgoing: OutgoingPush) -> tuple[float, float]:
-        gradient_source = self._gradient_source
-        if self._overlaps:
-            gradient_source.leave = outgoing.leave
-        for _ in range(MOST_NONFINITE):
-            gradient_source.drawn = 0
-            loss = self._update.run(gradient_source.gradient, self.x, self._bench.made, self._told_alpha, self.base)
-            norm = outgoing.norm()
-            if math.isfinite(norm):
-                return loss, norm
-            if self._on_nonfinite == "stop":
-                raise TaskError(f"step {self.step}: the gradient is not finite (norm {norm}, loss {loss})")
-        raise TaskError(f"step {self.step}: {MOST_NONFINITE} gradients in a row were not finite (loss {loss})")
-
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
@@ -234,14 +220,12 @@ class WorkerLog:
 
     def __init__(self, tracker: Tracker, *, layerwise: bool) -> None:
         self._tracker, self._layerwise = tracker, layerwise
-        self._made: dict[int, tuple[float, dict[str, float]]] = {}  # push not answered -> norm of residual, durations
-        self._untold: list[
-            tuple[Reply, float, Callable[[], float], float, float]
-        ] = []  # replies noted, of which no line tells yet
+        self._made: dict[int, tuple[float, float, float]] = {}  # push not answered -> what its line says of it
+        self._untold: list[tuple[Reply, float, Callable[[], float], float, float]] = []  # noted, and not written yet
 
     def made(self, step: int, residual_norm: float, compute_s: float, encode_s: float) -> None:
         """Push `step` has left."""
-        self._made[step] = residual_norm, {"compute_s": compute_s, "encode_s": encode_s}
+        self._made[step] = residual_norm, compute_s, encode_s
 
     def note(self, reply: Reply, t_s: float, moved: Callable[[], float], send_s: float, wait_s: float) -> None:
         """A reply was loaded; `moved` is asked when its line is written."""
@@ -264,10 +248,11 @@ class WorkerLog:
                 "settled", t_s, step=settled.step, outcome=settled.outcome, discrepancy=settled.discrepancy, **named
             )
         if reply.step:
-            residual_norm, durations = self._made.pop(reply.step, (0.0, _NO_DURATIONS))
+            residual_norm, compute_s, encode_s = self._made.pop(reply.step, (0.0, 0.0, 0.0))  # of an earlier life
             self._tracker.note(
                 "reply", t_s, step=reply.step, version=reply.version, discrepancy=reply.discrepancy, moved=moved(),
-                residual_norm=residual_norm, outcome=reply.outcome, **durations, send_s=send_s, wait_s=wait_s,
+                residual_norm=residual_norm, outcome=reply.outcome, compute_s=compute_s, encode_s=encode_s,
+                send_s=send_s, wait_s=wait_s,
             )  # fmt: skip
             for answered in [step for step in self._made if step < reply.step]:
                 del self._made[answered]

@@ -1,4 +1,4 @@
-"""Train with torn views and look at them from outside: `mpirun -n 4 python torn.py PLAN FOLDER`.
+"""Train with torn views and look at them from outside: `mpirun -n 4 python torn.py PLAN FOLDER`, or see several.py.
 
 PLAN: a JSON list of configurations; with one more key, `dies`, rank 2 is killed while it writes its 20th push. Each
 rank writes FOLDER/rank-N.json, a list of: on rank 0 {summary, x: [||x_end - x_0||, ||x_end - x_0 + all updates used||,
@@ -17,30 +17,31 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from ps_elastic import train
-from ps_elastic.runtime import summary
+from ps_elastic.runtime import build, server_rank
+from ps_elastic.server import store
 from ps_elastic.transport.mpi import MPI
-from ps_elastic.worker import model_writer, worker
+from ps_elastic.worker import hogwild, model_writer, worker
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the tasks are
 seen: dict[str, Any] = {}
 
 
-def watched(cls: type) -> None:
-    """Let `cls.apply` note, in double precision, what there is to see before each step."""
-    apply = cls.apply
+def watched(apply: Any) -> Any:
+    """`apply` of a store, which notes, in double precision, what there is to see before each step."""
 
     def noted(self: Any, step: Any, rate: float, views: Any = ()) -> float:
         own = np.zeros(self.x.numel())
         for push in [term.push for term in step.terms]:
-            own += rate / len(step.terms) * self._decoded(push).double().numpy()
+            own += rate / len(step.terms) * self.payloads.decoded(push).double().numpy()
         x = self.x.double().numpy()
         expected = {}
         for view in views:
-            copy = self._own[view].double().numpy()
+            copy = self.views.vector(view).double().numpy()
             seen["seen"][f"{view.worker} {view.step}"] = float(np.linalg.norm(copy))
             expected[view] = float(np.linalg.norm(x - copy))
         moved = apply(self, step, rate, views)
@@ -48,7 +49,7 @@ def watched(cls: type) -> None:
         seen["distances"] += [[self.distance_when_used(view), expected[view]] for view in views]
         return moved
 
-    cls.apply = noted  # type: ignore[attr-defined]
+    return noted
 
 
 class Watched(model_writer.ModelWriter):
@@ -85,19 +86,16 @@ class Watched(model_writer.ModelWriter):
         super().leave(step, square)
 
 
-def looked_at(cls: Any) -> Any:
-    """`cls` with notes of what each push is computed on."""
+class Worker(worker.Worker):
+    """Notes what each push is computed on."""
 
-    class Worker(cls):
-        def push(self, *args: Any, **kwargs: Any) -> None:
-            super().push(*args, **kwargs)
-            seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
+    def push(self, *args: Any, **kwargs: Any) -> None:
+        super().push(*args, **kwargs)
+        seen["copies"][f"{self.rank} {self.step}"] = float(np.linalg.norm(self.computed_on))
 
-        def _finite_gradient(self, *args: Any) -> Any:
-            self.computed_on = self.x.double().numpy().copy()
-            return super()._finite_gradient(*args)
-
-    return Worker
+    def _gradient(self) -> float:
+        self.computed_on = self.x.double().numpy().copy()
+        return super()._gradient()
 
 
 class Dying(model_writer.ModelWriter):
@@ -111,22 +109,14 @@ class Dying(model_writer.ModelWriter):
         return super().write_parts(*args, **kwargs)
 
 
-def lines(name: str, *events: str) -> list[dict[str, Any]]:
-    """What is in a file of the run just made."""
-    found = [json.loads(line) for line in (folder / f"run-{i}" / "metrics" / name).read_text().splitlines()]
-    return [line for line in found if line["event"] in events]
+def lines(run: Path, rank: int, *events: str) -> list[dict[str, Any]]:
+    """What is in a file of a run."""
+    text = (run / "metrics" / f"rank-{rank:03d}.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["event"] in events]
 
 
-plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 rank = MPI.COMM_WORLD.Get_rank()
-from ps_elastic.runtime import build  # noqa: E402
-from ps_elastic.server import torn  # noqa: E402
-from ps_elastic.worker import hogwild  # noqa: E402
-
-build.Worker, build.WritingWorker = looked_at(worker.Worker), looked_at(hogwild.WritingWorker)  # type: ignore[misc]
-hogwild.Writer = Watched  # type: ignore[misc]
-watched(torn.TornStore)
-made, ended = build.make_server, summary.finish
+made, ended = server_rank.make_server, server_rank.finish
 
 
 def make_server(*args: Any, **kwargs: Any) -> Any:
@@ -141,17 +131,27 @@ def finish(config: Any, parts: Any, server: Any, *args: Any) -> Any:
     return ended(config, parts, server, *args)
 
 
-build.make_server, summary.finish = make_server, finish
-found = []
-for i, config in enumerate(plan):
+def look(plan: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What this rank found of each run of the plan."""
+    with (
+        patch.object(build, "Worker", Worker),
+        patch.object(server_rank, "make_server", make_server),
+        patch.object(server_rank, "finish", finish),
+        patch.object(hogwild, "ModelWriter", Watched),
+        patch.object(store.ParameterStore, "apply", watched(store.ParameterStore.apply)),
+    ):
+        return [look_at(config, folder / f"run-{i}") for i, config in enumerate(plan)]
+
+
+def look_at(config: dict[str, Any], run: Path) -> dict[str, Any]:
     if config.pop("dies", False):
-        hogwild.Writer = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
+        hogwild.ModelWriter = Dying if rank == 2 else model_writer.ModelWriter  # type: ignore[misc]
     seen.clear()
     seen.update(copies={}, seen={}, distances=[])
-    summary = train(config, run_dir=folder / f"run-{i}")
+    summary = train(config, run_dir=run)
     if "updates" in seen:
-        used = {line["step"]: line for line in lines("rank-000.jsonl", "used") if line["worker"] == rank}
-        told = {line["step"]: line for line in lines(f"rank-{rank:03d}.jsonl", "reply", "settled") if line["step"]}
+        used = {line["step"]: line for line in lines(run, 0, "used") if line["worker"] == rank}
+        told = {line["step"]: line for line in lines(run, rank, "reply", "settled") if line["step"]}
         seen["used"] = sum(seen["updates"][step] for step in used)
         seen["told"] = [[used[step]["discrepancy"], told[step]["discrepancy"]] for step in used]
         seen["distances"] = [[used[step]["discrepancy"], seen["away"][step]] for step in used]
@@ -160,12 +160,16 @@ for i, config in enumerate(plan):
     MPI.COMM_WORLD.Reduce(seen.get("used", np.zeros(size)), total)
     notes = {name: seen[name] for name in ("copies", "seen", "distances", "told") if name in seen}
     if rank:
-        found.append(notes)
-        continue
+        return notes
+    assert summary is not None
     end = seen["end"]
     gone = end - seen["start"]
     largest = max(np.abs(end).max(), np.abs(seen["start"]).max()) + np.abs(total).max()
     rounding = 2.0**-24 * largest * (summary["used"] + 20) * np.sqrt(end.size)
     x = [float(np.linalg.norm(gone)), float(np.linalg.norm(gone + total)), float(rounding)]
-    found.append({"summary": summary, "x": x, **notes})
-(folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    return {"summary": summary, "x": x, **notes}
+
+
+if __name__ == "__main__":
+    plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    (folder / f"rank-{rank}.json").write_text(json.dumps(look(plan, folder)))

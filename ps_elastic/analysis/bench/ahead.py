@@ -4,13 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 from time import process_time
-from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.compressors.identity import Identity
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.plugins import expect
-
-if TYPE_CHECKING:
-    from ps_elastic.server.store import ParameterStore
+from ps_elastic.policies.events import PushId, Step, Term
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.store import ParameterStore
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.vectors.layout import Layout
 
 _TENSOR = 1 << 18  # floats of each tensor of the model
 
@@ -35,8 +41,6 @@ class Ahead(Benchmark):
         expect(self.repeats >= 1, self, "repeats", "a number of repeats >= 1")
 
     def rows(self) -> Iterator[Row]:
-        import torch
-
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -64,8 +68,6 @@ class Rounds:
     """A server's store that gets a push of every worker in buckets, and steps; `ahead`: it may begin to add."""
 
     def __init__(self, size: int, workers: int, bucket_bytes: int, ahead: bool) -> None:
-        import torch
-
         self._store, self._ahead, self._step = _store(size, bucket_bytes), ahead, 0
         vectors = [torch.randn(self._store.x.shape) for _ in range(workers)]
         self._arrays = [
@@ -74,9 +76,6 @@ class Rounds:
 
     def round(self) -> tuple[float, float]:
         """Processor seconds until the last bucket is here, and from then on."""
-        from ps_elastic.policies.events import PushId, Step, Term
-        from ps_elastic.transport.messages import PushMessage
-
         self._step += 1
         store, count = self._store, len(self._store.layout.buckets)
         parts = [
@@ -100,15 +99,6 @@ class Rounds:
 
 
 def _store(size: int, bucket_bytes: int) -> ParameterStore:
-    import torch
-    from torch import nn
-
-    from ps_elastic.compressors.identity import Identity
-    from ps_elastic.config.sections import Optimizer
-    from ps_elastic.server.optimizer import FlatOptimizer
-    from ps_elastic.server.store import ParameterStore
-    from ps_elastic.vectors.layout import Layout
-
     lengths = [min(_TENSOR, size - start) for start in range(0, size, _TENSOR)]
     model = nn.ParameterList([nn.Parameter(torch.randn(length)) for length in lengths])
     layout = Layout(model, bucket_bytes)

@@ -8,8 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ps_elastic.errors import Interrupted
+from ps_elastic.config.sources import read_yaml
+from ps_elastic.config.values import make
+from ps_elastic.errors import Interrupted, describe
 from ps_elastic.plugins import Registry, parse_one_line
+from ps_elastic.records.writer import environment
 
 
 class Row(NamedTuple):
@@ -54,8 +57,6 @@ benchmarks: Registry[Benchmark] = Registry("benchmark", "ps_elastic.analysis.ben
 
 def run_benchmark(text: str, on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
     """Run the benchmark named in the one-line form; return {bench, env, rows}. Raises ConfigError."""
-    from ps_elastic.records.writer import environment
-
     found = []
     for measured in _make(text).rows():
         on_row(measured)
@@ -68,9 +69,6 @@ def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
 
     Each case begins with its benchmark's name. took_s: by name. failed: name -> why; the others are run all the same.
     """
-    from ps_elastic.errors import describe
-    from ps_elastic.records.writer import environment
-
     found: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     took_s: dict[str, float] = {}
@@ -90,11 +88,9 @@ def run_all(on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
 
 
 def _make(text: str) -> Benchmark:
-    from ps_elastic.config.sources import read_yaml
-    from ps_elastic.plugins import make
-
     name, options = parse_one_line(text)
     cls = benchmarks.load(name)
+    bench: Benchmark
     bench, _, problems = make(cls, {key: read_yaml(value) for key, value in options.items()}, noun="setting")
     if problems:
         raise problems[0]

@@ -3,20 +3,23 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import wide
+from ps_elastic.config.load import load
 from ps_elastic.plugins import expect
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
-    from ps_elastic.server.server import Server
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import make_parts, make_server
+from ps_elastic.server.server import Server
+from ps_elastic.transport.messages import PushMessage
 
 _MOST = {"asynchronous": (45, 120), "synchronous": (42, 100)}  # frames, and calls of any kind
 _GRADIENT = 1e-3  # of every entry; of zeros the norms would take another way
@@ -61,10 +64,6 @@ class CallCount(Benchmark):
             yield row(case, counted.named, "named tuples/push", None, "")
 
     def _count(self, policy: str) -> Calls:
-        from ps_elastic.config.load import load
-        from ps_elastic.records.writer import RunWriter
-        from ps_elastic.runtime.build import make_parts, make_server
-
         config = load(
             wide(self.parameters, self.workers, 1 << 40, policy=policy, optimizer={"lr": 1e-3, "momentum": 0.9})
         )
@@ -87,8 +86,6 @@ class _Rounds:
     """Workers that push in turn, each as soon as it was answered."""
 
     def __init__(self, server: Server, size: int, workers: int) -> None:
-        import numpy as np
-
         self._server, self._workers = server, workers
         self._arrays = (np.full(size, _GRADIENT, np.float32),)
         self._norm = float(np.linalg.norm(self._arrays[0]))
@@ -97,8 +94,6 @@ class _Rounds:
 
     def go(self, rounds: int, profile: Callable[[FrameType, str, Any], None] | None = None) -> None:
         """Let every worker push `rounds` times; profile: told of what is called meanwhile."""
-        from ps_elastic.transport.messages import PushMessage
-
         for _ in range(rounds):
             self._step += 1
             for worker in range(1, self._workers + 1):
@@ -114,8 +109,6 @@ class _Rounds:
                 self._bases.update((to, reply.version) for to, reply in replies)
 
     def counted(self, rounds: int) -> Calls:
-        from torch import Tensor
-
         frames = builtin = tensor = named = 0
 
         def note(frame: FrameType, event: str, called: Any) -> None:

@@ -40,7 +40,7 @@ def run(
     model = made.model(0).train().share_memory()
     done, times = torch.zeros(workers, dtype=torch.int64), torch.zeros(workers, steps)
     for shared in (done, times):
-        shared.share_memory_()  # type: ignore[no-untyped-call]
+        shared.share_memory_()
     fork = multiprocessing.get_context("fork")  # nothing computes on threads here, and to import torch takes seconds
     start = fork.Barrier(workers + 1)
     arguments = [(worker, task, model, rate, done, times, start) for worker in range(1, workers + 1)]
@@ -85,7 +85,7 @@ def _work(
         if done[mine] < 0:
             break
         began = time.perf_counter()
-        made.loss(model, next(batches)).backward()  # type: ignore[no-untyped-call]
+        made.loss(model, next(batches)).backward()
         if steps_write:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

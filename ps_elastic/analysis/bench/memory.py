@@ -55,7 +55,8 @@ class Memory(Benchmark):
         return wide(parameters, WORKERS, self.pushes, tensors=tensors, optimizer=optimizer)
 
     def _vectors(self, rank: dict[str, Any]) -> float:
-        return (rank["peak_bytes"] - rank["before_bytes"]) / (4 * self.parameters)
+        grown: int = rank["peak_bytes"] - rank["before_bytes"]
+        return grown / (4 * self.parameters)
 
     @staticmethod
     def _row(case: str, found: list[float], allowed: float) -> Row:

@@ -4,13 +4,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.plugins import expect, parse_one_line
+from ps_elastic.policies import policies
 from ps_elastic.policies.events import Action, Push, PushId, Release, Step, event_text
+from ps_elastic.simulation.simulate import simulate
 
 # Rules that drop what comes too late: with half of the workers per step, half of the pushes at most.
 HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch", "ringmaster": "delay"}
@@ -46,13 +49,11 @@ class Simulate(Benchmark):
         expect(self.repeats >= 1, self, "repeats", "a number of runs >= 1")
 
     def rows(self) -> Iterator[Row]:
-        from ps_elastic.policies import policies
-
         for headers_only in (True, False):
             for rule in ("synchronous", "asynchronous"):
                 ours, bare = self._best(
-                    lambda rule=rule, only=headers_only: self._run(rule, self.workers, _SPEED_EACH, only),
-                    lambda: _bare(self.workers, self._pushes(self.workers, _SPEED_EACH)),
+                    partial(self._run, rule, self.workers, _SPEED_EACH, headers_only),
+                    partial(_bare, self.workers, self._pushes(self.workers, _SPEED_EACH)),
                 )
                 with_what = "headers only" if headers_only else "a quadratic of 4 numbers"
                 case, target = f"{rule}, {with_what}, {self.workers} workers", f">= {SPEED[headers_only]}"
@@ -60,8 +61,8 @@ class Simulate(Benchmark):
                 yield row(f"{case}, processor time", 1e6 / ours.cpu, "pushes/s", 1e6 / bare.cpu, "bare event loop")
         for rule in self.rules or [name for name, _ in policies.items()]:
             many, few = self._best(
-                lambda rule=rule: self._run(rule, self.workers, _GROWTH_EACH, True),
-                lambda rule=rule: self._run(rule, self.few, _GROWTH_EACH, True),
+                partial(self._run, rule, self.workers, _GROWTH_EACH, True),
+                partial(self._run, rule, self.few, _GROWTH_EACH, True),
             )
             case = f"{_with_settings(rule, self.workers)}, headers only, {self.workers} workers"
             yield row(case, many.cpu, "us/push", few.cpu, f"{self.few} workers", "ratio <= 1.6")
@@ -88,9 +89,6 @@ def _with_settings(rule: str, workers: int) -> str:
 
 
 def _measure(rule: str, workers: int, pushes: int, headers_only: bool) -> Cost:
-    from ps_elastic.policies import policies
-    from ps_elastic.simulation.simulate import simulate
-
     name, _ = parse_one_line(rule)
     config: dict[str, Any] = {
         "task": "quadratic",

@@ -86,4 +86,5 @@ def _steps_s(replies: dict[str, list[float]]) -> list[float]:
 
 def _step_ms(turn: Sequence[Any]) -> float:
     """The mean over the workers of each one's median step."""
-    return 1e3 * mean(median(steps[WARM_UP:]) for steps in turn[1:])
+    each: list[float] = [median(steps[WARM_UP:]) for steps in turn[1:]]
+    return 1e3 * mean(each)

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ps_elastic.plugins import expect
 from ps_elastic.tasks import Task, seeded
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 INPUTS, CLASSES = 784, 10
 _SLOPE = 1e-3
@@ -39,15 +40,10 @@ class Wide(Task):
         expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
 
     def model(self, seed: int) -> nn.Module:
-        import torch
-        from torch import nn
-
         part, rest = divmod(self.parameters, self.tensors)
         return nn.ParameterList([torch.zeros(part + (i < rest)) for i in range(self.tensors)])
 
     def batches(self, worker: int, workers: int, seed: int) -> Iterator[Tensor]:
-        import torch
-
         batch = torch.full((), _SLOPE)
         while True:
             yield batch
@@ -88,8 +84,6 @@ class Perceptron(Task):
         return max(1, round(math.sqrt(half * half + self.parameters) - half))
 
     def model(self, seed: int) -> nn.Module:
-        from torch import nn
-
         h = self.width
         with seeded(seed):
             return nn.Sequential(
@@ -102,16 +96,12 @@ class Perceptron(Task):
             yield from drawn
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
         return cross_entropy(model(batch[0]), batch[1])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"loss": float(self.loss(model, self._draw(0, 0)[0]))}
 
     def _draw(self, worker: int, seed: int) -> list[tuple[Any, Any]]:
-        import torch
-
         generator = torch.Generator().manual_seed(1000 * seed + worker)
         return [
             (

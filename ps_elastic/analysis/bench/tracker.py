@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -7,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import process_time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.cluster.threads import set_threads
+from ps_elastic.config.load import load
 from ps_elastic.plugins import expect
-
-if TYPE_CHECKING:
-    from ps_elastic.transport.messages import Message, Reply
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime.build import make_parts, make_server, make_worker
+from ps_elastic.transport.messages import Message, Reply
 
 _TASK = "ps_elastic.analysis.bench.tasks:Perceptron"
 _MOST = {300_000: 0.03, 10_000_000: 0.10}  # of a step, by parameters
@@ -74,13 +78,6 @@ class _Run:
     """A server and its workers in this process."""
 
     def __init__(self, parameters: int, policy: str, mode: str, workers: int, batch_size: int, folder: Path) -> None:
-        import copy
-
-        from ps_elastic.cluster.threads import set_threads
-        from ps_elastic.config.load import load
-        from ps_elastic.records.writer import RunWriter
-        from ps_elastic.runtime.build import make_parts, make_server, make_worker
-
         tree: dict[str, Any] = {
             "task": {
                 "name": _TASK,
@@ -120,8 +117,6 @@ class _Run:
 
     def close(self) -> list[float | None]:
         """End the run; return the discrepancies that it logged."""
-        import json
-
         for close in self._closers:
             close()
         lines = (self._folder / "metrics" / "rank-000.jsonl").read_text(encoding="utf-8").splitlines()

@@ -4,15 +4,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.compressors.identity import Identity
+from ps_elastic.config.sections import Optimizer
 from ps_elastic.plugins import expect
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ps_elastic.server.store import ParameterStore
+from ps_elastic.policies.events import PushId, Step, Term
+from ps_elastic.server.optimizer import FlatOptimizer
+from ps_elastic.server.store import ParameterStore
+from ps_elastic.transport.messages import PushMessage
+from ps_elastic.vectors.layout import Layout
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "sgd with momentum": {"name": "sgd", "lr": 1e-4, "momentum": 0.9},
@@ -42,8 +47,6 @@ class Update(Benchmark):
         expect(self.threads >= 1, self, "threads", "a number of threads >= 1")
 
     def rows(self) -> Iterator[Row]:
-        import torch
-
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -53,8 +56,6 @@ class Update(Benchmark):
             torch.set_num_threads(threads)
 
     def _rows_of(self, name: str) -> Iterator[Row]:
-        import torch
-
         source, target = torch.randn(self.parameters), torch.empty(self.parameters)
         cases: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
         for pushes in (1, 2):
@@ -90,9 +91,6 @@ def _medians_s(cases: dict[str, Callable[[], object]], repeats: int, clock: Call
 
 def _ours(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[], object]:
     """A step of the server's store from pushes taken to payloads freed."""
-    from ps_elastic.policies.events import PushId, Step, Term
-    from ps_elastic.transport.messages import PushMessage
-
     store = make_calculator(parameters, _SETTINGS[name], measured)
     gradients = [_gradient(store.x, worker).numpy() for worker in range(1, pushes + 1)]
     step = Step(tuple(Term(PushId(worker, 1)) for worker in range(1, pushes + 1)))
@@ -110,15 +108,6 @@ def _ours(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[
 
 def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = True) -> ParameterStore:
     """A server's store for a model of one random tensor; unmeasured: it does not tell how far the model moved."""
-    import torch
-    from torch import nn
-
-    from ps_elastic.compressors.identity import Identity
-    from ps_elastic.config.sections import Optimizer
-    from ps_elastic.server.optimizer import FlatOptimizer
-    from ps_elastic.server.store import ParameterStore
-    from ps_elastic.vectors.layout import Layout
-
     model = nn.Module()
     model.weight = nn.Parameter(torch.randn(parameters, generator=torch.Generator().manual_seed(0)))
     layout = Layout(model)
@@ -130,8 +119,6 @@ def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = 
 
 def _torch(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[], object]:
     """The same by torch.optim."""
-    import torch
-
     x = torch.nn.Parameter(torch.randn(parameters, generator=torch.Generator().manual_seed(0)))
     gradients = [_gradient(x, worker) for worker in range(1, pushes + 1)]
     total, old = torch.empty(parameters), torch.empty(parameters)
@@ -155,6 +142,4 @@ def _torch(name: str, parameters: int, pushes: int, measured: bool) -> Callable[
 
 
 def _gradient(like: Tensor, seed: int) -> Tensor:
-    import torch
-
     return torch.randn(like.numel(), generator=torch.Generator().manual_seed(seed))

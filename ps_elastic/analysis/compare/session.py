@@ -19,6 +19,7 @@ from typing import Any
 from ps_elastic.analysis.compare.plan import Cell, Comparison, Resolve, digest
 from ps_elastic.analysis.compare.statistics import flat, recommend, rows
 from ps_elastic.errors import INTERRUPTED, OK, USER_CODE, ConfigError, Interrupted
+from ps_elastic.records.run_dir import read_json, write_json, write_whole
 
 OURS = "ps-elastic: "  # begins every message of ours on stderr
 
@@ -40,7 +41,7 @@ class Session:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                self._take_up(_read_json(path))
+                self._take_up(_read(path))
             elif any(self.out.iterdir()):
                 raise ConfigError("this folder is not empty and holds no comparison.json", source=str(self.out))
             self.write()
@@ -60,7 +61,7 @@ class Session:
                 self.entries[cell] = entry
 
     def _is_finished(self, cell: Cell, entry: dict[str, Any]) -> bool:
-        summary = _read_json(self.out / cell.folder / "summary.json") or {}
+        summary = _read(self.out / cell.folder / "summary.json") or {}
         return entry["status"] == "done" and entry["digest"] == cell.digest and summary.get("exit") == OK
 
     def execute(self, cell: Cell) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Session:
         return self.entries[cell]
 
     def _entry(self, cell: Cell, code: int, elapsed_s: float) -> dict[str, Any]:
-        summary = _read_json(self.out / cell.folder / "summary.json")
+        summary = _read(self.out / cell.folder / "summary.json")
         if code == OK:  # a launcher may end with 0 though its run did not
             code = USER_CODE if summary is None else summary.get("exit", USER_CODE)
         return {
@@ -128,14 +129,14 @@ class Session:
     def write(self) -> None:
         """Write comparison.json and comparison.csv, each at once or not at all."""
         document = self.document()
-        _replace(self.out / "comparison.json", json.dumps(document, indent=1) + "\n")
+        write_json(self.out / "comparison.json", document, indent=1)
         table = io.StringIO()
         lines = [flat(row) for row in document["rows"]]
         if lines:
             writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
-        _replace(self.out / "comparison.csv", table.getvalue())
+        write_whole(self.out / "comparison.csv", table.getvalue())
 
 
 def reason(entry: dict[str, Any], out: Path) -> str:
@@ -189,15 +190,5 @@ def _move_aside(folder: Path) -> None:
         folder.rename(aside)
 
 
-def _read_json(path: Path) -> Any:
-    # NaN and Infinity, which Python writes and JSON does not know, read as null; so does a file cut short by a kill.
-    try:
-        return json.loads(path.read_text(), parse_constant=lambda _: None)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _read(path: Path) -> Any:
+    return read_json(path, parse_constant=lambda _: None)  # NaN and Infinity, which JSON does not know, are null

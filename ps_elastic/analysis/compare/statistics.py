@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
+from ps_elastic.errors import PlatformError
+
 ONE_POINT = 0.01  # of accuracy
+
+
+def require_scipy() -> None:
+    """Raise PlatformError where the statistics of several seeds cannot be made."""
+    if find_spec("scipy") is None:
+        missing = "a comparison of several seeds needs scipy, which is not installed"
+        raise PlatformError(f"{missing}: `pip install ps_elastic[statistics]`")
 
 
 def rows(cells: Sequence[dict[str, Any]], baseline: dict[str, str]) -> list[dict[str, Any]]:
@@ -89,32 +99,11 @@ def _difference(group: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]
     mean = statistics.fmean(differences)
     if len(differences) == 1:
         return {"mean": mean, "low": None, "high": None}
-    half = t_975(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    from scipy import stats  # most of a second: for --help, and where one seed has no statistics, it would be wasted
+
+    n = len(differences)
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def t_975(freedom: int) -> float:
-    """The t with P(|T| < t) = 0.95 for Student's distribution with `freedom` >= 1 degrees of freedom.
-
-    With t = sqrt(freedom) tan(angle) the probability is a finite sum of powers of cos(angle): Abramowitz and Stegun,
-    Handbook of mathematical functions, 26.7.3 (odd) and 26.7.4 (even). It grows with the angle, so it is bisected.
-    """
-    odd = freedom % 2
-
-    def probability(angle: float) -> float:
-        term = math.cos(angle) ** odd
-        total = term if freedom > 1 else 0.0
-        for power in range(odd + 2, freedom - 1, 2):
-            term *= (power - 1) / power * math.cos(angle) ** 2
-            total += term
-        total *= math.sin(angle)
-        return 2 / math.pi * (angle + total) if odd else total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
 
 
 def recommend(table: Sequence[dict[str, Any]], pairs: int, seeds: Sequence[int]) -> dict[str, Any]:

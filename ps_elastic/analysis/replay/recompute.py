@@ -8,28 +8,24 @@ are left out; a run that one of them ended has a recorded Done.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ps_elastic.analysis.replay.decisions import Mismatch, Replay
+from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
 from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
 from ps_elastic.records.reader import RecordedEvent, read_line
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.runtime.build import choose_device, make_parts, make_server, make_worker
+from ps_elastic.runtime.build import make_parts, make_server, shared_workers
 from ps_elastic.transport.messages import Ask, PushMessage, Reply
 from ps_elastic.vectors import kernels
-from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.worker import Worker
-
-if TYPE_CHECKING:
-    from ps_elastic.config.schema import Config
 
 
 class Recomputed(NamedTuple):
@@ -90,7 +86,7 @@ def _fed(run: _Run, told: RecordedEvent, where: str) -> str | None:
 class _Run:
     """One server and its workers in this process; they do what is recorded, when it is recorded.
 
-    The workers share one bench: each takes its reply in when its push is due, on the view that the server keeps.
+    The workers take turns: each takes its reply in when its push is due, on the view that the server keeps.
     """
 
     def __init__(self, config: Config, workers: int, server_threads: int) -> None:
@@ -100,16 +96,14 @@ class _Run:
         self._threads, self._server_threads = config.threads, server_threads
         compute_on(self._threads)
         self._parts = make_parts(self._config, workers)
-        model = copy.deepcopy(self._parts.model).to(choose_device(config.device, 0))
-        self._shared, self._bench = self._parts._replace(model=model), FlatModule(model, self._parts.layout)
-        self._ranks = workers + config.faults.check(workers)
+        self._shared_worker = shared_workers(self._config, self._parts, workers + config.faults.check(workers))
         self._workers = {rank: self._make_worker(rank) for rank in range(1, workers + 1)}
         self._replies: dict[int, Reply] = {}  # of workers that compute
         self._mail: dict[int, list[Reply]] = {}  # of workers that may run ahead: what they have not taken in
         self._server, _ = make_server(
-            self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False
-        )
-        self._server.store.keeps_versions = True
+            self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False,
+            keeps_versions=True,
+        )  # fmt: skip
         self.cuts = self._config.update.plugin.build().cut_s is not None
         if self.cuts and self._config.faults.lost_push:
             raise ConfigError("pushes were cut off and pushes were lost: the record does not tell which", key="faults")
@@ -156,7 +150,7 @@ class _Run:
         return self._parts.layout.sha256(self._parts.model)
 
     def _make_worker(self, rank: int) -> Worker:
-        return make_worker(self._config, self._shared, rank, self._ranks, Tracker(rank, _discard), bench=self._bench)
+        return self._shared_worker(rank, Tracker(rank, _discard))
 
     def _told(self, push: Push, told: RecordedEvent) -> list[PushMessage]:
         """What a recorded line of a push stands for."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ps_elastic.analysis.bench.tasks import Perceptron
 from ps_elastic.transport.mpi import MPI
@@ -31,15 +33,13 @@ def ddp(world: MPI.Comm, task: dict[str, Any], steps: int, meeting_point: str) -
     """torch's DistributedDataParallel over gloo. meeting_point: a file that does not exist, of this phase alone."""
     if world.Get_rank() == 0:
         return []
-    from torch import distributed
-    from torch.nn.parallel import DistributedDataParallel
 
     def prepare(model: nn.Module) -> tuple[nn.Module, Callable[[], None]]:
         shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
         return shared, _own_step(shared)
 
-    store = distributed.FileStore(meeting_point, world.Get_size() - 1)
-    distributed.init_process_group("gloo", store=store, rank=world.Get_rank() - 1, world_size=world.Get_size() - 1)
+    where = f"file://{Path(meeting_point).absolute()}"
+    distributed.init_process_group("gloo", where, rank=world.Get_rank() - 1, world_size=world.Get_size() - 1)
     try:
         return _loop(world, task, steps, prepare)
     finally:

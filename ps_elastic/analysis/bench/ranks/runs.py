@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,7 @@ class Sender(Worker):
         self.step, self.base = reply.step, reply.version
         return True
 
-    def push(self, emit: Callable[[PushMessage], None]) -> None:
+    def push(self, emit: Callable[[PushMessage], None], cut: Collection[int] | None = None) -> None:
         self.step += 1
         gradient, norm = (self.g.numpy(),), self._norm
         emit(PushMessage(self.rank, self.step, self.base, gradient, samples=1, norm=norm, payload_norm=norm))

@@ -1,0 +1,57 @@
+"""Server and workers of a run in this process, in turns."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ps_elastic.config.compatibility import refuse_alone
+from ps_elastic.config.load import load
+from ps_elastic.records.run_dir import new_run_dir
+from ps_elastic.records.writer import RunWriter
+from ps_elastic.runtime import loops
+from ps_elastic.runtime.build import make_parts, make_server, make_worker
+from ps_elastic.runtime.live import Live
+from ps_elastic.runtime.summary import failed, finish
+
+
+def run_in_process(
+    source: str | Mapping[str, Any],
+    overrides: Sequence[str],
+    workers: int,
+    run_dir: str | os.PathLike[str] | None,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """One server and `workers` workers taking turns: deterministic, for tests and debugging."""
+    config = load(source, overrides).settled()
+    refuse_alone(config)
+    parts = make_parts(config, workers)
+    directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
+    records = [RunWriter(directory, rank) for rank in range(workers + 1)]
+    records[0].write_setting(config, workers, transport="in process")
+    made = [
+        make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, records[rank].tracker)
+        for rank in range(1, workers + 1)
+    ]
+    log = records[0].events().write
+    server, evaluator = make_server(config, parts, workers, records[0].tracker, log, background=False)
+    live = Live(server, config, quiet=quiet)
+    started = time.perf_counter()
+    try:
+        with live:
+            now = loops.take_turns(server, {worker.rank: worker for worker in made}, live.update)
+            wall_s = time.perf_counter() - started
+            summary = finish(config, parts, server, evaluator, records[0], now, wall_s)
+    except BaseException as error:
+        wall_s = time.perf_counter() - started
+        records[0].write_summary(failed(config, server, error, wall_s, wall_s))
+        raise
+    finally:
+        evaluator.close()
+        for record in records:
+            record.close()
+    return summary
