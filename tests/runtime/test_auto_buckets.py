@@ -33,7 +33,7 @@ class Halting(Images):
 
 
 def setting(*overrides: str) -> Config:
-    return load({"task": "test_warmup:Halting"}, ["buckets=auto", *overrides])
+    return load({"task": "test_auto_buckets:Halting"}, ["buckets=auto", *overrides])
 
 
 def test_gradients_are_timed_as_backward_makes_them() -> None:

@@ -162,7 +162,7 @@ def test_blocks_have_the_bits_of_the_whole_whatever_the_weights(
 ) -> None:
     ends = []
     zero = PushId(0, 0)
-    for combine in ("mean", "test_calculator:WholeMean"):
+    for combine in ("mean", "test_store:WholeMean"):
         bench = Bench(buckets, compressor, name=name)
         moves = []
         for weights in [(0.3, 1.0, 2.5), (1.0, 0.4, 1.0), (2.0,), (1.0, 1.0)]:

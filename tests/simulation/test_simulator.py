@@ -318,13 +318,13 @@ def test_a_network_that_loses_everything_ends_as_stalled(tmp_path: Path) -> None
 
 def test_a_rule_that_uses_nothing_ends_as_stalled(tmp_path: Path) -> None:
     with pytest.raises(Stalled, match="not done after 50 virtual s"):
-        run(tmp_path, {"task": "quadratic", "policy": "test_simulate:Alarm"}, "simulation.deadline_s=50")
+        run(tmp_path, {"task": "quadratic", "policy": "test_simulator:Alarm"}, "simulation.deadline_s=50")
     assert failed(tmp_path)["exit"] == 4
 
 
 def test_without_a_stated_deadline_there_is_one_too(tmp_path: Path) -> None:
     with pytest.raises(Stalled, match="not done after"):
-        run(tmp_path, {"task": "quadratic", "policy": "test_simulate:Alarm"}, samples=1)
+        run(tmp_path, {"task": "quadratic", "policy": "test_simulator:Alarm"}, samples=1)
 
 
 @dataclass
@@ -340,7 +340,7 @@ class Sleepless(Policy):
 
 def test_a_rule_that_wakes_itself_for_ever_ends_as_stalled(tmp_path: Path) -> None:
     with pytest.raises(Stalled, match=r"woken at .* s without end"):
-        run(tmp_path, {"task": "quadratic", "policy": "test_simulate:Sleepless"})
+        run(tmp_path, {"task": "quadratic", "policy": "test_simulator:Sleepless"})
 
 
 @dataclass
@@ -353,7 +353,7 @@ class Holder(Policy):
 
 def test_a_rule_that_holds_everybody_ends_as_stalled(tmp_path: Path) -> None:
     with pytest.raises(Stalled, match="stalled at version 0"):
-        run(tmp_path, {"task": "quadratic", "policy": "test_simulate:Holder"})
+        run(tmp_path, {"task": "quadratic", "policy": "test_simulator:Holder"})
 
 
 # ---- the run folder and the command

@@ -51,7 +51,7 @@ class Slope(Task):
 
 
 def run(folder: Path, *overrides: str, workers: int = 5, **more: Any) -> Run:
-    config = {"task": "test_simulate_torn:Slope", "policy": "asynchronous", "train": {"samples": 120}, "seed": 3}
+    config = {"task": "test_torn_simulator:Slope", "policy": "asynchronous", "train": {"samples": 120}, "seed": 3}
     fixed = ("optimizer.lr=0.5", "simulation.compute.name=exponential", "simulation.network.latency_s=0")
     directory = folder / f"run-{len(list(folder.iterdir()))}"
     return Run(directory, simulate(config, [*fixed, *overrides], workers=workers, run_dir=directory, **more))
