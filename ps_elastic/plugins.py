@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 from ps_elastic.errors import ConfigError, unknown
 
 T = TypeVar("T")
+_MOVED = {"ps_elastic.bench.tasks": "ps_elastic.analysis.bench.tasks"}  # records of earlier versions name it
 
 
 class Registry(Generic[T]):
@@ -66,6 +67,7 @@ class Registry(Generic[T]):
 
     def _load_outside(self, name: str) -> type[T]:
         module_name, _, class_name = name.partition(":")
+        module_name = _MOVED.get(module_name, module_name)
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:

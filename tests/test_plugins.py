@@ -10,6 +10,7 @@ from ps_elastic.errors import ConfigError
 from ps_elastic.plugins import Registry, parse_one_line, settings, summary
 from ps_elastic.policies import Policy, policies
 from ps_elastic.policies.base import load_state, save_state
+from ps_elastic.tasks import tasks
 from tests.law.rules import Lottery
 
 
@@ -106,3 +107,7 @@ def test_state_that_json_cannot_hold_is_refused_by_type() -> None:
     rule.drawn = {1.0}  # type: ignore[assignment]
     with pytest.raises(TypeError, match="a rule's state holds set"):
         save_state(rule)
+
+
+def test_a_record_of_an_earlier_version_finds_its_task() -> None:
+    assert tasks.load("ps_elastic.bench.tasks:Wide") is tasks.load("ps_elastic.analysis.bench.tasks:Wide")

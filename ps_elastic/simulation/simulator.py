@@ -33,22 +33,11 @@ class Simulator:
     """
 
     def __init__(
-        self,
-        server: Server,
-        workers: int,
-        make: Callable[[int], VirtualWorker],
-        durations: Durations,
-        cores: Cores | None,
-        wires: NetworkLinks,
-        plan: Plan,
-        *,
-        service_s: float = 0.0,
-        ask_again_s: float = 60.0,
-        silence_s: float = 300.0,
-        deadline_s: float = inf,
-        min_workers: int = 1,
+        self, server: Server, workers: int, make: Callable[[int], VirtualWorker], durations: Durations,
+        cores: Cores | None, wires: NetworkLinks, plan: Plan, *, service_s: float = 0.0, ask_again_s: float = 60.0,
+        silence_s: float = 300.0, deadline_s: float = inf, min_workers: int = 1,
         on_turn: Callable[[float], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.now = 0.0
         self._server, self._make, self._durations, self._cores = server, make, durations, cores
         self._wires, self._plan = wires, plan
