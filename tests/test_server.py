@@ -402,7 +402,7 @@ def test_copies_of_the_model_are_freed_with_the_last_view() -> None:
     desk.take(desk.server.leave(3, 99.0))
     for _ in range(3):
         desk.push(1, 1.0)
-    assert not desk.server.store.snapshots._copies
+    assert not desk.server.store.snapshots.copies
 
 
 def test_a_rule_may_ask_for_the_true_distances() -> None:
