@@ -190,14 +190,16 @@ def test_held_pushes_are_dropped_at_the_end() -> None:
 class Judge:
     """An evaluator whose loss is 1 / samples."""
 
+    due, has_begun = 0, True
+
     def __init__(self) -> None:
         self.statistics: dict[int, np.ndarray] = {}
 
     def submit(self, x: Tensor, samples: int, version: int, now: float) -> None:
-        self.due = Evaluation(samples, version, now, {"loss": 1.0 / samples})
+        self.last = Evaluation(samples, version, now, {"loss": 1.0 / samples})
 
     def finished(self) -> Iterator[Evaluation]:
-        yield self.due
+        yield self.last
 
 
 def test_a_target_reached_ends_the_run() -> None:

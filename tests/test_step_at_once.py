@@ -1,4 +1,4 @@
-"""The usual steps of a small model are made at once (single_block.py), and are those of the general way."""
+"""The usual steps of a small model (single_block.py) and plain replies (replies.py) are those of the general way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies import policies
+from ps_elastic.server.replies import Replies
 from ps_elastic.server.single_block import SingleBlock
+from ps_elastic.server.store import ParameterStore
 from ps_elastic.simulation.simulate import simulate
 
 COMPUTE = {"name": "exponential", "mean_s": 0.2}  # workers out of step: views are of several versions
@@ -29,6 +31,12 @@ def made(folder: Path, policy: str, **changes: Any) -> dict[str, Any]:
     return {"model": summary["parameters_sha256"]} | {path.name: path.read_bytes() for path in files}
 
 
+def in_general(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let servers made from here on do nothing in a way of its own."""
+    monkeypatch.setattr(SingleBlock, "of", lambda *_: None)
+    monkeypatch.setattr("ps_elastic.server.server.make_replies", lambda *parts, waits: Replies(*parts))
+
+
 @pytest.mark.parametrize("policy", [name for name, _ in policies.items()])
 def test_a_run_is_the_same_with_the_general_way_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
@@ -36,7 +44,7 @@ def test_a_run_is_the_same_with_the_general_way_alone(
     changes = {"update": "sisa", "optimizer": {"lr": 0.05}} if policy == "consensus" else {}
     at_once = made(tmp_path / "at_once", policy, **changes)
     assert "error" not in at_once
-    monkeypatch.setattr(SingleBlock, "of", lambda *_: None)
+    in_general(monkeypatch)
     assert made(tmp_path / "general", policy, **changes) == at_once
 
 
@@ -57,17 +65,13 @@ def test_so_it_is_with_other_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, changes: dict[str, Any]
 ) -> None:
     at_once = made(tmp_path / "at_once", policy, **changes)
-    monkeypatch.setattr(SingleBlock, "of", lambda *_: None)
+    in_general(monkeypatch)
     assert made(tmp_path / "general", policy, **changes) == at_once
 
 
 def test_steps_of_a_small_model_are_made_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, apply = list[float | None](), SingleBlock.apply
+    def refuse(*arguments: Any) -> float:
+        raise AssertionError("in general")
 
-    def noting(self: SingleBlock, *arguments: Any) -> float | None:
-        answers.append(apply(self, *arguments))
-        return answers[-1]
-
-    monkeypatch.setattr(SingleBlock, "apply", noting)
-    made(tmp_path / "run", "asynchronous")
-    assert answers and None not in answers
+    monkeypatch.setattr(ParameterStore, "_in_general", refuse)
+    assert "model" in made(tmp_path / "run", "asynchronous")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -233,6 +234,13 @@ def _runs(settings: Optimizer, layout: Layout) -> list[tuple[int, int, bool]]:
         for start, stop, decayed in runs
         for first in range(start, stop, BLOCK)
     ]
+
+
+def step_sizes(settings: Optimizer, schedule: Schedule, budget: int) -> Callable[[int], float] | float:
+    """`learning_rate` by samples; one number where it is the same all along."""
+    if schedule.name == "constant" and not schedule.warmup_samples:
+        return settings.lr
+    return partial(learning_rate, settings, schedule, budget=budget)
 
 
 def learning_rate(settings: Optimizer, schedule: Schedule, samples: int, budget: int) -> float:

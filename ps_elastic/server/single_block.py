@@ -8,7 +8,7 @@ general way stays, for all others, and as what this one is compared with: both h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +22,15 @@ from ps_elastic.server.views import KeptViews
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.vectors.norms import quiet
 
+Apply = Callable[[Step, float, Sequence[PushId]], float]  # as `apply` of a store
+
 
 class SingleBlock:
-    """Makes steps of x (d,), which is one block and one bucket. responses: of the debts that are open."""
+    """Makes steps of x (d,), which is one block and one bucket.
+
+    responses: of the debts that are open. distances: filled with those of the views of each step. general: makes the
+    steps that are not the plain mean of pushes, or from views of their own.
+    """
 
     def __init__(
         self,
@@ -33,10 +39,13 @@ class SingleBlock:
         payloads: Payloads,
         views: KeptViews,
         responses: Mapping[PushId, Response],
+        distances: dict[PushId, float],
+        general: Apply,
     ) -> None:
         self._array, self._room = x.numpy(), torch.empty_like(x)
         self._optimizer, self._payloads, self._views = optimizer, payloads, views
         self._responses, self._copies = responses, views.snapshots.copies
+        self._distances, self._general = distances, general
 
     @classmethod
     def of(
@@ -48,27 +57,30 @@ class SingleBlock:
         payloads: Payloads,
         views: KeptViews,
         responses: Mapping[PushId, Response],
+        distances: dict[PushId, float],
+        general: Apply,
     ) -> SingleBlock | None:
         """None where the model is more than that, or pushes are no vectors."""
         single = len(layout.buckets) == 1 and len(optimizer.stops) == 1 and type(compressors[0]) is Identity
-        return cls(x, optimizer, payloads, views, responses) if single else None
+        return cls(x, optimizer, payloads, views, responses, distances, general) if single else None
 
     @quiet
-    def apply(self, step: Step, rate: float, views: Sequence[PushId], distances: dict[PushId, float]) -> float | None:
-        """As `apply` of the store, filling `distances`; None, and nothing is done, where the step is another."""
+    def apply(self, step: Step, rate: float, views: Sequence[PushId]) -> float:
+        """As `Store.apply`."""
         terms, _, combine, apply = step
         kept_views = self._views
         if combine != "mean" or apply != "step" or self._responses or kept_views.reapplied:
-            return None
+            return self._general(step, rate, views)
         payloads, vectors = self._payloads.of, list[Tensor]()
         for push, weight, missing in terms:
             if weight != 1 or missing is not None or push not in payloads:
-                return None
+                return self._general(step, rate, views)
             vectors.append(payloads[push][0][0])
         versions, snapshots, apart = kept_views.versions, kept_views.snapshots, dict[int, float]()
+        distances = self._distances
         for view in views:
             if view not in versions:
-                return None
+                return self._general(step, rate, views)
         square, array = self._optimizer.difference.square, self._array
         distances.clear()
         for view in views:
@@ -82,14 +94,11 @@ class SingleBlock:
         for push, _, _ in terms:
             kept_views.end(push)
         copy = snapshots.move_on()
-        return self._optimizer.at_once(
-            self._sum(vectors), float(len(terms)), rate, None if copy is None else copy.array
-        )
+        total = vectors[0] if len(vectors) == 1 else self._sum(vectors)
+        return self._optimizer.at_once(total, float(len(terms)), rate, None if copy is None else copy.array)
 
     def _sum(self, vectors: Sequence[Tensor]) -> Tensor:
-        """In the order given; of one vector itself."""
-        if len(vectors) == 1:
-            return vectors[0]
+        """In the order given; of two or more."""
         total = torch.add(vectors[0], vectors[1], out=self._room)
         for vector in vectors[2:]:
             total.add_(vector)

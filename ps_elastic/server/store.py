@@ -20,7 +20,7 @@ from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Sweep
 from ps_elastic.server.payloads import Payloads
 from ps_elastic.server.repayment import IdealDrift, Repayment
 from ps_elastic.server.shared_step import Leader
-from ps_elastic.server.single_block import SingleBlock
+from ps_elastic.server.single_block import Apply, SingleBlock
 from ps_elastic.server.views import KeptViews, TornViews, ViewId
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Bucket, Layout
@@ -71,11 +71,13 @@ class ParameterStore:
         self._combined, self._scratch = layout.empty(), torch.empty_like(x)  # no memory until they are written
         self._distances: dict[PushId, float] = {}  # of the views that the last step measured
         self.distance_when_used = self._distances.__getitem__
-        self.single: SingleBlock | None = (
-            None  # makes the usual steps of a small model, where nothing else is to be done
-        )
+        self._apply: Apply = self._in_general
         if isinstance(views, KeptViews) and not (before_change or begin_step or crew):
-            self.single = SingleBlock.of(layout, x, optimizer, compressors, payloads, views, self._repayment.responses)
+            single = SingleBlock.of(
+                layout, x, optimizer, compressors, payloads, views, self._repayment.responses, self._distances,
+                self._in_general,
+            )  # fmt: skip
+            self._apply = single.apply if single is not None else self._in_general
         dense = len(layout.buckets) > 1 and all(isinstance(compressor, Identity) for compressor in compressors)
         self._eager_sum = EagerSum(layout.buckets, self._combined) if dense else None
 
@@ -110,9 +112,10 @@ class ParameterStore:
         self._step, self._is_combined = step, False
 
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        return self._apply(step, rate, views)
+
+    def _in_general(self, step: Step, rate: float, views: Sequence[PushId]) -> float:
         """In one pass over x."""
-        if self.single is not None and (made := self.single.apply(step, rate, views, self._distances)) is not None:
-            return made
         terms = step.terms
         owed = [missing for _, _, missing in terms if missing is not None]
         gradient: Tensor | Iterable[Quotient] | None = None
@@ -148,7 +151,7 @@ class ParameterStore:
                 tell(self.x.numel())
         measured = dict(zip(apart, sweep.distances, strict=True))
         self._distances.clear()
-        self._distances.update((view, measured.get(key, 0.0)) for view, key in zip(views, keys, strict=False))
+        self._distances.update((view, measured.get(key, 0.0)) for view, key in zip(views, keys, strict=True))
         return moved
 
     def amend(self, missing: PushId) -> float:
