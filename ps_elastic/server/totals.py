@@ -58,12 +58,14 @@ class Mean:
 
     def _add(self) -> None:
         new, self._new = self._new, []
-        self.note_all(new)
+        self._add_up(new)
 
     def note_all(self, new: Iterable[float]) -> None:
-        """As a note of each, after which none is left that was noted alone."""
-        if self._new:
-            self._add()
+        """As a note of each, added up at once."""
+        self._add()
+        self._add_up(new)
+
+    def _add_up(self, new: Iterable[float]) -> None:
         values = [value for value in new if value - value == 0]  # finite, sooner than by a call
         if values:
             self._count += len(values)
@@ -174,11 +176,16 @@ class BoundFacts:
     def __init__(self, workers: int) -> None:
         self.most = self.fewest = workers  # live at a time
         self.gradients, self.pushes, self.applied, self.residuals = Mean(), Mean(), Mean(), Mean()
-        self.note_push = Rows(_of_pushes, self.gradients, self.pushes, self.residuals).note  # it is used, or repaid
+        self.keep(self.pushes, self.applied)
         self.shares = 0.0  # of the steps between a view and its use, most
         self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
         self._deviation, self._freedom = 0.0, 0
+
+    def keep(self, pushes: Mean, applied: Mean) -> None:
+        """Before anything is noted: let these have the norms of pushes and of steps."""
+        self.pushes, self.applied = pushes, applied
+        self.note_push = Rows(_of_pushes, self.gradients, pushes, self.residuals).note  # it is used, or repaid
 
     def note_workers(self, count: int) -> None:
         self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
