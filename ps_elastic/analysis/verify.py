@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -155,16 +155,27 @@ class Kept(Mean):
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: list[float] = []
+        self._values: list[float] = []
+
+    @property
+    def values(self) -> list[float]:
+        if self.gather is not None:
+            self.gather()
+        return self._values
 
     def note(self, value: float) -> None:
         super().note(value)
-        self.values.append(value)
+        self._values.append(value)
+
+    def note_all(self, new: Iterable[float]) -> None:
+        new = list(new)
+        super().note_all(new)
+        self._values += new
 
     def note_times(self, value: float, times: int) -> None:
         super().note_times(value, times)
         if times != 1:
-            self.values += [value] * times
+            self._values += [value] * times
 
 
 def _facts(config: Config, runs: Sequence[Played], others: Sequence[Played]) -> tuple[Facts, Facts]:

@@ -1,7 +1,7 @@
 """How the ledger changes: by each event before the rule is asked, and by each action as the rule yields it.
 
-For decide.py alone. A `note_` function takes an event in, or says why it is ignored; a `take_` function lets an action
-take effect, or raises PolicyError where it breaks a law.
+For decide.py alone, but for the answers, which go straight in. A `note_` function takes an event in, or says why it is
+ignored; a `take_` function lets an action take effect, or raises PolicyError where it breaks a law.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +20,7 @@ from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layers import JoinedModel
-from ps_elastic.server.optimizer import FlatOptimizer, learning_rate
+from ps_elastic.server.optimizer import FlatOptimizer, step_sizes
 from ps_elastic.server.protocols import Store
 from ps_elastic.server.server import Server
 from ps_elastic.server.shared_step_memory import SharedStepMemory
@@ -187,7 +186,7 @@ def assemble_server(
         [config.policy.build() for _ in stores],
         stores,
         workers,
-        partial(learning_rate, config.optimizer, config.schedule, budget=train.samples),
+        step_sizes(config.optimizer, config.schedule, train.samples),
         train.samples,
         tracker,
         log,

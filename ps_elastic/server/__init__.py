@@ -1,6 +1,7 @@
 """From a push to the next model: messages in, replies out; no I/O, no clock, no MPI.
 
 Imports compressors, policies, tasks, vectors, config.sections, records.tracker and of transport its messages; never
-worker. Begin with `server`; `shard` asks the rule and carries its actions out, `store` holds the model, `discrepancy`
-measures, `run` counts. `debts`, `pipelining` and `layers` are for rules and options that need them.
+worker. Begin with `server`; `shard` asks the rule and carries its actions out, `replies` answers, `store` holds the
+model, `discrepancy` measures, `run` counts; `single_block` makes the usual steps of a small model at once. `debts`,
+`pipelining` and `layers` are for rules and options that need them.
 """

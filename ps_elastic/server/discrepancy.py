@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ps_elastic.policies.events import Push, PushId, ReplyId, Step, repeated
@@ -75,9 +76,12 @@ class DiscrepancyMeter:
 
     def watch(self, step: Step) -> list[PushId]:
         """The views that the step about to be made uses for the first time or owes, and is to measure."""
-        if self._mode != "exact":
-            return []
-        return [view for term in step.terms if (view := term.stands_for or term.push) in self.sent]
+        views = list[PushId]()
+        if self._mode == "exact":
+            for push, _, missing in step.terms:
+                if (view := missing or push) in self.sent:
+                    views.append(view)
+        return views
 
     def used(self, id: PushId, push: Push | None, version: int, alpha: float, weight: float, share: float) -> Use:
         """The step from `version` used the push `id`, or owes it (then `push` is None): how far its view was.
@@ -88,12 +92,14 @@ class DiscrepancyMeter:
         if given != version:
             # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
             path += (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
+            if (since := self._step_sizes.largest(given)) > largest:
+                largest = since
         mode = self._mode
         distance = self._store.distance_when_used(id) if mode == "exact" else path if mode == "bound" else math.nan
-        since = self._step_sizes.largest(given)
-        if since > largest:
-            largest = since
-        shares, scaled = self._shares - shares_then, over(distance, largest)
+        shares, scaled = (
+            self._shares - shares_then,
+            distance / largest if largest else (0.0 if distance == 0 else math.nan),
+        )
         return Use(id, push, version, distance, scaled, path, shares, largest, alpha, weight, share)
 
     def stepped(self, share: float, moved: float) -> None:
@@ -145,11 +151,11 @@ class StepSizes:
         self._falling: list[tuple[int, float]] = []  # (version, alpha): each the largest since its version
         self._trim_at = _TRIM
 
-    def note(self, version: int, alpha: float, oldest: int) -> None:
-        """The step from `version` is made with `alpha`; nobody will ask for what was before version `oldest`."""
+    def note(self, version: int, alpha: float, oldest: Callable[[int], int]) -> None:
+        """The step from `version` is made with `alpha`; nobody will ask for what was before version oldest(version)."""
         falling = self._falling
         if len(falling) > self._trim_at:
-            del falling[: bisect_left(falling, oldest, key=lambda entry: entry[0])]
+            del falling[: bisect_left(falling, (oldest(version),))]
             self._trim_at = _TRIM + 2 * len(falling)
         while falling and falling[-1][1] <= alpha:
             falling.pop()
@@ -160,5 +166,5 @@ class StepSizes:
         falling = self._falling
         if falling and falling[0][0] >= since:
             return falling[0][1]
-        at = bisect_left(falling, since, key=lambda entry: entry[0])
+        at = bisect_left(falling, (since,))  # before any of that version
         return falling[at][1] if at < len(falling) else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -50,23 +51,25 @@ class Evaluator:
         self._model, self._device = copy.deepcopy(model).eval(), next(model.parameters()).device
         layout.attach(self._model, layout.empty().to(self._device), fill=False)  # not written: it takes no memory
         self._spare: list[Tensor] = []  # copies (d,) that nobody reads any more
-        self._due = every or 0
+        self.due = math.inf if every is None else every  # samples that the next evaluation waits for
         self._pool = ThreadPoolExecutor(1, "evaluation") if background else None
         self._running: Future[Evaluation] | None = None
         self._next: _Job | None = None
         self._finished: list[Evaluation] = []
+        self.has_begun = False  # something was submitted whose result `finished` has not given yet
 
     def submit(self, x: Tensor, samples: int, version: int, now: float, *, final: bool = False) -> None:
         """Evaluate x (d,), with the statistics as they are now, if an evaluation is due by `samples`.
 
         x is copied, unless this is the final one: then it must stay as it is until the result is here.
         """
-        if not final and (self._every is None or samples < self._due):
+        if not final and samples < self.due:
             return
         if self._every is not None:
-            self._due = (samples // self._every + 1) * self._every
+            self.due = (samples // self._every + 1) * self._every
         if self._next is not None:
             self._spare.append(self._next.x)
+        self.has_begun = True
         copied = x if final else (self._spare.pop() if self._spare else torch.empty_like(x)).copy_(x)
         self._next = _Job(copied, dict(self.statistics), samples, version, now, final)
         self._begin()
@@ -78,6 +81,7 @@ class Evaluator:
             self._running = None
             self._begin()
         done, self._finished = self._finished, []
+        self.has_begun = self._running is not None
         return done
 
     def wait(self) -> None:

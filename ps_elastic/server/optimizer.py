@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,13 @@ class FlatOptimizer:
         gradient: (d,), or of each block in turn, asked for when the pass has come to it.
         """
         self.go_on()
-        return self._pass(gradient, self._stepper.at(rate), sweep)
+        return self._pass(gradient, self._stepper.change, rate, sweep)
+
+    def at_once(self, gradient: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
+        """As `step` with gradient / divisor (d,), of a model that is one block; be `quiet`."""
+        self._count += 1
+        self._stepper.begin(self._count)
+        return math.sqrt(self._stepper.change(self._blocks[0], gradient, divisor, rate, kept))
 
     def go_on(self) -> int:
         """Begin the next step, which `step_block` makes; return its number, from 1."""
@@ -109,23 +116,24 @@ class FlatOptimizer:
     @quiet
     def step_block(self, i: int, gradient: Tensor, divisor: float, rate: float) -> float:
         """What `step` does to block i; return the square of its move. Every block once, in any order, makes a step."""
-        return self._stepper.at(rate)(self._blocks[i], gradient, divisor, None)
+        return self._stepper.change(self._blocks[i], gradient, divisor, rate, None)
 
     def assign(self, model: Tensor | Iterable[Quotient], sweep: Sweep | None = None) -> float:
         """x <- model, given as the gradient of a step is; return ||x_new - x_old||."""
 
-        def put(block: Block, part: Tensor, divisor: float, kept: np.ndarray | None) -> float:
+        def put(block: Block, part: Tensor, divisor: float, _: float, kept: np.ndarray | None) -> float:
             old = block.keep(kept)
             torch.div(part, divisor, out=block.x)
             return self.difference.square(block.array, old)
 
-        return self._pass(model, put, sweep)
+        return self._pass(model, put, 1.0, sweep)
 
     @quiet
     def _pass(
         self,
         vector: Tensor | Iterable[Quotient],
         change: Change,
+        rate: float,
         sweep: Sweep | None,
     ) -> float:
         """Change x block by block, all that is to be done with a block at once; return ||x_new - x_old||."""
@@ -135,7 +143,7 @@ class FlatOptimizer:
         for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
             for i, view in enumerate(views):
                 squares[i] += square(block.array, view[block.start : block.stop])
-            moved += change(block, part, divisor, None if kept is None else kept[block.start : block.stop])
+            moved += change(block, part, divisor, rate, None if kept is None else kept[block.start : block.stop])
         return math.sqrt(moved)
 
     def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:
@@ -171,14 +179,14 @@ class FlatOptimizer:
         """
         heavy = self._settings.momentum
 
-        def repay(block: Block, part: Tensor, _: float, kept: np.ndarray | None) -> float:
+        def repay(block: Block, part: Tensor, _: float, __: float, kept: np.ndarray | None) -> float:
             old = block.keep(kept)
             block.x.add_(part, alpha=response.x[block.decayed])
             if heavy:
                 block.moments[0][0].add_(part, alpha=response.m[block.decayed])
             return self.difference.square(block.array, old)
 
-        return self._pass(delta, repay, sweep)
+        return self._pass(delta, repay, 1.0, sweep)
 
     def coast(self) -> tuple[float, float]:
         """(coast, gain) of the next step, as `Applied` carries them; infinite with Adam, which has no such bound.
@@ -226,6 +234,13 @@ def _runs(settings: Optimizer, layout: Layout) -> list[tuple[int, int, bool]]:
         for start, stop, decayed in runs
         for first in range(start, stop, BLOCK)
     ]
+
+
+def step_sizes(settings: Optimizer, schedule: Schedule, budget: int) -> Callable[[int], float] | float:
+    """`learning_rate` by samples; one number where it is the same all along."""
+    if schedule.name == "constant" and not schedule.warmup_samples:
+        return settings.lr
+    return partial(learning_rate, settings, schedule, budget=budget)
 
 
 def learning_rate(settings: Optimizer, schedule: Schedule, samples: int, budget: int) -> float:

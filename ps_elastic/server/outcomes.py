@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ps_elastic.policies.events import PushId
@@ -26,26 +26,31 @@ class Outcomes:
 
     def __init__(self, bucket: int) -> None:
         self.answered: dict[int, Outcome] = {}  # worker -> of its push that is not answered yet
-        self._settled: dict[int, list[Settled]] = {}  # of pushes answered as "held", to be told
+        self.settled: dict[int, list[Settled]] = {}  # of pushes answered as "held", to be told
         self._bucket = bucket
 
     def tell(self, push: PushId, outcome: Outcome) -> None:
         """Let the worker know with a later reply than that to the push itself."""
         settled = Settled(push.step, outcome.what, outcome.discrepancy, self._bucket)
-        self._settled.setdefault(push.worker, []).append(settled)
+        self.settled.setdefault(push.worker, []).append(settled)
+
+    def tell_late(self, known: Iterable[tuple[PushId, float]]) -> None:
+        """These pushes were used a while ago, and only now their discrepancy is known."""
+        for push, distance in known:
+            self.tell(push, Outcome("used", distance))
 
     def take(self, worker: int, most: int, still: Sequence[Settled] = ()) -> tuple[Outcome, tuple[Settled, ...]]:
         """What to tell `worker` of the push answered now, and of `most` earlier ones: as many as go into one reply.
 
         still: of pushes that are told to be held.
         """
-        told = self._settled.pop(worker, None)
+        told = self.settled.pop(worker, None)
         outcome = self.answered.pop(worker, HELD)
         if told is None:
             return outcome, tuple(still)
         room = most - len(still)
         if rest := told[room:]:
-            self._settled[worker] = rest
+            self.settled[worker] = rest
         return outcome, (*told[:room], *still)
 
 

@@ -21,15 +21,19 @@ class Payloads:
         self.of: dict[PushId, tuple[Payload, ...]] = {}
         self.dense: dict[PushId, Tensor] = {}
         self._layout, self._compressors = layout, compressors
+        self._numels = [bucket.numel for bucket in layout.buckets]
 
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None:
         """Note what came in `parts`, one for each bucket, where it lies. Raises WireError."""
-        self.of[push] = tuple([self.read(part, i) for i, part in enumerate(parts)])
+        if len(parts) == 1:
+            self.of[push] = (self.read(parts[0], 0),)
+        else:
+            self.of[push] = tuple([self.read(part, i) for i, part in enumerate(parts)])
 
     def read(self, part: PushMessage, i: int) -> Payload:
         """What came for bucket i. Raises WireError."""
         payload = tuple(map(torch.from_numpy, part.arrays))
-        self._compressors[i].check(payload, self._layout.buckets[i].numel)
+        self._compressors[i].check(payload, self._numels[i])
         return payload
 
     def keep(self, push: PushId) -> None:
@@ -39,7 +43,8 @@ class Payloads:
 
     def free(self, push: PushId) -> None:
         self.of.pop(push, None)
-        self.dense.pop(push, None)
+        if self.dense:
+            self.dense.pop(push, None)
 
     def decoded(self, push: PushId) -> Tensor:
         """A new vector (d,): what `push` carried."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ps_elastic.errors import WireError
-from ps_elastic.policies.events import PushId
+from ps_elastic.policies.events import Applied, PushId
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
+from ps_elastic.server.protocols import Store
 from ps_elastic.server.totals import BoundFacts, Totals
 from ps_elastic.transport.messages import PushMessage
 
@@ -34,7 +35,7 @@ class Gathered:
 class Run:
     """sizes: parameters of the part of each of `ledgers`. x: the model (d,), where there is one to evaluate.
 
-    alpha: step size after so many samples were used. budget: samples of used pushes that end the run.
+    alpha: step size after so many samples were used, or all along. budget: samples of used pushes that end the run.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Run:
         measures: BoundFacts,
         tracker: Tracker,
         units: str,
-        alpha: Callable[[int], float],
+        alpha: Callable[[int], float] | float,
         budget: int,
         evaluator: Evaluator | None,
         x: Tensor | None,
@@ -55,18 +56,11 @@ class Run:
         self.over = False  # the run has all it wants: every reply from now on says stop
         self._ledgers, self._held = ledgers, [ledger.held for ledger in ledgers]
         self._sizes, self._size, self._used = sizes, sum(sizes), 0  # used: samples x parameters
-        self._alpha, self._alpha_last = alpha, (-1, 0.0)
+        self._schedule = alpha if callable(alpha) else None
+        self.alpha = alpha(0) if callable(alpha) else alpha  # the step size after the samples used so far
         self._budget, self._evaluator, self._x, self._version = budget, evaluator, x, 0
         self._gathered: dict[int, Gathered] = {}  # worker -> its push that is not whole yet
         self._met: dict[PushId, list[bool]] = {}  # push -> of its parts that met their end, which were used
-
-    def alpha(self) -> float:
-        """The step size after the samples used so far, worked out once for each number of them."""
-        samples, alpha = self._alpha_last
-        if samples != self.totals.samples:
-            alpha = self._alpha(self.totals.samples)
-            self._alpha_last = self.totals.samples, alpha
-        return alpha
 
     def arrived(self, head: PushMessage, nbytes: int) -> None:
         """A push or a part of one is here, or will not come: its worker waits for an answer."""
@@ -86,11 +80,17 @@ class Run:
 
     def use(self, push: PushId, samples: int, shard: int) -> None:
         """A push, or its part of this shard, is used for the first time."""
+        totals = self.totals
         self._used += samples * self._sizes[shard]
-        self.totals.samples = self._used // self._size
-        if self.totals.samples >= self._budget:
+        totals.samples = self._used // self._size
+        if self._schedule is not None:
+            self.alpha = self._schedule(totals.samples)
+        if totals.samples >= self._budget:
             self.over = True
-        self.met(push, used=True)
+        if len(self._sizes) > 1:
+            self.met(push, used=True)
+        else:
+            totals.used += 1
 
     def met(self, push: PushId, *, used: bool) -> None:
         """A push, or a part of one, met its end; the last of its parts is that of the push."""
@@ -106,9 +106,10 @@ class Run:
     def stepped(self, version: int, now: float) -> None:
         """A shard's part of the model is `version` now: it may be time to evaluate the whole."""
         told, self._version = self._version + 1, max(self._version, version)
-        if self._evaluator:
+        evaluator = self._evaluator
+        if evaluator is not None and self.totals.samples >= evaluator.due:
             assert self._x is not None
-            self._evaluator.submit(self._x, self.totals.samples, told, now)
+            evaluator.submit(self._x, self.totals.samples, told, now)
 
     def left(self, worker: int) -> None:
         """`worker` is about to go: what is not here of its push will not come."""
@@ -151,3 +152,17 @@ class BucketAssembler:
         """Nothing more will come of `worker`."""
         for push in [push for push in self._parts if push.worker == worker]:
             del self._parts[push]
+
+
+def own_rate(run: Run, ledger: Ledger) -> float:
+    """What a worker multiplies its own push by, as if it was used as soon as it is here: updates are scaled already."""
+    return (run.alpha if run.units == "gradient" else 1.0) * (1 / len(ledger.workers))
+
+
+def with_reach(store: Store, run: Run, version: int, moved: float, alpha: float) -> Applied:
+    """The answer to a Step for a rule that asks how far the next one may go.
+
+    rounding = 2^-24 ||x|| / alpha: how far float32 may move the model beyond its step.
+    """
+    rounding = 2.0**-24 * store.x_norm() / run.alpha if run.alpha else 0.0
+    return Applied(version, moved, alpha, *store.coast(), rounding)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ps_elastic.config.sections import Target
 from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
@@ -21,32 +21,22 @@ from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layers import JoinedModel, Ledgers
-from ps_elastic.server.outcomes import Outcome, of_parts
 from ps_elastic.server.protocols import LedgerView, Model, Store
+from ps_elastic.server.replies import make_replies
 from ps_elastic.server.run import BucketAssembler, Run
 from ps_elastic.server.shard import Outgoing, Shard
 from ps_elastic.server.totals import BoundFacts, Totals
-from ps_elastic.transport.messages import MOST_SETTLED, Ask, Farewell, Layer, Message, PushMessage, Reply, Settled
+from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Answer(NamedTuple):
-    """What a worker was last told, in case it asks again. outcomes: of each shard; outcome: of the push."""
-
-    step: int
-    outcome: Outcome
-    outcomes: Sequence[Outcome]
-    settled: tuple[Settled, ...]
-    alpha: float
 
 
 class Server:
     """One run's server. `start`, `receive` and `tick` yield (worker, reply) as soon as each is ready.
 
     policies, stores: of each shard. joined: the model whose parts the stores hold, where the rule is layerwise.
-    alpha: step size after so many samples were used. budget: samples of used pushes that end the run.
+    alpha: step size after so many samples were used, or all along. budget: samples of used pushes that end the run.
     discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
     pipeline: pushes that a worker may leave unanswered while it goes on.
     """
@@ -56,7 +46,7 @@ class Server:
         policies: Sequence[Policy],
         stores: Sequence[Store],
         workers: int,
-        alpha: Callable[[int], float],
+        alpha: Callable[[int], float] | float,
         budget: int,
         tracker: Tracker,
         log: Callable[[str], None] | None = None,
@@ -87,12 +77,14 @@ class Server:
         self.run = Run(
             ledgers, sizes, self.totals, self.measures, tracker, units, alpha, budget, evaluator, self.store.x
         )
-        self.shards = [
-            Shard(self.run, policy, ledger, store, discrepancy, self._release, self.stop)
+        self.shards: list[Shard] = []
+        waits = not (pipeline or stores[0].workers_write)
+        self._replies = make_replies(self.run, self.shards, self.ledger, joined, waits=waits)
+        self.shards += [
+            Shard(self.run, policy, ledger, store, discrepancy, self._replies.release, self.stop)
             for policy, ledger, store in zip(policies, ledgers, stores, strict=True)
         ]
         self._assembler = BucketAssembler()
-        self._answers: dict[int, Answer] = {}
         self._left_at: dict[int, int] = {}  # worker -> the last step that any of several shards had given it then
         self._waking = False
         self._gone: set[int] = set()  # workers that said farewell
@@ -118,7 +110,7 @@ class Server:
         for shard in self.shards:
             yield from shard.start(now)
         for worker in self.ledger.workers:
-            yield worker, self._reply(worker, 0)
+            yield worker, self._replies.reply(worker, 0)
 
     def receive(self, message: Message, now: float) -> Outgoing:
         """Take one message in. Raises TaskError for a worker that failed, WireError for what cannot be."""
@@ -127,14 +119,14 @@ class Server:
     def take(self, message: Message, now: float) -> Outgoing:
         """As `receive`, but leave a Wake that is due to `tick`: more messages may be here at the same time."""
         outgoing = self._take(message, now)
-        return chain(outgoing, self._report(now)) if self._evaluator else outgoing
+        return chain(outgoing, self._report(now)) if self._evaluator is not None else outgoing
 
     def _take(self, message: Message, now: float) -> Outgoing:
         """Note the message at once; the replies are to be taken from what this returns."""
         if isinstance(message, PushMessage):
             if self._joined is not None:
                 return self._take_bucket(message, now)
-            parts = self._assembler.add(message)
+            parts = self._assembler.add(message) if message.buckets > 1 else [message]
             (shard,) = self.shards
             if message.buckets > 1:
                 shard.store.foresee(message)
@@ -183,7 +175,8 @@ class Server:
         self._waking = False
         if self.run.over and not self.ledger.done:
             yield from self.stop(now)
-        yield from self._report(now)
+        if self._evaluator is not None and self._evaluator.has_begun:
+            yield from self._report(now)
 
     def _report(self, now: float) -> Outgoing:
         for result in self._evaluator.finished() if self._evaluator else ():
@@ -195,7 +188,7 @@ class Server:
         """`worker` becomes a member; its Ask follows."""
         self._gone.discard(worker)
         self._assembler.forget(worker)
-        self._answers.pop(worker, None)  # of its earlier life
+        self._replies.forget(worker)
         for shard in self.shards:
             outgoing = shard.event(Joined(worker, self._left_at.get(worker, 0)), now)
             self.measures.note_workers(len(self.ledger.workers))
@@ -223,60 +216,6 @@ class Server:
         for shard in self.shards:
             if self._joined is None or not shard.ledger.done:
                 yield from shard.event(Done(), now)
-
-    def _release(self, worker: int, shard: Shard) -> Reply | None:
-        """A shard lets a worker go: its reply, if one is due. What it is given by a shard is kept until all have."""
-        run = self.run
-        step = run.owed.get(worker)
-        if self._joined is not None:
-            if not run.over:
-                shard.give(worker)
-            if step is None or any(one.ledger.workers[worker].assigned <= step for one in self.shards):
-                return None
-        elif step is None:
-            if not run.over:
-                shard.queue(worker)
-            return None
-        elif shard.ledger.pipeline:
-            step, _ = shard.ledger.told(worker)
-        del run.owed[worker]
-        return self._reply(worker, step)
-
-    def _reply(self, worker: int, step: int) -> Reply:
-        """The answer to `step` of `worker`, whose push may be overwritten once this has been sent."""
-        run, joined, shards = self.run, self._joined, self.shards
-        for shard in shards:
-            shard.keep(worker)
-        last = self._answers.get(worker)
-        if last is None or last.step != step:
-            last = self._answers[worker] = self._answer(worker, step)
-        _, (what, discrepancy, weight), outcomes, settled, alpha = last
-        version, model, rate = self.ledger.version, None, 0.0
-        layers: tuple[Layer, ...] = ()
-        if joined is not None:
-            versions = [shard.ledger.version for shard in shards]
-            if not run.over:
-                given = [shard.give(worker) for shard in shards]
-                versions, model = [version for version, _ in given], joined.join([part for _, part in given])
-            version = min(versions)
-            layers = tuple(Layer(v, part.what, part.weight) for v, part in zip(versions, outcomes, strict=True))
-        elif not run.over:
-            version, model = shards[0].give(worker)
-            rate = shards[0].rate(worker)
-        if model is not None:
-            self.totals.bytes_down += model.nbytes
-        return Reply(worker, step, version, model, what, discrepancy, alpha, weight, settled, layers, rate)
-
-    def _answer(self, worker: int, step: int) -> Answer:
-        if self._joined is None:
-            outcome, settled = self.shards[0].told(worker, MOST_SETTLED)
-            return Answer(step, outcome, (), settled, self.run.alpha())
-        outcomes, told = list[Outcome](), list[Settled]()
-        for shard in self.shards:
-            outcome, settled = shard.told(worker, MOST_SETTLED - len(told))
-            outcomes.append(outcome)
-            told += settled
-        return Answer(step, of_parts(outcomes), outcomes, tuple(told), self.run.alpha())
 
 
 def header(parts: list[PushMessage], units: str) -> Push:

@@ -1,20 +1,21 @@
 """One ledger's part of a run: a copy of the rule, its ledger, the store of its vectors, and what it observed.
 
-It asks the rule what to do with each event (`decide`), carries the actions out by its store, and tells what
+It asks the rule what to do with each event (policies/decide.py), carries the actions out by its store, and tells what
 happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's. A rule that
 takes whole pushes has one shard; a layerwise rule has one for each bucket.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from ps_elastic.policies.base import Policy
-from ps_elastic.policies.decide import Decision, decide
+from ps_elastic.policies.decide import begin, end, take
 from ps_elastic.policies.events import (
+    Action,
     Applied,
     Drop,
     Event,
@@ -27,15 +28,17 @@ from ps_elastic.policies.events import (
     Step,
 )
 from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies.transitions import note_applied, note_measured
 from ps_elastic.server.debts import Debts
 from ps_elastic.server.discrepancy import DiscrepancyMeter, StepSizes, Use, use_line
 from ps_elastic.server.outcomes import Outcome, Outcomes
 from ps_elastic.server.pipelining import Pipelining
 from ps_elastic.server.protocols import Store
-from ps_elastic.server.run import Run
+from ps_elastic.server.run import Run, own_rate, with_reach
 from ps_elastic.transport.messages import PushMessage, Reply, Settled
 
 Outgoing = Iterator[tuple[int, Reply]]
+_weight = itemgetter(1)  # of a term
 
 
 class Shard:
@@ -58,10 +61,16 @@ class Shard:
         self.policy, self.ledger, self.store = policy, ledger, store
         self._run, self._release, self._stop = run, release, stop
         self._totals, self._measures, self._tracker = run.totals, run.measures, run.tracker
+        self._applied: Callable[[int, float, float], Applied] = Applied
+        if policy.uses_reach:
+            self._applied = partial(with_reach, store, run)
         self._step_sizes = StepSizes()
         self._meter = DiscrepancyMeter(store, self._step_sizes, discrepancy)
         is_exact, x = discrepancy == "exact", policy.view_of
-        self._promised = policy.limit if is_exact and x == "srv" else lambda: math.inf  # of what is known at a use
+        promises = is_exact and x == "srv" and type(policy).limit is not Policy.limit
+        self._promised = policy.limit if promises else None  # of what is known at a use
+        self._own_rate = partial(own_rate, run, ledger)
+        self._scaled = run.units == "gradient"  # pushes are multiplied by the step size: updates are already
         self._bucket = ledger.bucket[0]
         self._named = {"bucket": self._bucket} if ledger.layerwise else {}  # in lines of the log
         end = f', "bucket": {self._bucket}}}' if ledger.layerwise else "}"
@@ -70,20 +79,21 @@ class Shard:
         self._arrived: dict[PushId, Push] = {}
         self._samples: dict[PushId, int] = {}  # that a push which is here is worth
         self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
-        self._outcomes = Outcomes(self._bucket)
+        self.outcomes = Outcomes(self._bucket)
         self._keeps_all = is_exact or not ledger.pipeline  # else payloads are not kept for views alone
         self._pipelining: Pipelining | None = None
         if ledger.pipeline:
             self._pipelining = Pipelining(
                 ledger, store, self._meter, self._step_sizes, run.measures, self._own_rate, self._arrived
             )
+        self._oldest = self._meter.oldest if self._pipelining is None else self._pipelining.oldest
 
     def start(self, now: float) -> Outgoing:
-        return self.event(Applied(0, 0.0, self._run.alpha(), *self._bounds()), now)
+        return self.event(self._applied(0, 0.0, self._run.alpha), now)
 
     def event(self, event: Event, now: float) -> Outgoing:
         """Let the rule decide (the event is noted before this returns), then carry its actions out."""
-        return self._carry_out(decide(self.policy, self.ledger, event, now), now)
+        return self._carry_out(begin(self.policy, self.ledger, event, now), now)
 
     def ending(self, worker: int, event: Event, now: float) -> Outgoing:
         """As `event`, where what `worker` computes or has queued may come to nothing by it."""
@@ -94,25 +104,27 @@ class Shard:
             if push not in ledger.views and push not in ledger.held:
                 self._meter.end(push)
         if isinstance(event, Left):
-            self._outcomes.answered.pop(worker, None)  # there is nobody to be told
+            self.outcomes.answered.pop(worker, None)  # there is nobody to be told
             if self._pipelining is not None:
                 self._pipelining.left(worker)
         return outgoing
 
     def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
         """As `event`, of a push that came in `parts`."""
-        worker, step = push.id
-        member = self.ledger.workers.get(worker)
-        skips = member is not None and step > member.seen + 1
-        outgoing = self.ending(worker, push, now) if skips else self.event(push, now)
-        if push.id in self.ledger.held and push.id not in self._arrived:
+        (worker, step), ledger = push.id, self.ledger
+        member = ledger.workers.get(worker)
+        if member is not None and step > member.seen + 1:
+            outgoing = self.ending(worker, push, now)
+        else:
+            outgoing = self._carry_out(begin(self.policy, ledger, push, now), now)
+        if push.id in ledger.held and push.id not in self._arrived:
             head = parts[0]
             self.store.take(push.id, parts)
             self._arrived[push.id], self._samples[push.id] = push, head.samples
             if self._pipelining is not None:
                 self._pipelining.arrive(push)
-                if (outcome := self._outcomes.answered.pop(worker, None)) is not None:  # no reply has answered it
-                    self._outcomes.tell(PushId(worker, self._run.owed[worker]), outcome)
+                if (outcome := self.outcomes.answered.pop(worker, None)) is not None:  # no reply has answered it
+                    self.outcomes.tell(PushId(worker, self._run.owed[worker]), outcome)
             self._borrowed[worker] = push.id
             self._run.arrived(head, push.nbytes)
         return outgoing
@@ -120,14 +132,14 @@ class Shard:
     def keep(self, worker: int) -> None:
         """`worker` is answered, and its push may be overwritten: keep what will be read again."""
         push = self._borrowed.pop(worker, None)
-        if push is not None and (self._keeps_all or push in self.ledger.held):
+        if push is not None and push in self._arrived and (self._keeps_all or push in self.ledger.held):
             self.store.keep(push)
 
     def give(self, worker: int) -> tuple[int, Any]:
         """The version and the model that the next push of `worker` is to be computed on."""
         if self._pipelining is not None:
             return self._pipelining.give(worker)
-        return self._give(PushId(worker, self.ledger.workers[worker].seen + 1))
+        return self.lend(PushId(worker, self.ledger.workers[worker].seen + 1))
 
     def queue(self, worker: int) -> None:
         """Keep the models of the jobs queued last for a worker that computes."""
@@ -135,7 +147,7 @@ class Shard:
         for step in range(member.assigned, member.seen + 1, -1):
             if (job := PushId(worker, step)) in self._meter.sent:
                 break
-            self._give(job)
+            self.lend(job)
 
     def rate(self, worker: int) -> float:
         """What `worker` multiplies pushes by that it applies: those that its model lacks, or those that it writes."""
@@ -146,32 +158,47 @@ class Shard:
     def told(self, worker: int, most: int) -> tuple[Outcome, tuple[Settled, ...]]:
         """What to tell `worker` of the push answered now, and of `most` earlier ones."""
         pipelining = self._pipelining
-        return self._outcomes.take(worker, most, () if pipelining is None else pipelining.still_held(worker))
+        return self.outcomes.take(worker, most, () if pipelining is None else pipelining.still_held(worker))
 
-    def _carry_out(self, decisions: Iterator[Decision], now: float) -> Outgoing:
-        run, ledger, owed = self._run, self.ledger, self._debts.owed
-        for action, freed in decisions:
-            if isinstance(action, Step):  # a match of classes with their fields takes several times as long
-                self._step(action, now)
-            elif isinstance(action, Release):
-                for worker in action.workers:
-                    if (reply := self._release(worker, self)) is not None:
-                        yield worker, reply
-            elif isinstance(action, Drop):
-                self._drop(action, now)
-            elif isinstance(action, Measure):
-                for push in action.pushes:
-                    self._answer(Measured(push, self._meter.measure(push)), now)
-            for push in freed:
-                self._arrived.pop(push, None)
-                self._samples.pop(push, None)
-                if self._pipelining is not None:
-                    self._pipelining.freed(push)
-                self.store.free(push)
-            if owed:
-                self._tell_late(self._debts.forgiven(ledger.debts, now, ended=ledger.done))
+    def _carry_out(self, actions: Iterable[Action], now: float) -> Outgoing:
+        run, ledger, freed, owed = self._run, self.ledger, self.ledger.freed, self._debts.owed
+        try:
+            if freed:
+                self._carried_out(now)
+            for action in actions:
+                take(ledger, action)
+                if isinstance(action, Step):  # a match of classes with their fields takes several times as long
+                    self._step(action, now)
+                elif isinstance(action, Release):
+                    for worker in action.workers:
+                        if (reply := self._release(worker, self)) is not None:
+                            yield worker, reply
+                elif isinstance(action, Drop):
+                    self._drop(action, now)
+                elif isinstance(action, Measure):
+                    for push in action.pushes:
+                        note_measured(ledger, Measured(push, self._meter.measure(push)))
+                if freed or owed:
+                    self._carried_out(now)
+        except BaseException:
+            end(ledger, broken_off=True)
+            raise
+        end(ledger)
         if run.over and not ledger.done:
             yield from self._stop(now)
+
+    def _carried_out(self, now: float) -> None:
+        """Forget the payloads that nobody needs any more, and what debts were closed."""
+        ledger, pipelining, debts = self.ledger, self._pipelining, self._debts
+        for push in ledger.freed:
+            self._arrived.pop(push, None)
+            self._samples.pop(push, None)
+            if pipelining is not None:
+                pipelining.freed(push)
+            self.store.free(push)
+        ledger.freed.clear()
+        if debts.owed:
+            self.outcomes.tell_late(debts.forgiven(ledger.debts, now, ended=ledger.done))
 
     def _drop(self, drop: Drop, now: float) -> None:
         worker, step = drop.push
@@ -181,21 +208,21 @@ class Shard:
         self._settle(drop.push, Outcome("dropped"))
 
     def _step(self, step: Step, now: float) -> None:
-        meter, version = self._meter, self.ledger.version
-        fresh = [self._arrived[push] for push, _, missing in step.terms if missing is None and push in meter.sent]
-        alpha = self._run.alpha()
+        meter, run, version, fresh = self._meter, self._run, self.ledger.version, list[Push]()
+        alpha, sent = run.alpha, meter.sent
         self.store.combine(step)
-        for push in fresh:
-            self._run.use(push.id, self._samples[push.id], self._bucket)
+        for id, _, missing in step.terms:
+            if missing is None and id in sent:
+                fresh.append(self._arrived[id])
+                run.use(id, self._samples[id], self._bucket)
         if step.apply == "amend":
             alpha, moved = self._amend(step.terms[0].push, now)
         else:
             moved = self._use(step, alpha, now)
             self._measures.note_step(step, fresh, moved)
-        oldest = meter.oldest(version) if self._pipelining is None else self._pipelining.oldest(version)
-        self._step_sizes.note(version, alpha, oldest)
-        self._run.stepped(version + 1, now)
-        self._answer(Applied(version + 1, moved, alpha, *self._bounds()), now)
+        self._step_sizes.note(version, alpha, self._oldest)
+        run.stepped(version + 1, now)
+        note_applied(self.ledger, self._applied(version + 1, moved, alpha))
 
     def _use(self, step: Step, alpha: float, now: float) -> float:
         """Make the step, and tell of the views of the pushes that it uses for the first time, and of those it owes.
@@ -204,13 +231,13 @@ class Shard:
         """
         meter, debts, pipelining, arrived = self._meter, self._debts, self._pipelining, self._arrived
         terms, share, version, sent = step.terms, step.share, self.ledger.version, self._meter.sent
-        scale = self._rate(alpha) * share
+        scale = (alpha if self._scaled else 1.0) * share
         views = meter.watch(step)
         if waits := bool(debts.owed):
             debts.watch(views)
             waits = debts.is_ideal
-        moved = self.store.apply(step, scale, views)
-        total = 1.0 if step.combine == "sum" else sum([weight for _, weight, _ in terms])
+        moved, measures, promised = self.store.apply(step, scale, views), self._measures, self._promised
+        total = 1.0 if step.combine == "sum" else sum(map(_weight, terms))
         weights: dict[PushId, float] = {}
         owes = False
         for push, weight, missing in terms:
@@ -219,18 +246,20 @@ class Shard:
                 owes = True
                 if missing in sent:
                     use = meter.used(missing, None, version, alpha, weight, share)
-                    self._measures.note_use(use, self._promised())
+                    measures.note_use(use, promised)
                     debts.hold(use)
             elif push in sent:
                 if pipelining is not None:
                     pipelining.use(push)
                     weights[push] = scale * weight
                 use = meter.used(push, arrived[push], version, alpha, weight, share)
-                self._measures.note_use(use, self._promised())
+                if promised is not None or use.shares > measures.shares:
+                    measures.note_use(use, promised)
                 if waits:
                     use = debts.hold(use)
                 else:
-                    self._note(use, now)
+                    self._totals.note_used(use)
+                    self._tracker.later(self._line, use, now)
                 self._settle(push, Outcome("used", use.distance, scale * weight))
         if pipelining is not None:
             pipelining.used(weights)  # not sooner: what the step uses was in no model before it
@@ -251,41 +280,14 @@ class Shard:
         self._settle(missing, Outcome("used"))
         self._meter.amended(moved)
         self._measures.note_push(push)
-        self._tell_late(self._debts.repaid(push, now))
+        self.outcomes.tell_late(self._debts.repaid(push, now))
         return alpha, moved / alpha if alpha else 0.0
 
-    def _tell_late(self, known: list[tuple[PushId, float]]) -> None:
-        """These pushes were used a while ago, and only now their discrepancy is known."""
-        for push, distance in known:
-            self._outcomes.tell(push, Outcome("used", distance))
-
-    def _rate(self, alpha: float) -> float:
-        """What a push is multiplied by when the step size is `alpha`: updates are scaled already."""
-        return alpha if self._run.units == "gradient" else 1.0
-
-    def _own_rate(self) -> float:
-        """What a worker multiplies its own push by, as if it was used as soon as it is here."""
-        return self._rate(self._run.alpha()) * (1 / len(self.ledger.workers))
-
-    def _answer(self, answer: Applied | Measured, now: float) -> None:
-        decide(self.policy, self.ledger, answer, now)  # has no actions
-
-    def _bounds(self) -> tuple[float, float, float]:
-        """(coast, gain, rounding) of the next step, where the rule asks for them.
-
-        rounding = 2^-24 ||x|| / alpha: how far float32 may move the model beyond its step.
-        """
-        if not self.policy.uses_reach:
-            return 0.0, 1.0, 0.0
-        alpha = self._run.alpha()
-        return *self.store.coast(), 2.0**-24 * self.store.x_norm() / alpha if alpha else 0.0
-
-    def _give(self, view: PushId) -> tuple[int, Any]:
+    def lend(self, view: PushId) -> tuple[int, Any]:
         """The version and the model that the push `view` is to be computed on; both are remembered."""
-        given = self.ledger.views[view]
-        debts = self._debts
+        given, debts = self.ledger.views[view], self._debts
         self._meter.give(view, given.version, debts.alpha if debts.owed else 0.0)
-        return given.version, self.store.give(view, given, self._rate(self.ledger.applied.alpha))
+        return given.version, self.store.give(view, given, self.ledger.applied.alpha if self._scaled else 1.0)
 
     def _settle(self, push: PushId, outcome: Outcome) -> None:
         """`push` has met its end: so does its view, and its worker is told with the next reply."""
@@ -293,6 +295,6 @@ class Shard:
         if self._pipelining is not None:
             self._pipelining.settled(push)
         if self._run.owed.get(push.worker) == push.step:
-            self._outcomes.answered[push.worker] = outcome
+            self.outcomes.answered[push.worker] = outcome
         else:
-            self._outcomes.tell(push, outcome)
+            self.outcomes.tell(push, outcome)

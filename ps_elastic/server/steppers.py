@@ -54,7 +54,7 @@ class Block(NamedTuple):
         return old
 
 
-Change = Callable[[Block, Tensor, float, np.ndarray | None], float]
+Change = Callable[[Block, Tensor, float, float, np.ndarray | None], float]
 
 
 class Stepper(Protocol):
@@ -63,10 +63,10 @@ class Stepper(Protocol):
     def begin(self, count: int) -> None:
         """What follows is step `count`, from 1."""
 
-    def at(self, rate: float) -> Change:
-        """What makes the step on a block, with gradient g / divisor (n,), and gives back the square of the move.
+    def change(self, block: Block, g: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
+        """Make the step on a block, with gradient g / divisor (n,); return the square of the move.
 
-        It takes block, g, divisor, and where x of before is copied to, if that is wanted. Be `quiet`.
+        kept: where x of before is copied to, if that is wanted. Be `quiet`.
         """
         ...
 
@@ -85,21 +85,10 @@ class TorchStepper:
         if self._settings.name != "sgd":
             self._steps.fill_(count)
 
-    def at(self, rate: float) -> Change:
-        square = self._difference.square
-
-        def step(block: Block, g: Tensor, divisor: float, kept: np.ndarray | None) -> float:
-            if not self._measures and kept is None:
-                self._change(block, g, divisor, rate)
-                return math.nan
-            old = block.keep(kept)
-            self._change(block, g, divisor, rate)
-            return square(block.array, old)
-
-        return step
-
-    def _change(self, block: Block, g: Tensor, divisor: float, rate: float) -> None:
-        s = self._settings
+    def change(self, block: Block, g: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
+        s, old = self._settings, block.old if kept is None else kept
+        if self._measures or kept is not None:
+            old[:] = block.array  # sooner than by copyto
         decay = s.weight_decay if block.decayed else 0.0
         scale = None if divisor == 1 else self._divisor.fill_(divisor)
         if s.name == "sgd":
@@ -113,6 +102,7 @@ class TorchStepper:
                 block.xs, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
                 weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
             )  # fmt: skip
+        return self._difference.square(block.array, old) if self._measures else math.nan
 
 
 class CompiledStepper:
@@ -126,35 +116,21 @@ class CompiledStepper:
         self._count = count
         self._plain.begin(count)
 
-    def at(self, rate: float) -> Change:
+    def change(self, block: Block, g: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
         s, t = self._settings, self._count
-        if s.name != "sgd":
-            return self._adam_at(rate, t)
-        if t == 1 and s.momentum:
-            return self._plain.at(rate)
-        momentum, lam = s.momentum, s.weight_decay
-
-        def step(block: Block, g: Tensor, divisor: float, kept: np.ndarray | None) -> float:
-            if kept is not None:
-                np.copyto(kept, block.array)
-            decay = lam if block.decayed else 0.0
-            m = block.state[0] if momentum else block.array  # which is not looked at
-            return self._kernel(decay != 0, divisor != 1)(block.array, m, g.numpy(), rate, momentum, decay, divisor)
-
-        return step
-
-    def _adam_at(self, rate: float, t: int) -> Change:
-        s, (beta1, beta2) = self._settings, self._settings.betas
+        if t == 1 and s.momentum and s.name == "sgd":
+            return self._plain.change(block, g, divisor, rate, kept)
+        if kept is not None:
+            np.copyto(kept, block.array)
+        kernel = self._kernel(block.decayed and s.weight_decay != 0, divisor != 1)
+        if s.name == "sgd":
+            m = block.state[0] if s.momentum else block.array  # which is not looked at
+            decay = s.weight_decay if block.decayed else 0.0
+            return kernel(block.array, m, g.numpy(), rate, s.momentum, decay, divisor)
+        (beta1, beta2), (m, v) = s.betas, block.state
         length, root = rate / (1 - beta1**t), math.sqrt(1 - beta2**t)
         lam = 1 - rate * s.weight_decay if s.name == "adamw" else s.weight_decay
-
-        def step(block: Block, g: Tensor, divisor: float, kept: np.ndarray | None) -> float:
-            if kept is not None:
-                np.copyto(kept, block.array)
-            kernel, (m, v) = self._kernel(block.decayed and s.weight_decay != 0, divisor != 1), block.state
-            return kernel(block.array, m, v, g.numpy(), length, root, beta1, beta2, s.eps, lam, divisor)
-
-        return step
+        return kernel(block.array, m, v, g.numpy(), length, root, beta1, beta2, s.eps, lam, divisor)
 
     def _make(self, decays: bool, divides: bool) -> Callable[..., float]:
         s, kernels, measures = self._settings, self._kernels, self._measures
@@ -193,7 +169,7 @@ def agree(settings: Optimizer, plain: TorchStepper, compiled: CompiledStepper) -
         for count, (divisor, g) in enumerate(zip((1.0, 3.0, 1.0, 2.0), gradients, strict=True), 1):
             stepper.begin(count)
             for block in blocks:
-                stepper.at(0.1 / count)(block, block.of_vector(g).clone(), divisor, None)
+                stepper.change(block, block.of_vector(g).clone(), divisor, 0.1 / count, None)
 
     return same_bits(partial(steps, plain), partial(steps, compiled), vectors=1 + many + 4)
 

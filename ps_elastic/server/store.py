@@ -20,6 +20,7 @@ from ps_elastic.server.debts import IdealDrift, Repayment
 from ps_elastic.server.optimizer import FlatOptimizer, Quotient, Sweep
 from ps_elastic.server.payloads import Payloads
 from ps_elastic.server.shared_step import Leader
+from ps_elastic.server.single_block import Apply, SingleBlock
 from ps_elastic.server.views import KeptViews, TornViews, ViewId
 from ps_elastic.transport.messages import PushMessage
 from ps_elastic.vectors.layout import Bucket, Layout
@@ -69,6 +70,14 @@ class ParameterStore:
         self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
         self._combined, self._scratch = layout.empty(), torch.empty_like(x)  # no memory until they are written
         self._distances: dict[PushId, float] = {}  # of the views that the last step measured
+        self.distance_when_used = self._distances.__getitem__
+        self._apply: Apply = self._in_general
+        if isinstance(views, KeptViews) and not (before_change or begin_step or crew):
+            single = SingleBlock.of(
+                layout, x, optimizer, compressors, payloads, views, self._repayment.responses, self._distances,
+                self._in_general,
+            )  # fmt: skip
+            self._apply = single.apply if single is not None else self._in_general
         dense = len(layout.buckets) > 1 and all(isinstance(compressor, Identity) for compressor in compressors)
         self._eager_sum = EagerSum(layout.buckets, self._combined) if dense else None
 
@@ -99,13 +108,13 @@ class ParameterStore:
         _, apart = self.views.apart((view,))
         return self._optimizer.difference.norm(self.x, *apart.values()) if apart else 0.0
 
-    def distance_when_used(self, view: PushId) -> float:
-        return self._distances[view]
-
     def combine(self, step: Step) -> None:
         self._step, self._is_combined = step, False
 
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        return self._apply(step, rate, views)
+
+    def _in_general(self, step: Step, rate: float, views: Sequence[PushId]) -> float:
         """In one pass over x."""
         terms = step.terms
         owed = [missing for _, _, missing in terms if missing is not None]
@@ -140,11 +149,9 @@ class ParameterStore:
             moved = self._optimizer.step(gradient, rate, sweep) if shared is None else shared
             if tell is not None:
                 tell(self.x.numel())
-        if apart:
-            measured = dict(zip(apart, sweep.distances, strict=True))
-            self._distances = {view: measured.get(key, 0.0) for view, key in zip(views, keys, strict=True)}
-        else:
-            self._distances = dict.fromkeys(views, 0.0)
+        measured = dict(zip(apart, sweep.distances, strict=True))
+        self._distances.clear()
+        self._distances.update((view, measured.get(key, 0.0)) for view, key in zip(views, keys, strict=True))
         return moved
 
     def amend(self, missing: PushId) -> float:

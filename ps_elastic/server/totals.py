@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from operator import add, mul
-from typing import TYPE_CHECKING, Any
+from operator import add, attrgetter, mul, sub
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ps_elastic.config.sections import Optimizer, Target
 from ps_elastic.policies.events import ZERO, Push, Step
@@ -25,6 +25,7 @@ class Mean:
     """Mean, root mean square and maximum of the finite values noted, added up in the order noted, many at a time."""
 
     def __init__(self) -> None:
+        self.gather: Callable[[], None] | None = None  # brings the values that are still elsewhere
         self._count, self._sum, self._squares, self._max = 0, 0.0, 0.0, -math.inf
         self._new: list[float] = []
 
@@ -48,19 +49,65 @@ class Mean:
 
     def as_dict(self, *names: str) -> dict[str, float | None]:
         """The statistics called `names` ("mean", "rms", "max"); null where nothing was noted."""
+        if self.gather is not None:
+            self.gather()
         self._add()
         n = self._count
         values = {"mean": self._sum / n, "rms": math.sqrt(self._squares / n), "max": self._max} if n else {}
         return {name: values.get(name) for name in names}
 
     def _add(self) -> None:
-        values = [value for value in self._new if value - value == 0]  # finite, sooner than by a call
-        self._new.clear()
+        new, self._new = self._new, []
+        self._add_up(new)
+
+    def note_all(self, new: Iterable[float]) -> None:
+        """As a note of each, added up at once."""
+        self._add()
+        self._add_up(new)
+
+    def _add_up(self, new: Iterable[float]) -> None:
+        values = [value for value in new if value - value == 0]  # finite, sooner than by a call
         if values:
             self._count += len(values)
             self._sum = reduce(add, values, self._sum)  # `sum` compensates roundings from Python 3.12 on
             self._squares = reduce(add, map(mul, values, values), self._squares)
             self._max = max(self._max, *values)
+
+
+Row = TypeVar("Row")
+
+
+class Rows(Generic[Row]):
+    """Means of values that come together: rows are kept as they are, and their columns added up, many at a time."""
+
+    def __init__(self, columns: Callable[[list[Row]], Iterable[Iterable[float]]], *means: Mean) -> None:
+        self._columns, self._means, self._rows = columns, means, list[Row]()
+        for mean in means:
+            mean.gather = self._add
+
+    def note(self, row: Row) -> None:
+        rows = self._rows
+        rows.append(row)
+        if len(rows) == _BATCH:
+            self._add()
+
+    def _add(self) -> None:
+        if self._rows:
+            for mean, column in zip(self._means, self._columns(self._rows), strict=True):
+                mean.note_all(column)
+            self._rows.clear()
+
+
+def _of_uses(uses: Sequence[Use]) -> Iterable[Iterable[float]]:
+    """Staleness, distance and B of each."""
+    _, pushes, versions, distances, scaled, *_ = zip(*uses, strict=True)
+    return map(sub, versions, map(attrgetter("base"), pushes)), distances, scaled
+
+
+def _of_pushes(pushes: Sequence[Push]) -> Iterable[Iterable[float]]:
+    """The norms of each."""
+    _, _, norms, payload_norms, residual_norms, *_ = zip(*pushes, strict=True)
+    return norms, payload_norms, residual_norms
 
 
 class Totals:
@@ -71,6 +118,8 @@ class Totals:
         self.samples = self.samples_computed = self.pushes = self.used = self.dropped = 0
         self.held_max = self.bytes_up = self.bytes_down = 0
         self.staleness, self.discrepancy, self.scaled = Mean(), Mean(), Mean()
+        # How far the view of a push was that is used, or a part of one; its `push` is here.
+        self.note_used = Rows(_of_uses, self.staleness, self.discrepancy, self.scaled).note
         self.loss = math.nan  # of the last push
         self.metrics: dict[str, float] = {}
         self.target = target
@@ -87,13 +136,6 @@ class Totals:
             self.held_max = held
         self.loss = loss
         self.waited[worker] = waited_s
-
-    def note_used(self, use: Use) -> None:
-        """How far the view of a push was that is used, or a part of one."""
-        assert use.push is not None
-        self.staleness.note(use.version - use.push.base)
-        self.discrepancy.note(use.distance)
-        self.scaled.note(use.scaled)
 
     def note_evaluation(self, evaluation: Evaluation) -> bool:
         """Take the metrics in; whether the target is reached by them."""
@@ -134,6 +176,7 @@ class BoundFacts:
     def __init__(self, workers: int, mean: Callable[[], Mean] = Mean) -> None:
         self.most = self.fewest = workers  # live at a time
         self.gradients, self.pushes, self.applied, self.residuals = Mean(), mean(), mean(), Mean()
+        self.note_push = Rows(_of_pushes, self.gradients, self.pushes, self.residuals).note  # it is used, or repaid
         self.shares = 0.0  # of the steps between a view and its use, most
         self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
@@ -142,11 +185,11 @@ class BoundFacts:
     def note_workers(self, count: int) -> None:
         self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
 
-    def note_use(self, use: Use, limit: float) -> None:
-        """A step counts a push in; limit: what its rule promised of `scaled`."""
+    def note_use(self, use: Use, promised: Callable[[], float] | None) -> None:
+        """A step counts a push in; promised: what its rule says of the most that `scaled` can be, if it does."""
         if use.shares > self.shares:
             self.shares = use.shares
-        if use.scaled > limit * (1 + SLACK):
+        if promised is not None and use.scaled > promised() * (1 + SLACK):
             self.beyond += 1
 
     def note_reapplied(self, weight: float, astray: float) -> None:
@@ -157,25 +200,27 @@ class BoundFacts:
         """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
         self.owed, self.lateness = max(self.owed, count), max(self.lateness, lateness)
 
-    def note_push(self, push: Push) -> None:
-        """`push` is used, or repaid."""
-        self.gradients.note(push.norm)
-        self.pushes.note(push.payload_norm)
-        self.residuals.note(push.residual_norm)
-
     def note_step(self, step: Step, fresh: Sequence[Push], moved: float) -> None:
         """A step moved the model by alpha x `moved`, of the pushes `fresh` that were used for the first time."""
         direction = moved / step.share
+        if len(fresh) == 1:
+            self.applied.note(direction)
+            self.note_push(fresh[0])
+            return
         self.applied.note_times(direction, len(fresh))
         for push in fresh:
             self.note_push(push)
         if len(fresh) < 2 or step.combine != "mean":
             return
-        terms = [term for term in step.terms if term.push.worker or term.push == ZERO]  # not the mean of the others
-        pushes = sum(1 for term in terms if term.push.worker)
-        if pushes == len(fresh) and all(term.weight == 1 for term in terms):
-            mean = direction * len(terms) / len(fresh)
-            self._deviation += max(0.0, sum(p.payload_norm**2 for p in fresh) - len(fresh) * mean**2)
+        pushes = terms = 0
+        for id, weight, _ in step.terms:
+            if id.worker or id == ZERO:  # not the mean of the others
+                if weight != 1:
+                    return
+                pushes, terms = pushes + (id.worker > 0), terms + 1
+        if pushes == len(fresh):
+            mean = direction * terms / len(fresh)
+            self._deviation += max(0.0, sum([push.payload_norm**2 for push in fresh]) - len(fresh) * mean**2)
             self._freedom += len(fresh) - 1
 
     def facts(self, tau: int, optimizer: Optimizer, units: str) -> Facts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,12 +35,12 @@ class KeptViews:
         self.snapshots = Snapshots(x)
         self._array = x.numpy()  # the same; made once, as it takes a microsecond
         self._optimizer, self._payloads, self._keeps = optimizer, payloads, keeps
-        self._versions: dict[ViewId, int] = {}  # view -> version held
-        self._reapplied: dict[ViewId, Reapplied] = {}  # view -> what its worker did to that version
+        self.versions: dict[ViewId, int] = {}  # view -> version held
+        self.reapplied: dict[ViewId, Reapplied] = {}  # view -> what its worker did to that version
         self._own: dict[ViewId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
 
     def give(self, view: PushId, given: View, alpha: float) -> Any:
-        if view not in self._versions and view not in self._own:
+        if view not in self.versions and view not in self._own:
             if given.own_push is not None:
                 response = self._optimizer.respond(alpha)
                 vector = self._payloads.decoded(given.own_push).mul_(given.own)
@@ -48,43 +49,45 @@ class KeptViews:
                 )
             elif self._keeps:
                 self.snapshots.hold(given.version)
-                self._versions[view] = given.version
+                self.versions[view] = given.version
         if view in self._own:
             return self._own[view].numpy()
         # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
         if given.version == self.snapshots.version or not self._keeps:
             return self._array
-        return self.snapshots.vector(given.version).numpy()
+        return self.snapshots.copies[given.version].array
 
     def hand(self, reply: ReplyId, version: int) -> Any:
-        if reply not in self._versions:
+        if reply not in self.versions:
             self.snapshots.hold(version)
-            self._versions[reply] = version
+            self.versions[reply] = version
         return self.snapshots.fixed(version).numpy()
 
     def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None:
-        self._versions[view] = self._versions[reply]
-        self.snapshots.hold(self._versions[view])
+        self.versions[view] = self.versions[reply]
+        self.snapshots.hold(self.versions[view])
         if pushes:
-            self._reapplied[view] = Reapplied(rate, tuple(pushes))
+            self.reapplied[view] = Reapplied(rate, tuple(pushes))
 
     def keep(self, view: PushId) -> None:
         """Its worker is about to be answered: what is kept here stays as it is."""
 
     def end(self, view: ViewId) -> None:
-        self._own.pop(view, None)
-        self._reapplied.pop(view, None)
-        if (version := self._versions.pop(view, None)) is not None:
+        if self._own:
+            self._own.pop(view, None)
+        if self.reapplied:
+            self.reapplied.pop(view, None)
+        if (version := self.versions.pop(view, None)) is not None:
             self.snapshots.let_go(version)
 
     def vector(self, view: ViewId) -> Tensor:
         """The view (d,), not to be changed."""
         if view in self._own:
             return self._own[view]
-        vector = self.snapshots.vector(self._versions[view])
-        if view not in self._reapplied:
+        vector = self.snapshots.vector(self.versions[view])
+        if view not in self.reapplied:
             return vector
-        rate, pushes = self._reapplied[view]
+        rate, pushes = self.reapplied[view]
         vector = vector.clone()
         for push in pushes:
             self._payloads.reapply(push, vector, rate)
@@ -92,13 +95,13 @@ class KeptViews:
 
     def version(self, view: ViewId) -> int | None:
         """The version that this view was given from; None where it is of its worker alone."""
-        return self._versions.get(view)
+        return self.versions.get(view)
 
     def apart(self, views: Sequence[PushId]) -> Apart:
         """What is to be measured of `views`: those that are the same but once, and what is x itself not at all."""
         current, keys, apart = self.snapshots.version, list[Any](), dict[Any, Tensor]()
         for view in views:
-            key = view if view in self._reapplied else self._versions.get(view, view)
+            key = view if view in self.reapplied else self.versions.get(view, view)
             keys.append(key)
             if key != current and key not in apart:
                 apart[key] = self.vector(view)
@@ -150,6 +153,13 @@ class TornViews:
         return views, {view: self._views[view] for view in views}
 
 
+class Copy(NamedTuple):
+    """A model of before (d,), and the same as numpy's, which takes as long to make as to read 2,000 entries."""
+
+    vector: Tensor
+    array: np.ndarray
+
+
 class Snapshots:
     """Past versions of the model, each kept once for all who hold it and freed with the last. They count from 0.
 
@@ -161,8 +171,8 @@ class Snapshots:
         self.x, self.version = x, 0
         self.peak = 0  # most copies alive at once
         self._holders = {0: 0}
-        self._copies: dict[int, Tensor] = {}
-        self._pool: list[Tensor] = []
+        self.copies: dict[int, Copy] = {}
+        self._pool: list[Copy] = []
 
     def hold(self, version: int) -> None:
         self._holders[version] = self._holders.get(version, 0) + 1
@@ -171,33 +181,44 @@ class Snapshots:
         self._holders[version] -= 1
         if not self._holders[version]:
             del self._holders[version]
-            copy = self._copies.pop(version, None)
+            copy = self.copies.pop(version, None)
             if copy is not None:
                 self._pool.append(copy)
 
     def vector(self, version: int) -> Tensor:
         """The model (d,) as it was at `version`, which somebody must hold unless it is the current one."""
-        return self.x if version == self.version else self._copies[version]
+        return self.x if version == self.version else self.copies[version].vector
 
     def fixed(self, version: int) -> Tensor:
         """As `vector` of a version that somebody holds, in memory that stays as it is until nobody does."""
-        if version == self.version and version not in self._copies:
-            self._place().copy_(self.x)
-        return self._copies[version]
+        if version == self.version and version not in self.copies:
+            self._place().vector.copy_(self.x)
+        return self.copies[version].vector
 
     def advance(self) -> Tensor | None:
+        """As `move_on`, the vector alone."""
+        copy = self.move_on()
+        return None if copy is None else copy.vector
+
+    def move_on(self) -> Copy | None:
         """The live vector is about to become the next version: where the current one is to be copied to first (d,).
 
         None if nobody holds it, or it has been copied. The memory may be that of a version just let go, which can be
         read until then.
         """
         copy = None
-        if self._holders.get(self.version) and self.version not in self._copies:
+        if self._holders.get(self.version) and self.version not in self.copies:
             copy = self._place()
         self.version += 1
         return copy
 
-    def _place(self) -> Tensor:
-        copy = self._copies[self.version] = self._pool.pop() if self._pool else torch.empty_like(self.x)
-        self.peak = max(self.peak, len(self._copies))
+    def _place(self) -> Copy:
+        if self._pool:
+            copy = self._pool.pop()
+        else:
+            vector = torch.empty_like(self.x)
+            copy = Copy(vector, vector.numpy())
+        self.copies[self.version] = copy
+        if len(self.copies) > self.peak:
+            self.peak = len(self.copies)
         return copy

@@ -233,13 +233,13 @@ def test_payloads_and_views_are_freed() -> None:
                 desk.push(worker, None if worker == turn % 3 else 1.0, 1.0, 2.0)
         desk.tick(float(turn))
     for part in desk.server.store.parts:  # type: ignore[attr-defined]
-        assert not part.payloads.of and len(part.views._versions) == 3
+        assert not part.payloads.of and len(part.views.versions) == 3
     desk.take(desk.server.stop(9.0))
     for worker in (1, 2, 3):
         desk.push(worker, 1.0, 1.0, 1.0)
         desk.take(desk.server.leave(worker, 10.0))
     for part in desk.server.store.parts:  # type: ignore[attr-defined]
-        assert not part.payloads.of and not part.views._versions and not part.snapshots._copies
+        assert not part.payloads.of and not part.views.versions and not part.snapshots.copies
 
 
 HEAVY = ("optimizer.momentum=0.9", "optimizer.weight_decay=0.01", "optimizer.nesterov=true")

@@ -190,14 +190,16 @@ def test_held_pushes_are_dropped_at_the_end() -> None:
 class Judge:
     """An evaluator whose loss is 1 / samples."""
 
+    due, has_begun = 0, True
+
     def __init__(self) -> None:
         self.statistics: dict[int, np.ndarray] = {}
 
     def submit(self, x: Tensor, samples: int, version: int, now: float) -> None:
-        self.due = Evaluation(samples, version, now, {"loss": 1.0 / samples})
+        self.last = Evaluation(samples, version, now, {"loss": 1.0 / samples})
 
     def finished(self) -> Iterator[Evaluation]:
-        yield self.due
+        yield self.last
 
 
 def test_a_target_reached_ends_the_run() -> None:
@@ -402,7 +404,7 @@ def test_copies_of_the_model_are_freed_with_the_last_view() -> None:
     desk.take(desk.server.leave(3, 99.0))
     for _ in range(3):
         desk.push(1, 1.0)
-    assert not desk.server.store.snapshots._copies
+    assert not desk.server.store.snapshots.copies
 
 
 def test_a_rule_may_ask_for_the_true_distances() -> None:
