@@ -230,6 +230,7 @@ def test_walks_and_schedules_of_workers_that_run_ahead_find(mutant: Mutant) -> N
     assert found(mutant, walks_ahead())
 
 
+@pytest.mark.timeout(1200)  # a mutant that few schedules show is looked for long, on a busy machine for minutes
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", BEHAVIOUR[1 :: 1 if "PS_ELASTIC_EVERY_MUTANT" in os.environ else 3], ids=str)
 def test_walks_and_schedules_find_more(mutant: Mutant) -> None:
