@@ -1,20 +1,22 @@
 """Names of plug-ins and how a name becomes a class; and what an author of one needs to refuse a setting.
 
 A kind of plug-in (policies, compressors, ...) is a package in which every module registers its class; looking a name up
-imports them all, so that adding a plug-in is adding a file. Outside the package a plug-in is named `module:Class`,
-searched from the current folder too. Settings are the init fields of a dataclass; `config.values` reads them.
+imports them all, so that adding a plug-in is adding a file. Outside the package a plug-in is named `module:Class`, and
+its module may lie in the current folder or beside the configuration. Settings are the init fields of a dataclass;
+`config.values` reads them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import operator
 import os
 import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -68,21 +70,62 @@ class Registry(Generic[T]):
     def _load_outside(self, name: str) -> type[T]:
         module_name, _, class_name = name.partition(":")
         module_name = _MOVED.get(module_name, module_name)
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        find_module(self.kind, name)
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if missing != module_name and not module_name.startswith(missing + "."):
                 raise  # the module is there, and what it imports is not: its author's error
-            raise ConfigError(f"no module '{module_name}' for {self.kind} '{name}'", key="name") from error
+            raise _missing(module_name, self.kind, name) from error
         cls: Any = getattr(module, class_name, None)
         if not isinstance(cls, type):
             raise ConfigError(f"module '{module_name}' has no class '{class_name}'", key="name")
         if not dataclasses.is_dataclass(cls):
             raise ConfigError(f"{self.kind} '{name}' is not a dataclass: its fields are its settings", key="name")
         return cast("type[T]", cls)
+
+
+_beside: list[str] = []  # folders of the configurations that were read, the last first
+_ever: set[str] = set()  # folders that were searched
+
+
+def search_beside(folder: str | Path) -> None:
+    """Look for `module:Class` in this folder too, after the current one and before those of earlier calls."""
+    found = os.path.abspath(folder)
+    _beside[:] = [found, *(other for other in _beside if other != found)]
+
+
+def searched() -> list[str]:
+    """The folders where `module:Class` is looked for before Python's own."""
+    return list(dict.fromkeys([os.getcwd(), *_beside]))
+
+
+def find_module(kind: str, name: str) -> None:
+    """Make the module of `module:Class` the one to be imported. Raises ConfigError if there is none.
+
+    One that an earlier configuration found elsewhere makes room for it; one that somebody else imported is an error.
+    """
+    folders, top = searched(), re.split(r"[.:]", name, maxsplit=1)[0]
+    sys.path[:] = [*folders, *(path for path in sys.path if path not in folders)]
+    _ever.update(os.path.join(os.path.realpath(folder), "") for folder in folders)
+    importlib.invalidate_caches()  # its file may have been written a moment ago
+    here, loaded = PathFinder.find_spec(top, folders), getattr(sys.modules.get(top), "__file__", None)
+    here_is = here and here.origin and os.path.realpath(here.origin)
+    if here is None and top not in sys.modules and importlib.util.find_spec(top) is None:
+        raise _missing(top, kind, name)
+    if top != "ps_elastic" and here_is and loaded and os.path.realpath(loaded) != here_is:
+        if not os.path.realpath(loaded).startswith(tuple(_ever)):
+            used = f"module '{top}' of {kind} '{name}' is {here_is}, but {loaded} is in use: rename yours"
+            raise ConfigError(used, key="name")
+        for module in [module for module in sys.modules if module == top or module.startswith(f"{top}.")]:
+            del sys.modules[module]
+
+
+def _missing(module: str, kind: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"no module '{module}' for {kind} '{name}' in {' or '.join(searched())}, nor installed", key="name"
+    )
 
 
 def settings(cls: type) -> dict[str, Any]:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from ps_elastic import plugins, train
+from ps_elastic.config.load import load
 from ps_elastic.errors import ConfigError
 from ps_elastic.plugins import Registry, parse_one_line, settings, summary
 from ps_elastic.policies import Policy, policies
@@ -65,6 +68,56 @@ def test_a_class_outside_the_package_is_named_by_its_module(tmp_path: Path, monk
             policies.load(name)
     with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
         policies.load("broken_rules:Mine")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a configuration and the policy that it names; we are in another, and nothing was read so far."""
+    folder, here = tmp_path / "elsewhere", tmp_path / "here"
+    folder.mkdir()
+    here.mkdir()
+    (folder / "lying_beside.py").write_text(POLICY)
+    (folder / "run.yaml").write_text("task: quadratic\npolicy: lying_beside:Mine\ntrain: {samples: 200}\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins, "_beside", [])
+    monkeypatch.delitem(sys.modules, "lying_beside", raising=False)
+    return folder
+
+
+POLICY = """
+from dataclasses import dataclass
+from ps_elastic.policies.rules.asynchronous import Asynchronous
+@dataclass
+class Mine(Asynchronous): ...
+"""
+
+
+def test_a_module_beside_the_configuration_is_found_also_by_the_run_s_own_one(elsewhere: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no module 'lying_beside' for policy 'lying_beside:Mine' in .*here, nor inst"
+    ):
+        load({"task": "quadratic", "policy": "lying_beside:Mine"})
+    summary = train(elsewhere / "run.yaml", workers=2, run_dir="run")
+    assert summary is not None and summary["policy"] == "lying_beside:Mine"
+    plugins._beside.clear()
+    sys.modules.pop("lying_beside")
+    sys.path.remove(str(elsewhere))
+    assert load("run/config.yaml").policy.name == "lying_beside:Mine"
+
+
+def test_two_modules_of_one_name_are_not_taken_for_each_other(elsewhere: Path) -> None:
+    first = policies.load(load(elsewhere / "run.yaml").policy.name)
+    Path("lying_beside.py").write_text(POLICY)  # in our folder, which comes first
+    second = policies.load(load(elsewhere / "run.yaml").policy.name)
+    assert first is not second and sys.modules["lying_beside"].__file__ == str(Path("lying_beside.py").absolute())
+    Path("theirs.py").write_text(POLICY)
+    theirs = types.ModuleType("theirs")
+    theirs.__file__ = "/of/somebody/else.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "theirs", theirs)
+        with pytest.raises(ConfigError, match=r"is .*/here/theirs.py, but /of/somebody/else.py is in use"):
+            policies.load("theirs:Mine")
 
 
 def test_settings_are_the_init_fields_with_their_defaults() -> None:

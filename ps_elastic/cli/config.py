@@ -8,7 +8,7 @@ import click
 
 from ps_elastic.cli import _options
 from ps_elastic.config.json_schema import json_schema
-from ps_elastic.config.load import check, load
+from ps_elastic.config.load import check, load, no_gpu
 from ps_elastic.errors import OK, USAGE
 
 
@@ -32,14 +32,17 @@ def show(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def validate(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Name every problem of CONFIG; exit 2 if there is one."""
     errors = check(config, overrides)
+    note = None if errors else no_gpu(load(config, overrides, plugins=False))
     if as_json:
         found = [{"key": error.key, "message": error.message, "source": error.source} for error in errors]
-        click.echo(json.dumps({"valid": not errors, "errors": found}, indent=2))
+        click.echo(json.dumps({"valid": not errors, "errors": found, "notes": [note] if note else []}, indent=2))
     else:
         for error in errors:
             click.echo(f"ps-elastic: {error}", err=True)
         if not errors:
             click.echo(f"{config}: valid")
+        if note:
+            click.echo(f"ps-elastic: {note}", err=True)
     return USAGE if errors else OK
 
 

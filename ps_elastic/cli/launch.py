@@ -9,7 +9,7 @@ import click
 
 from ps_elastic.cli import _options
 from ps_elastic.cluster import launcher
-from ps_elastic.config.load import load
+from ps_elastic.config.load import find_modules, load
 from ps_elastic.records.run_dir import new_run_dir, read_summary
 
 
@@ -29,6 +29,7 @@ def command(
     """
     launcher.refuse_unfit(ranks)
     settings = load(config, overrides, plugins=False)
+    find_modules(settings)
     plan = launcher.describe(ranks, settings.most_threads)
     folder = new_run_dir(settings.name, run_dir)
     click.echo(f"ps-elastic: {plan}; run folder {folder}", err=True)

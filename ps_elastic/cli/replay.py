@@ -58,7 +58,8 @@ def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
     )  # fmt: skip
     document = _document(record, replay, None)
     if policies:
-        document["rows"] = [{"policy": config.policy.text(), **tally.figures(), "unsent": 0}] if replay.match else []
+        recorded = {"policy": config.policy.text(), "recorded": True, **tally.figures(), "unsent": 0}
+        document["rows"] = [recorded] if replay.match else []
         for other in others:
             motion = Motion(config.optimizer.momentum, config.optimizer.nesterov)
             told = (
@@ -66,7 +67,7 @@ def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
                 for number, line in enumerate(record.lines(), 1)
             )
             figures = Hindsight(other.policy.build(), record.workers, motion).run(told)
-            document["rows"].append({"policy": other.policy.text(), **figures})
+            document["rows"].append({"policy": other.policy.text(), "recorded": False, **figures})
     return document
 
 
@@ -142,7 +143,7 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _cells(row: dict[str, Any]) -> Iterator[str]:
-    yield row["policy"]
+    yield f"{row['policy']} (recorded)" if row["recorded"] else row["policy"]
     yield from (str(row[name]) for name in ("used", "dropped", "held", "unsent", "versions", "releases"))
     mean, most = row["staleness"]["mean"], row["staleness"]["max"]
     yield "-" if mean is None else f"{mean:.2f} / {most}"

@@ -9,7 +9,7 @@ import click
 from ps_elastic.cli import _options
 from ps_elastic.cluster import slurm
 from ps_elastic.cluster.environment import find_mpi
-from ps_elastic.config.load import load
+from ps_elastic.config.load import find_modules, load, no_gpu
 from ps_elastic.records.run_dir import new_run_dir, run_dir_for
 
 
@@ -43,6 +43,9 @@ def command(
     `scancel --batch --signal=TERM JOB`, while a plain scancel kills it.
     """
     settings = load(config, overrides, plugins=False)
+    find_modules(settings)
+    if note := no_gpu(settings):
+        click.echo(f"ps-elastic: {note}: ask SLURM for it in a --template, as by #SBATCH --gres=gpu:1", err=True)
     job = slurm.SlurmJob(
         name=settings.name,
         config=str(slurm.absolute(config)),

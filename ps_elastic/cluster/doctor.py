@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ps_elastic.cluster import environment, leftovers, mpirun
 from ps_elastic.cluster.environment import Mpi
-from ps_elastic.cluster.launcher import mpirun_command, rank_environment
+from ps_elastic.cluster.launcher import by_hand, mpirun_command, rank_environment
 from ps_elastic.cluster.leftovers import SHM, forsaken_segments, unmapped
 from ps_elastic.errors import Interrupted, PlatformError
 from ps_elastic.transport.waking import find_futex
@@ -51,7 +51,7 @@ def examine(ranks: int = 4) -> Iterator[Finding]:
         yield Finding("mpi", "fail", str(error), f"{environment.INSTALL} in an environment of its own")
     else:
         yield Finding("mpi", "ok", f"{mpi}, {mpi.mpirun}")
-        yield on_path(mpi)
+        yield on_path(mpi, ranks)
         yield from two_ranks(mpi)
     yield waiting()
     yield compiled()
@@ -71,13 +71,14 @@ def package(name: str) -> Finding:
         return Finding(name, "fail", "not installed", PACKAGES[name])
 
 
-def on_path(mpi: Mpi) -> Finding:
-    """Whether a plain `mpirun` would be the one that belongs to our MPI."""
+def on_path(mpi: Mpi, ranks: int = 4) -> Finding:
+    """Whether a plain `mpirun` would be the one that belongs to our MPI, and what it needs here."""
     found = shutil.which("mpirun")
     if found is None:
         return Finding("mpirun on PATH", "ok", "none; `ps-elastic launch` needs none")
     if Path(found).resolve() == mpi.mpirun.resolve():
-        return Finding("mpirun on PATH", "ok", found)
+        line = by_hand(mpi, ranks, "ps-elastic train CONFIG")
+        return Finding("mpirun on PATH", "ok", f"{found}; a plain one needs here: {line}")
     remedy = f"use `ps-elastic launch`, or for a plain mpirun: export PATH={mpi.mpirun.parent}:$PATH"
     return Finding("mpirun on PATH", "warn", f"{found}, of another MPI than {mpi}", remedy)
 

@@ -48,6 +48,13 @@ def placement(ranks: int, *, cores: int, threads: int, slots: int | None) -> lis
     return ["--bind-to", "none", *crowd]
 
 
+def by_hand(mpi: Mpi, ranks: int, program: str) -> str:
+    """The line for a shell that starts `program` on `ranks` ranks of this host by a plain mpirun."""
+    permission = environment.root_permission() if mpi.flavour == "openmpi" else {}
+    crowd = ["--oversubscribe"] if mpi.flavour == "openmpi" and ranks > environment.physical_cores() else []
+    return " ".join([*map("=".join, permission.items()), "mpirun", *crowd, "-n", str(ranks), program])
+
+
 def mpi_environment(mpi: Mpi) -> dict[str, str]:
     """The variables this MPI needs: leave to run as root, and quiet."""
     if mpi.flavour != "openmpi":

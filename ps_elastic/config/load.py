@@ -32,7 +32,7 @@ from ps_elastic.config.sections import (
 from ps_elastic.config.sources import NAMED, Source, Tree, gather
 from ps_elastic.config.values import init_types, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import show
+from ps_elastic.plugins import find_module, show
 
 __all__ = [
     "Checkpoint",
@@ -69,6 +69,28 @@ def load(source: Source, overrides: Sequence[str] = (), *, plugins: bool = True,
 def check(source: Source, overrides: Sequence[str] = ()) -> list[ConfigError]:
     """Return every problem of the configuration, at most one of each value; the empty list: `load` will do."""
     return _read(source, overrides, plugins=True, simulated=False)[1]
+
+
+def find_modules(config: Config) -> None:
+    """Raises ConfigError for a plug-in whose module cannot be found; nothing is imported."""
+    for key in PLUGINS:
+        section = getattr(config, key)
+        plugin = getattr(section, "plugin", section)
+        if ":" in plugin.name:
+            try:
+                find_module(plugin.kind, plugin.name)
+            except ConfigError as error:
+                raise error.within(key) from None
+
+
+def no_gpu(config: Config) -> str | None:
+    """What to say where GPUs are asked for and this machine has none: the run may be meant for another."""
+    if config.device != "cuda":
+        return None
+    import torch  # takes seconds, and is wanted for this alone
+
+    found = torch.cuda.is_available()
+    return None if found else "device: cuda, but torch finds no GPU on this machine; the machines of the run need one"
 
 
 def _read(

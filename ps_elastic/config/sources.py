@@ -6,6 +6,7 @@ layer that gives such a section another name takes away the settings that were w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -17,7 +18,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import parse_one_line, show
+from ps_elastic.plugins import parse_one_line, search_beside, show
 
 COMMAND_LINE = "command line"
 
@@ -76,6 +77,8 @@ def gather(source: Source, overrides: Sequence[str]) -> Written:
         lower = _expand(read_file(Path(source)) if isinstance(source, (str, PathLike)) else _copy(source or {}))
     except ConfigError as error:
         raise ConfigError(error.message, key=error.key, source=file) from error
+    if file:
+        _search_beside(Path(file))
     command: Tree = {}
     for text in overrides:
         try:
@@ -85,6 +88,16 @@ def gather(source: Source, overrides: Sequence[str]) -> Written:
     tree = _merge(_merge(_names(NAMED), lower), command)
     nulls = [key for key in NAMED if tree.get(key, ...) is None]
     return Written({**tree, **_names(nulls)}, file, command)
+
+
+def _search_beside(file: Path) -> None:
+    """Plug-ins may lie beside the file; those of a run's own config.yaml are where the run found them."""
+    try:
+        of_run = json.loads((file.parent / "env.json").read_text(encoding="utf-8"))["searched"]
+    except (OSError, ValueError, LookupError, TypeError):  # no run's folder
+        of_run = []
+    for folder in (*reversed(of_run), file.parent):
+        search_beside(folder)
 
 
 def _names(sections: Iterable[str]) -> Tree:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic import __version__
+from ps_elastic.plugins import searched
 from ps_elastic.records.checkpoint import _saved
 from ps_elastic.records.run_dir import write_json
 from ps_elastic.records.tracker import Lines, SealedLines, Tracker
@@ -113,6 +114,7 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "threads": {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
         "command": sys.argv,
+        "searched": searched(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -72,7 +73,8 @@ class Live:
         self._last = (at, totals.samples)
         staleness, discrepancy = totals.staleness.as_dict("mean"), totals.discrepancy.as_dict("rms")
         yield "samples", f"{totals.samples}/{self._config.train.samples}"
-        yield "loss", _number(totals.metrics.get("loss", totals.loss))
+        told = None if math.isnan(totals.loss) else totals.loss  # of the last push, if that tells one
+        yield "loss", _number(totals.metrics.get("loss", told))
         yield "accuracy", _number(totals.metrics.get("accuracy"))
         yield "samples/s", f"{(totals.samples - samples) / max(1e-9, at - then):.0f}"
         yield "staleness", _number(staleness["mean"])

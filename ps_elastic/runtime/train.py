@@ -77,8 +77,9 @@ def _world() -> MPI.Comm:
         raise
     if size < 2:
         raise ConfigError(
-            "got 1 rank, expected at least 2 (rank 0 is the server): start it by `mpirun -n 4 ps-elastic train ...` "
-            "or `ps-elastic launch -n 4 ...`, or in one process with --in-process --workers 3"
+            "got 1 rank, expected at least 2 (rank 0 is the server): start it by `ps-elastic launch -n 4 ...` or by "
+            "`mpirun -n 4 ps-elastic train ...` (`ps-elastic doctor` prints what mpirun needs on this machine), or in "
+            "one process with --in-process --workers 3"
         )
     return MPI.COMM_WORLD.Dup()
 

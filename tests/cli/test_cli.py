@@ -286,9 +286,32 @@ def test_config_validate_names_every_problem(config: Path, capsys: pytest.Captur
 
 def test_config_validate_of_a_good_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "validate", str(config), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"valid": True, "errors": []}
+    assert json.loads(capsys.readouterr().out) == {"valid": True, "errors": [], "notes": []}
     assert main(["config", "validate", str(config)]) == 0
     assert capsys.readouterr().out == "run.yaml: valid\n"
+
+
+def test_a_gpu_that_this_machine_lacks_is_said_and_no_error(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["config", "validate", str(config), "device=cuda"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "run.yaml: valid\n" and "device: cuda, but torch finds no GPU on this machine" in said.err
+    assert main(["config", "validate", str(config), "device=cuda", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["launch", "-n", "2"], ["submit", *["--nodes", "1", "--tasks-per-node", "2", "--time", "9"]]]
+)
+def test_a_task_whose_module_the_job_would_not_find_is_refused_before_it(
+    command: list[str], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry = ["--dry-run"] if command[0] == "submit" else []
+    assert main([command[0], str(config), *command[1:], "task=nowhere_at_all:Task", *dry]) == 2
+    assert "task.name: no module 'nowhere_at_all' for task 'nowhere_at_all:Task' in " in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_every_command_is_a_click_command_with_a_first_line_of_help() -> None:

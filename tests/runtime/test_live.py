@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 from typing import Any
@@ -46,6 +47,13 @@ def test_without_a_terminal_it_writes_plain_lines(shown):
     assert re.fullmatch(
         r"samples 2/10  loss 0.25  accuracy -  samples/s \d+  staleness 0.5  D rms [\d.]+  waiting -\n", line
     )
+
+
+def test_where_no_push_told_a_loss_there_is_none(shown, desk):
+    desk.server.totals.loss = math.nan
+    assert "loss -  accuracy" in shown(Live.show)
+    desk.server.totals.metrics["loss"] = math.nan  # of an evaluation: that is the model's
+    assert "loss nan  accuracy" in shown(Live.show)
 
 
 def test_on_a_terminal_it_draws_a_table(shown):
