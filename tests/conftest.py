@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +29,21 @@ PROGRAMS = ROOT / "tests" / "mpi_programs"
 TRAIN = (sys.executable, "-m", "ps_elastic", "train")
 START_S = 120.0  # enough for any start of any job here, on a machine busy with other things
 _MARK = "PS_ELASTIC_TEST"  # whatever a job starts inherits it
+RANKS_STDERR = "ranks-stderr.txt"  # in the folder of a job
+
+# Tests and package are compiled once, not by each process that is started: pytest's own rewriting of the tests takes
+# four seconds. Whoever wants no bytecode beside the sources may name another place: PYTHONPYCACHEPREFIX.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The same examples each time, and none fails for the time that it took on a busy machine.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+def few_or_many(few: int, many: int) -> pytest.MarkDecorator:
+    """`count`: how many examples of a property are looked at, in the quick suite and by the slow tests."""
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -81,6 +92,7 @@ class Job:
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], folder: Path) -> None:
         self._mark, self._outputs = uuid.uuid4().hex, (folder / "stdout.txt", folder / "stderr.txt")
+        self._ranks = folder / RANKS_STDERR
         paths = os.pathsep.join([str(ROOT), str(PROGRAMS)])
         given = {**os.environ, "PYTHONPATH": paths, "TTY_COMPATIBLE": "0", _MARK: self._mark}
         temporary = folder / "tmp"  # what those leave that are killed or alone keeps no later one from starting
@@ -102,7 +114,8 @@ class Job:
                 said = self.said()
                 pytest.fail(f"after {limit_s:.0f} s: ended with {self.process.poll()}; alive: {alive}\n{said}")
             time.sleep(0.05)
-        return Ended(self.process.returncode, self._outputs[0].read_text(), self._outputs[1].read_text(), time.time())
+        at = time.time()
+        return Ended(self.process.returncode, self._outputs[0].read_text(), self._errors(), at)
 
     def until(self, condition: Callable[[], bool], limit_s: float = START_S) -> None:
         """Return when the condition holds. Fails the test where the job ends first, or after `limit_s`."""
@@ -114,7 +127,11 @@ class Job:
             time.sleep(0.05)
 
     def said(self) -> str:
-        return "\n".join(path.read_text() for path in self._outputs)
+        return f"{self._outputs[0].read_text()}\n{self._errors()}"
+
+    def _errors(self) -> str:
+        ranks = self._ranks.read_text() if self._ranks.exists() else ""
+        return ranks + self._outputs[1].read_text()
 
     def members(self) -> list[psutil.Process]:
         """Every process that the command started, directly or not, whatever session it is in."""
@@ -176,10 +193,14 @@ def mpi() -> Mpi:
 
 @pytest.fixture
 def start_ranks(start: Callable[..., Job], mpi: Mpi) -> Callable[..., Job]:
-    """Start so many ranks of a program: start_ranks(ranks, argv, NAME=value, ...) -> Job."""
+    """Start so many ranks of a program: start_ranks(ranks, argv, NAME=value, ...) -> Job.
+
+    What they say to the user does not pass through mpirun, which may drop what a rank says before it aborts the job.
+    """
+    to_a_file = ("/bin/sh", "-c", f'exec "$@" 2>>{RANKS_STDERR}', "rank")  # in the folder of the job, their own
 
     def begin(ranks: int, argv: Sequence[str], **variables: str) -> Job:
-        return start(ranks_command(mpi, ranks, argv), **launcher.mpi_environment(mpi), **variables)
+        return start(ranks_command(mpi, ranks, [*to_a_file, *argv]), **launcher.mpi_environment(mpi), **variables)
 
     return begin
 
@@ -255,6 +276,37 @@ class Several:
 
     def _home(self, number: int) -> Path:
         return self._folder / f"job-{number}"
+
+
+class Trained(dict[str, Path]):
+    """The folder of each of several runs of a server and three workers, all of which ended well.
+
+    Those named `first` are trained together, others when they are asked for: one that only slow tests look at is not
+    trained without them.
+    """
+
+    def __init__(self, several: Several, plan: Plan, first: Iterable[str], folder: Path) -> None:
+        self._several, self._plan, self._folder = several, plan, folder
+        self.said: dict[str, list[Said]] = {}
+        self._train(list(first))
+
+    def __missing__(self, name: str) -> Path:
+        self._train([name])
+        return self[name]
+
+    def _train(self, names: list[str]) -> None:
+        folders = {name: self._folder / name.replace(", ", "-").replace(" ", "_") for name in names}
+        plan = {
+            name: {**self._plan[name], "argv": [*self._plan[name]["argv"], "--run-dir", str(folders[name])]}
+            for name in names
+        }
+        orders = self._folder / f"order-{len(self)}"
+        orders.mkdir()
+        said = self._several.run(plan, orders)
+        for name in names:
+            assert [rank.code for rank in said[name]] == [0] * self._several.RANKS, (name, said[name])
+        self.said.update(said)
+        self.update(folders)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Several
+from conftest import ROOT, Several, Trained
 from helpers import Blobs, Images, fit
 from torch import Tensor, nn
 
@@ -34,8 +34,14 @@ NEEDS = {  # of rules that do not go with gradients, or would go on for long
     "salf": SHORT_ROUNDS,
     "salf_fill": SHORT_ROUNDS,
 }
+RULES = {
+    rule: (*SHORT, *NEEDS.get(rule, ("optimizer.momentum=0.5",)), f"policy={rule}") for rule, _ in policies.items()
+}
+# Of the rules as they come, in the quick suite those that order what no other does: no step at once, steps by the
+# server's own vector, draws, a timer, a budget. The runs after them have settings that are harder than any rule is.
+QUICK_RULES = {"synchronous", "random_subset", "consensus", "salf_fill", "elastic_bound"}
 RUNS: dict[str, tuple[str, ...]] = {
-    **{rule: (*SHORT, *NEEDS.get(rule, ("optimizer.momentum=0.5",)), f"policy={rule}") for rule, _ in policies.items()},
+    **RULES,
     "the hard one": (*SHORT, *WARM, *FED, "policy=asynchronous"),
     "the hard one, in buckets": (*SHORT, *WARM, *FED, "policy=asynchronous", "buckets=layer"),
     "dropped and fed back": (*SHORT, *WARM, *FED, "policy=first_k:k=1"),
@@ -58,18 +64,15 @@ RUNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+MORE = set(RULES) - QUICK_RULES
+
+
 @pytest.fixture(scope="module")
-def runs(several: Several, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of RUNS, trained one after another by a server and three workers."""
+def runs(several: Several, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """RUNS, trained by a server and three workers."""
     pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("runs")
-    plan = {
-        name: {"argv": ["train", DIGITS, *overrides, "--run-dir", str(folder / name)]}
-        for name, overrides in RUNS.items()
-    }
-    for name, said in several.run(plan, folder).items():
-        assert [rank.code for rank in said] == [0] * (WORKERS + 1), (name, said)
-    return folder
+    plan = {name: {"argv": ["train", DIGITS, *overrides]} for name, overrides in RUNS.items()}
+    return Trained(several, plan, [name for name in RUNS if name not in MORE], tmp_path_factory.mktemp("runs"))
 
 
 def again(run: Path, change: Callable[[list[str]], list[str]] = lambda lines: lines, **settings: Any) -> Recomputed:
@@ -94,23 +97,25 @@ def assert_the_same(run: Path) -> RunReader:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_under_mpirun_is_computed_again_bit_for_bit(runs: Path, name: str) -> None:
-    record = assert_the_same(runs / name)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in MORE else name for name in RUNS]
+)
+def test_a_run_under_mpirun_is_computed_again_bit_for_bit(runs: Trained, name: str) -> None:
+    record = assert_the_same(runs[name])
     assert record.summary is not None and record.summary["used"] > 10
 
 
 @pytest.mark.mpi
-def test_the_runs_under_mpirun_have_what_makes_them_hard(runs: Path) -> None:
-    hard = open_run(str(runs / "the hard one"))
+def test_the_runs_under_mpirun_have_what_makes_them_hard(runs: Trained) -> None:
+    hard = open_run(str(runs["the hard one"]))
     pushes = [line for line in map(json.loads, hard.lines()) if line["event"] == "push"]
     assert max(line["residual_norm"] for line in pushes) > 0
     assert [line["worker"] for line in pushes] != [1 + i % WORKERS for i in range(len(pushes))]
     step_sizes = [action[3] for line in pushes for action in line["actions"] if action[0] == "applied"]
     assert step_sizes[0] == 0 < step_sizes[1] < step_sizes[9] and step_sizes[-1] < max(step_sizes)
-    dropped = open_run(str(runs / "dropped and fed back")).summary
+    dropped = open_run(str(runs["dropped and fed back"])).summary
     assert dropped is not None and dropped["dropped"] > 5
-    early = open_run(str(runs / "stopped early")).summary
+    early = open_run(str(runs["stopped early"])).summary
     assert early is not None and early["time_to_target_s"] is not None and early["samples"] < 30000
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from ps_elastic.cli import main
 from ps_elastic.cli.doctor import command as doctor_command
 from ps_elastic.cluster import doctor, environment, leftovers
 from ps_elastic.cluster.environment import Mpi
@@ -183,22 +181,16 @@ def test_what_a_killed_mpirun_left_is_a_warning(monkeypatch, tmp_path):
     assert doctor.stray_sessions().status == "ok"
 
 
-def run_doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ps_elastic", "doctor", *arguments]
-    environ = {**os.environ, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=REPOSITORY, env=environ)
-
-
 @pytest.mark.mpi
-def test_doctor_gives_one_document_whose_ping_works_here():
+def test_doctor_gives_one_document_whose_ping_works_here(capsys):
     try:
         mpi = environment.find_mpi()
     except PlatformError as error:
         pytest.skip(str(error))
-    done = run_doctor("--json")
-    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    code = main(["doctor", "--json"])
+    findings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
     failed = any(finding["status"] == "fail" for finding in findings.values())
-    assert done.returncode == (3 if failed else 0)
+    assert code == (3 if failed else 0)
     assert all(set(finding) == {"check", "status", "value", "remedy"} for finding in findings.values())
     assert all(finding["remedy"] for finding in findings.values() if finding["status"] != "ok")
     assert findings["mpi"]["value"] == f"{mpi}, {mpi.mpirun}"
@@ -206,11 +198,11 @@ def test_doctor_gives_one_document_whose_ping_works_here():
 
 
 @pytest.mark.mpi
-def test_doctor_ends_with_3_where_no_mpi_library_loads():
+def test_doctor_ends_with_3_where_no_mpi_library_loads(monkeypatch, capsys):
     try:
         environment.find_mpi()
     except PlatformError as error:
         pytest.skip(str(error))
-    done = run_doctor(MPI4PY_LIBMPI="/no/such/libmpi.so")
-    assert done.returncode == 3
-    assert "two ranks: try by hand" in done.stdout
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/no/such/libmpi.so")
+    assert main(["doctor"]) == 3
+    assert "two ranks: try by hand" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ps_elastic.cli import main
 from ps_elastic.cluster import environment, launcher
 from ps_elastic.cluster.environment import Mpi
 from ps_elastic.errors import ConfigError, PlatformError
@@ -184,12 +185,12 @@ def test_ctrl_c_ends_a_training_with_130_its_summary_and_no_process(tmp_path):
         )
     try:
         events = run_dir / "events.jsonl"
-        limit = time.monotonic() + 90
-        while not (events.exists() and events.stat().st_size > 1000) and time.monotonic() < limit:
-            assert job.poll() is None, errors.read_text()
+        limit = time.monotonic() + 120
+        while not (events.exists() and events.stat().st_size > 1000):
+            assert job.poll() is None and time.monotonic() < limit, errors.read_text()
             time.sleep(0.1)
         job.send_signal(signal.SIGINT)
-        document, _ = job.communicate(timeout=40)
+        document, _ = job.communicate(timeout=100)
     finally:
         job.kill()
     assert job.returncode == 130, errors.read_text()
@@ -199,30 +200,14 @@ def test_ctrl_c_ends_a_training_with_130_its_summary_and_no_process(tmp_path):
     assert processes_of(run_dir) == []
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ps_elastic", "launch", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
-
-
-def test_launch_refuses_one_rank_and_a_full_folder_with_exit_2(tmp_path):
+def test_launch_refuses_one_rank_and_a_full_folder_with_exit_2(tmp_path, capsys):
     (tmp_path / "model.safetensors").touch()
     for arguments, complaint in (
         (["-n", "1", DIGITS], "-n: expected 2 or more, rank 0 as server and at least one worker; got 1"),
         (["-n", "2", DIGITS, "--run-dir", str(tmp_path)], "is not empty (it holds model.safetensors)"),
         (["-n", "2", DIGITS, "polcy=synchronous"], "nearest 'policy'"),
     ):
-        done = launch(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert complaint in done.stderr
-        assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.mpi
-@mpi
-def test_launch_trains_and_prints_one_document(tmp_path):
-    pytest.importorskip("sklearn")
-    done = launch("-n", "3", DIGITS, "train.samples=3000", "--run-dir", str(tmp_path / "run"), "--json")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert (summary["exit"], summary["workers"]) == (0, 2)
-    assert "3 ranks, " in done.stderr
+        assert main(["launch", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert complaint in said
+        assert said.count("\n") == 1

@@ -200,7 +200,7 @@ def script_in(folder: Path, mpirun: str) -> Path:
 
 def test_words_reach_the_ranks_as_they_are(tmp_path):
     path = script_in(tmp_path, f"#!/bin/sh\nprintf '%s\\n' \"$@\" >'{tmp_path}/words'\nexit 4\n")
-    done = subprocess.run(["bash", path], timeout=30, cwd=REPOSITORY)
+    done = subprocess.run(["bash", path], timeout=60, cwd=REPOSITORY)
     assert done.returncode == 4
     words = (tmp_path / "words").read_text().splitlines()
     assert words[2:6] == [sys.executable, "-m", "ps_elastic", "train"]
@@ -209,7 +209,7 @@ def test_words_reach_the_ranks_as_they_are(tmp_path):
 
 def test_the_script_does_not_believe_a_zero(tmp_path):
     path = script_in(tmp_path, "#!/bin/sh\nexit 0\n")
-    done = subprocess.run(["bash", path], timeout=30, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(["bash", path], timeout=60, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
     assert "left no summary.json" in done.stderr
 
@@ -219,11 +219,12 @@ def test_a_signal_to_the_script_reaches_the_run_which_has_the_last_word(tmp_path
     path = script_in(tmp_path, f"#!{sys.executable}\n{HEARS_USR1}")
     job = subprocess.Popen(["bash", path], cwd=REPOSITORY)
     try:
-        limit = time.monotonic() + 20
-        while not (path.parent / "ready").exists() and time.monotonic() < limit:
+        limit = time.monotonic() + 60
+        while not (path.parent / "ready").exists():
+            assert time.monotonic() < limit and job.poll() is None
             time.sleep(0.02)
         job.send_signal(number)
-        assert job.wait(20) == expected
+        assert job.wait(60) == expected
     finally:
         job.kill()
 

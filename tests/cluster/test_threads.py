@@ -53,7 +53,7 @@ def test_a_worker_gives_way_only_inside_and_only_where_it_must() -> None:
         assert os.sched_getscheduler(0) == before
 
 
-@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("enabled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_torch_brings_is_never_looked_through_for_garbage(enabled: bool) -> None:
     code = (
         f"import gc; gc.{'enable' if enabled else 'disable'}(); before = gc.get_stats()[2]['collections']\n"

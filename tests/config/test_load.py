@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import few_or_many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -355,15 +356,19 @@ CHOICES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
-@given(CHOICES)
-def test_what_is_shown_reads_back_the_same(tmp_path_factory: Any, source: dict[str, Any]) -> None:
-    config = load(source)
-    assert load(config.to_dict()) == config
-    path = tmp_path_factory.mktemp("round") / "run.yaml"
-    path.write_text(config.to_yaml(), encoding="utf-8")
-    assert load(path) == config
-    assert load(json.loads(json.dumps(config.to_dict()))).digest() == config.digest()
+@few_or_many(25, 60)
+def test_what_is_shown_reads_back_the_same(tmp_path: Path, count: int) -> None:
+    @settings(deadline=None, max_examples=count)
+    @given(CHOICES)
+    def check(source: dict[str, Any]) -> None:
+        config = load(source)
+        assert load(config.to_dict()) == config
+        path = tmp_path / "run.yaml"
+        path.write_text(config.to_yaml(), encoding="utf-8")
+        assert load(path) == config
+        assert load(json.loads(json.dumps(config.to_dict()))).digest() == config.digest()
+
+    check()
 
 
 KEYS = [

@@ -32,7 +32,8 @@ from ps_elastic.transport.worker_endpoint import WorkerEndpoint
 WORLD = buffers.MPI.COMM_WORLD
 RANK = WORLD.Get_rank()
 LAYOUT = b"the layout, 32 bytes of a digest"
-PATIENCE_S = 0.6
+PATIENCE_S = 20.0
+LITTLE_S = 0.6  # where patience is to end
 # how the ranks are joined; every check is made with each of them
 MODES = ("polling", "doorbells", "shared", "in place")
 mode = MODES[0]
@@ -203,7 +204,7 @@ def a_header_without_its_bucket_is_no_push_and_stops_nothing() -> None:
     push = PushMessage(1, 1, 0, (np.ones(CUT[1], np.float32),), 1, 3)
     if isinstance(end, ServerEndpoint):
         started = time.monotonic()
-        assert end.recv(0.3) is None and time.monotonic() - started < 5
+        assert end.recv(0.3) is None and time.monotonic() - started < 20
         WORLD.Barrier()
         assert expect(end, PushMessage).arrays[0].tolist() == push.arrays[0].tolist()
     else:
@@ -291,12 +292,13 @@ def a_model_that_leaves_with_its_step_is_that_of_the_reply_or_thrown_away() -> N
 def of_two_arrivals_the_push_is_looked_at_before_the_ask() -> None:
     end = ends(64)
     if isinstance(end, ServerEndpoint):
-        time.sleep(0.3)
+        until_told("both sent")
         expect(end, PushMessage)
         expect(end, Ask)
     else:
         end.send(0, PushMessage(1, 1, 0, (end.memory[1],)))
         end.send(0, Ask(1, 1))
+        tell("both sent")
         end.flush()
     end.close()
 
@@ -335,13 +337,13 @@ def a_wait_ends_in_time() -> None:
     end = ends(64)
     started = time.monotonic()
     assert end.recv(0.1) is None
-    assert 0.1 <= time.monotonic() - started < 5
+    assert 0.1 <= time.monotonic() - started < 20
     end.close()
 
 
 def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
     floats = 3_000_000
-    end = ends(floats)
+    end = ends(floats, patience_s=LITTLE_S)
     WORLD.Barrier()
     if isinstance(end, WorkerEndpoint):
         tell("out of the barrier")
@@ -357,7 +359,7 @@ def a_rank_that_takes_nothing_in_is_told_by_name() -> None:
             end.flush()
         except Stalled as error:
             assert str(error) == "rank 1 took nothing in for 1 s", error
-            assert PATIENCE_S <= time.monotonic() - started < PATIENCE_S + 5
+            assert LITTLE_S <= time.monotonic() - started < LITTLE_S + 20
         else:
             raise AssertionError("it left")
         finally:

@@ -45,7 +45,7 @@ def orders(home: Path) -> Iterator[Any]:
     for number in count():
         file = home / f"order-{number}.json"
         while not file.exists():
-            time.sleep(0.02)
+            time.sleep(0.05)
         order = json.loads(file.read_text())
         if order is None:
             return

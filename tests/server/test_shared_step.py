@@ -154,8 +154,14 @@ class Stopping:
         return None
 
 
-@pytest.mark.parametrize("combine", ["mean", "sum"])
-@pytest.mark.parametrize("terms", list(TERMS))
+COMBINED = [
+    ("one", "mean"), ("two", "mean"), ("three, in another order", "mean"), ("weighted", "mean"),
+    ("one, weighted", "mean"), ("two", "sum"), ("weighted", "sum"),
+    *(pytest.param(terms, "sum", marks=pytest.mark.slow) for terms in TERMS if terms not in ("two", "weighted")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("terms", "combine"), COMBINED)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_any_split_has_the_bits_of_a_step_made_alone_and_of_the_length_of_its_move(settings, terms, combine):
     host = Host(most=6, **settings)

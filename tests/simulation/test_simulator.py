@@ -110,8 +110,15 @@ def logs(made: Run) -> dict[str, str]:
     return {file.name: file.read_text() for file in files}
 
 
-@pytest.mark.parametrize("headers_only", [False, True])
-@pytest.mark.parametrize("name", [name for name, _ in policies.items()])
+# By headers alone a rule decides as it does in whole runs: in the quick suite two are enough.
+FEW = ("elastic_bound", "deadline")
+WHOLE_AND_HEADERS = [
+    *((name, False) for name, _ in policies.items()),
+    *(pytest.param(name, True, marks=[] if name in FEW else pytest.mark.slow) for name, _ in policies.items()),
+]
+
+
+@pytest.mark.parametrize(("name", "headers_only"), WHOLE_AND_HEADERS)
 def test_every_rule_survives_every_fault_and_one_seed_gives_one_log(
     tmp_path: Path, name: str, headers_only: bool
 ) -> None:

@@ -98,12 +98,15 @@ def words(settings: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "workers", [1, 3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_blobs_end_at_the_bits_of_the_plain_loop(tmp_path: Path, workers: int, settings: dict[str, Any]) -> None:
     run = fit(tmp_path, "helpers:Blobs", *words(settings), workers=workers, samples=200)
     assert hash_of(run) == plain(Blobs(), workers, 200, **settings)
 
 
+# 2 and 4 workers, with which the mean is divided exactly, are here in the quick suite.
 @pytest.mark.parametrize(("workers", "settings"), [(2, SETTINGS[1]), (3, SETTINGS[4]), (4, SETTINGS[0])], ids=str)
 def test_digits_end_at_the_bits_of_the_plain_loop(tmp_path: Path, workers: int, settings: dict[str, Any]) -> None:
     run = fit(tmp_path, "digits", *words(settings), workers=workers, samples=3000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
-from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, Several, ranks_command
+from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, Several, Trained, ranks_command
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.cli.replay import command as replay_command
@@ -153,20 +153,39 @@ RUNS: dict[str, tuple[str, tuple[str, ...], dict[str, int | str]]] = {
 }
 
 
+# Alone in having chunks, or a mixture, that ends.py and others of RUNS have too: these are compared in the slow tests.
+MORE = {
+    "chunks", "model apart", "layer, chunks", "layer, mixed", "top_k again", "top_k, layer, late", "in flight, mixed",
+    "in flight, chunks",
+}  # fmt: skip
+
+
+class Runs:
+    """RUNS, by name; each trained by a server and three workers."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+
+    def __getitem__(self, name: str) -> Run:
+        folder = self._trained[name]
+        return Run(self._trained.said[name], folder)
+
+
 @pytest.fixture(scope="module")
-def runs(several: Several, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """All of RUNS, trained one after another by a server and three workers."""
+def runs(several: Several, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("runs")
     (folder / TROUBLED).write_text("task: troubled:Troubled\n")
     (folder / PERCEPTRON).write_text(PERCEPTRON_TEXT)
-    folders = {name: folder / name.replace(", ", "-").replace(" ", "_") for name in RUNS}
     plan = {
-        name: {"argv": ["train", config, *overrides, "--run-dir", str(folders[name])], **knobs}
+        name: {"argv": ["train", str(folder / config), *overrides], **knobs}
         for name, (config, overrides, knobs) in RUNS.items()
     }
-    said = several.run(plan, folder)
-    return {name: Run(said[name], folders[name]) for name in RUNS}
+    return Runs(Trained(several, plan, [name for name in RUNS if name not in MORE], folder))
+
+
+def params(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in MORE else name for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +205,16 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        ("synchronous", ["again", "chunks", "model apart", "model apart, chunks"]),
+        ("synchronous", ["again", "model apart, chunks"]),
+        pytest.param("synchronous", ["chunks", "model apart"], marks=pytest.mark.slow),
         ("shared", ["shared, chunks", "mixed", "all apart", "too little room"]),
-        (
-            "layer",
-            ["synchronous", "layer, chunks", "layer, late", "auto", "auto, apart", "layer, shared", "layer, mixed"],
-        ),
+        ("layer", ["synchronous", "layer, late", "auto", "auto, apart", "layer, shared"]),
+        pytest.param("layer", ["layer, chunks", "layer, mixed"], marks=pytest.mark.slow),
         ("local steps, messages", ["local steps"]),
-        ("top_k", ["top_k again", "top_k, shared"]),
-        ("top_k, layer", ["top_k, layer, late", "top_k, layer, mixed"]),
+        ("top_k", ["top_k, shared"]),
+        ("top_k, layer", ["top_k, layer, mixed"]),
+        pytest.param("top_k", ["top_k again"], marks=pytest.mark.slow),
+        pytest.param("top_k, layer", ["top_k, layer, late"], marks=pytest.mark.slow),
     ],
 )
 def test_synchronous_is_bitwise_the_same_under_mpirun_in_process_and_again(runs, in_process, name, others):
@@ -247,7 +267,7 @@ def test_runs_that_should_differ_do(runs):
     assert len(hashes) == 3
 
 
-@pytest.mark.parametrize("name", list(RUNS))
+@pytest.mark.parametrize("name", params(RUNS))
 def test_the_same_events_give_the_same_actions(runs, name):
     run = runs[name]
     policy = load(str(run.folder / "config.yaml"), plugins=False).policy.build()
@@ -324,8 +344,14 @@ def test_a_model_under_way_is_not_changed_by_the_next_step(runs):
     for name in ("in flight", "in flight, shared"):
         assert runs[name].summary["used"] == 240
         assert runs[name].summary["discrepancy"]["max"] > 0
-    for name in ("chunks", "asgrad", "shared, asgrad", "in place", "mixed"):
+    for name in ("asgrad", "shared, asgrad", "in place"):
         assert runs[f"in flight, {name}"].summary["used"] == 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chunks", "mixed"])
+def test_nor_is_one_in_pieces_or_beside_others_that_are_read_in_place(runs, name):
+    assert runs[f"in flight, {name}"].summary["used"] == 120
 
 
 def test_a_run_tells_what_each_worker_uses(runs):
@@ -413,18 +439,26 @@ def test_the_ends_of_the_transport(ends, check):
     assert set(ends) == ENDS and check in ends
 
 
-def test_the_command_line_trains_under_mpirun(start_ranks, in_process, tmp_path):
+@pytest.mark.parametrize("by", ["launch", pytest.param("mpirun", marks=pytest.mark.slow)])
+def test_the_command_line_trains_and_prints_one_document(start, start_ranks, tmp_path, by):
+    """`launch` starts mpirun, which starts what the second case starts itself."""
     pytest.importorskip("sklearn")
     run_dir = tmp_path / "run"
-    job = start_ranks(3, [*TRAIN, DIGITS, *SHORT, "--run-dir", str(run_dir), "--json"], PS_ELASTIC_CHUNK_BYTES="4096")
+    words, chunks = [DIGITS, *SHORT, "--run-dir", str(run_dir), "--json"], {"PS_ELASTIC_CHUNK_BYTES": "4096"}
+    if by == "launch":
+        job = start([*TRAIN[:-1], "launch", "-n", "3", *words], **chunks)
+    else:
+        job = start_ranks(3, [*TRAIN, *words], **chunks)
     ended = job.wait()
     assert ended.code == 0, ended.stderr
     printed, written = json.loads(ended.stdout), json.loads((run_dir / "summary.json").read_text())
-    assert printed == {**written, "run_dir": str(run_dir)}
+    assert printed == (written if by == "launch" else {**written, "run_dir": str(run_dir)})
+    assert (written["exit"], written["workers"]) == (0, 2)
     expected = train(DIGITS, SHORT, workers=2, run_dir=tmp_path / "in_process")
     assert expected and written["parameters_sha256"] == expected["parameters_sha256"]
     assert "samples 3008/3000" in ended.stderr  # the live lines
-    assert not ended.messages()
+    told = [f"3 ranks, .*; run folder {re.escape(str(run_dir))}"] if by == "launch" else []
+    assert all(re.fullmatch(*pair) for pair in zip(told, ended.messages(), strict=True)), ended.messages()
 
 
 @pytest.mark.slow

@@ -16,7 +16,14 @@ from conftest import PROGRAMS, ROOT, TRAIN, Ended, Said, Several
 from ps_elastic.cli import main
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
-PROMPT_S = 10.0
+PROMPT_S = 10.0  # on a machine that has no more to do than its cores can
+
+
+def prompt_s() -> float:
+    """As long as that takes with what the machine has to do now."""
+    return PROMPT_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 WORKERS = 3
 FASHION = ("task=fashion_mnist", "task.download=false")
 
@@ -223,11 +230,11 @@ class Trouble:
         events = self.run_dir / "events.jsonl"
         return events.exists() and events.stat().st_size > 1000
 
-    def ends(self, job: Any, since: float | None = None) -> Ended:
-        """The job's end, which must come soon after the fault."""
+    def ends(self, job: Any, since: float | None = None, after_s: float = 0.0) -> Ended:
+        """The job's end, which must come soon after the fault, or soon after so many seconds more."""
         ended = job.wait()
         fault = float(self._stamp.read_text()) if since is None else since
-        assert ended.at - fault < PROMPT_S
+        assert ended.at - fault < after_s + prompt_s()
         return ended
 
     def summary(self) -> dict[str, Any]:
@@ -251,17 +258,19 @@ def test_an_exception_on_a_worker_ends_the_job_with_rank_and_traceback(trouble):
 
 @pytest.mark.mpi
 def test_a_worker_that_stops_answering_is_named_and_ends_the_job_with_4(trouble):
-    overrides = ("task.fault=hang", "task.rank=2", "survive.stall_warning_s=1", "survive.stall_deadline_s=3")
+    # So long that steps 1 and 2, which nothing is wrong with, take less on any machine.
+    overrides = ("task.fault=hang", "task.rank=2", "survive.stall_warning_s=1", "survive.stall_deadline_s=5")
     # The other worker asks again meanwhile, which is no sign of life of the one awaited.
-    ended = trouble.ends(trouble.begin(*overrides, "survive.ask_again_s=0.5"))
+    ended = trouble.ends(trouble.begin(*overrides, "survive.ask_again_s=0.5"), after_s=5)
     assert ended.code == 4
-    assert ended.messages() == ["no push for 3 s; awaited: workers [2]; waiting: [1]; version 2"]
+    assert ended.messages() == ["no push for 5 s; awaited: workers [2]; waiting: [1]; version 2"]
     assert "\nno push for 1 s; awaited: workers [2]; waiting: [1]; version 2\n" in ended.stderr
     assert trouble.summary()["exit"] == 4
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow  # what ranks do upon SIGTERM, test_shared sees too: where mpirun was killed
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_mpirun_ends_the_job_with_a_summary(trouble, number):
     job = trouble.begin("train.samples=100000000")
     job.until(trouble.is_training)

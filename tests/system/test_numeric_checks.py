@@ -147,7 +147,12 @@ def three_late(policy: str, heterogeneity: float = 0.0, samples: int = 4000) -> 
     ("policy", "noise", "bound"),
     [
         ("variance_bounded:quorum=0.625", theory.b_own_stand_in(M, P, 1.0), 1.125),
-        ("variance_bounded:quorum=0.625:substitute=mean", theory.b_mean_stand_in(M, P, 1.0), 1.125),
+        pytest.param(
+            "variance_bounded:quorum=0.625:substitute=mean",
+            theory.b_mean_stand_in(M, P, 1.0),
+            1.125,
+            marks=pytest.mark.slow,
+        ),
         ("norm_bounded:beta=0.3", theory.b_zero_stand_in(M, P, 1.0, 0.0), None),
     ],
 )
@@ -166,7 +171,7 @@ def test_in_a_full_loop_B_is_little_above_the_noise_of_the_stand_in(
         assert 0.95 * noise < measured < 1.2 * noise < bound
 
 
-@pytest.mark.parametrize("substitute", ["own", "mean"])
+@pytest.mark.parametrize("substitute", ["own", pytest.param("mean", marks=pytest.mark.slow)])
 def test_far_from_the_optimum_too_no_view_is_farther_than_the_noise_of_its_stand_ins(substitute: str) -> None:
     """Where gradients are eleven times their noise: zero in place of one would be 11/8, with 3 sigma m/p = 9/8."""
     verdict = verify(three_late(f"variance_bounded:quorum=0.625:substitute={substitute}", samples=400), P, 6)

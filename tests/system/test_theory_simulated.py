@@ -71,7 +71,13 @@ def test_stale_synchronous_clocks_never_differ_by_more_than_the_bound_and_one(tm
 
 @pytest.mark.parametrize(
     ("tau", "threshold"),
-    [(0, 2.0), (1, 1.0), (2, 0.618034), (5, 0.284630), pytest.param(10, 0.149460, marks=pytest.mark.slow)],
+    [
+        (0, 2.0),
+        (1, 1.0),
+        (2, 0.618034),
+        pytest.param(5, 0.284630, marks=pytest.mark.slow),
+        pytest.param(10, 0.149460, marks=pytest.mark.slow),
+    ],
 )
 def test_delayed_descent_is_stable_up_to_its_threshold(tmp_path: Path, tau: int, threshold: float) -> None:
     """alpha c < 2 sin(pi / (2 (2 tau + 1))): 1 % below it decays, 1 % above it diverges."""

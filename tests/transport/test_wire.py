@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import few_or_many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
@@ -231,18 +232,23 @@ def test_too_many_arrays_and_unknown_types_are_not_sent() -> None:
         packed(PushMessage(1, 1, 0, (np.zeros(1, np.complex64),)))
 
 
-@settings(max_examples=300, deadline=None)
-@given(pushes | replies | asks | farewells, st.lists(st.tuples(st.integers(5, 2000), st.integers(0, 255)), min_size=1))
-def test_a_damaged_frame_is_a_message_or_a_wire_error_and_nothing_else(
-    message: Message, damage: list[tuple[int, int]]
-) -> None:
-    frame = packed(message).copy()
-    for at, value in damage:
-        frame[at % frame.size] = value
-    try:
-        unpack(frame, DIGEST, "rank 1")
-    except WireError as error:
-        assert str(error).startswith("rank 1: ")
+damages = st.lists(st.tuples(st.integers(5, 2000), st.integers(0, 255)), min_size=1)
+
+
+@few_or_many(100, 300)
+def test_a_damaged_frame_is_a_message_or_a_wire_error_and_nothing_else(count: int) -> None:
+    @settings(max_examples=count, deadline=None)
+    @given(pushes | replies | asks | farewells, damages)
+    def check(message: Message, damage: list[tuple[int, int]]) -> None:
+        frame = packed(message).copy()
+        for at, value in damage:
+            frame[at % frame.size] = value
+        try:
+            unpack(frame, DIGEST, "rank 1")
+        except WireError as error:
+            assert str(error).startswith("rank 1: ")
+
+    check()
 
 
 def read(reader: PushReader | None, frame: np.ndarray) -> Message | str:
@@ -253,18 +259,22 @@ def read(reader: PushReader | None, frame: np.ndarray) -> Message | str:
         return str(error)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data(), pushes)
-def test_a_frame_read_again_and_again_is_what_unpack_finds_in_it(data: st.DataObject, push: PushMessage) -> None:
-    frame = aligned(1 << 12, HEADER_BYTES)
-    reader = PushReader(frame, DIGEST, "rank 1")
-    for _ in range(4):
-        same_form = pushes.map(lambda other: other._replace(arrays=push.arrays, statistics=push.statistics))
-        pack(data.draw(same_form | pushes | asks | farewells), DIGEST, frame)
-        for at, value in data.draw(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2)):
-            frame[at] = value
-        for _ in range(2):
-            assert same(read(reader, frame), read(None, frame))
+@few_or_many(60, 300)
+def test_a_frame_read_again_and_again_is_what_unpack_finds_in_it(count: int) -> None:
+    @settings(max_examples=count, deadline=None)
+    @given(st.data(), pushes)
+    def check(data: st.DataObject, push: PushMessage) -> None:
+        frame = aligned(1 << 12, HEADER_BYTES)
+        reader = PushReader(frame, DIGEST, "rank 1")
+        for _ in range(4):
+            same_form = pushes.map(lambda other: other._replace(arrays=push.arrays, statistics=push.statistics))
+            pack(data.draw(same_form | pushes | asks | farewells), DIGEST, frame)
+            for at, value in data.draw(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2)):
+                frame[at] = value
+            for _ in range(2):
+                assert same(read(reader, frame), read(None, frame))
+
+    check()
 
 
 def test_arrays_of_a_frame_read_again_are_the_same_views_of_it() -> None:
