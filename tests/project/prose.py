@@ -31,10 +31,10 @@ def sentences(text: str) -> Iterator[str]:
 def _of_paragraph(text: str) -> Iterator[str]:
     text = re.sub(r"^\s*(?:[-*]|\d+\.)\s+", "", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"`[^`]+`", "code", text)
+    text = re.sub(r"`[^`]+`", "Code", text)
     text = _NO_END.sub(r"\1", text)
     text = re.sub(r"[*_]{1,2}(\S.*?\S|\S)[*_]{1,2}", r"\1", " ".join(text.split()))
-    for sentence in re.split(r"(?<=[.!?:;])[\"')]*\s+(?=[^a-z])|(?<=:)$", text):
+    for sentence in re.split(r"(?<=[.!?])[\"')]*\s+(?=[^a-z])", text):
         if words(sentence):
             yield sentence.strip()
 
