@@ -1,4 +1,4 @@
-"""The plot of the study of waiting: a panel for each cell, a curve for each policy. It alone needs matplotlib."""
+"""The plots of the study of waiting: a panel for a cell, a curve for each policy. They alone need matplotlib."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ STYLES = {
     NORM: ("C2", "-"),
     f"{NORM}, server model": ("C2", ":"),
 }
+
+
+def plot_one(found: dict[Cell, dict[str, list[Point]]], cell: Cell, path: Path) -> None:
+    """Draw one cell, large enough to be read, into `path`: of the same points, the same bytes."""
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(7, 4))
+    _panel(panel, found[cell])
+    panel.set_xlabel("B_sup / B_sup of asynchronous")
+    panel.set_ylabel("wait time, %")
+    panel.legend(frameon=False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def plot(found: dict[Cell, dict[str, list[Point]]], path: Path) -> None:
