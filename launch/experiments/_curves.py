@@ -1,4 +1,4 @@
-"""What the study of waiting makes of points (B, waiting): the curve of a rule, read at any B."""
+"""What the study of waiting makes of points (B, waiting): the curve of a policy, read at any B."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExactStep(ElasticBound):
-    """elastic_bound with the exact distance of every view after the step that it might make, in place of a bound on it.
+    """elastic_bound with the exact distance of every copy after the step that it might make, instead of a bound on it.
 
     On a push, if no live worker computes, use all held pushes; otherwise only if ||x - alpha (n/p) mean - v|| < alpha B
-    for every view still out. No rule can do that: it is no longer a matter of headers. `watch` shows it the server;
+    for every copy in use. No policy can do that: metadata do not tell. `watch` shows it the server;
     plain SGD with a constant alpha is taken for granted.
     """
 
@@ -45,9 +45,9 @@ class ExactStep(ElasticBound):
         return oldest is None or ledger.travelled + reach - ledger.views[oldest].travelled < budget
 
     def _farthest(self, ledger: Ledger, step: Step) -> float:
-        """The largest ||x - v|| / alpha after `step`, of all views that are out."""
+        """The largest ||x - v|| / alpha after `step`, of all copies in use."""
         store, alpha = self._server.store, ledger.applied.alpha
-        # By the store's own private means: a rule of the package has no business here, and is given none.
+        # By the store's own private means: a policy of the package has no business here, and is given none.
         mean = sum(store.payloads.decoded(term.push) for term in step.terms) / len(step.terms)
         after = store.x - alpha * step.share * mean
         of_version: dict[int, PushId] = {view.version: push for push, view in ledger.views.items()}

@@ -73,7 +73,7 @@ def _lines(evidence: Evidence) -> Iterator[str]:
     yield f"Written by `launch/evidence {evidence.name}`, which ran"
     yield from ("", "```sh", evidence.command, "```", "")
     yield f"on {where['date']}: {where['cores']} cores ({where['processor']}), {where['platform']}; {versions};"
-    yield from (f"{where['mpi']}.", "")
+    yield from (f"{where['mpi'].partition(', package')[0]}.", "")  # the rest tells who built it
     if evidence.notes:
         yield from (*evidence.notes, "")
     yield from (*_table(evidence.table), "")

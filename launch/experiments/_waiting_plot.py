@@ -1,4 +1,4 @@
-"""The plot of the study of waiting: a panel for each cell, a curve for each rule. It alone needs matplotlib."""
+"""The plots of the study of waiting: a panel for a cell, a curve for each policy. They alone need matplotlib."""
 
 from __future__ import annotations
 
@@ -18,12 +18,27 @@ STYLES = {
     VALUE: ("C1", "-"),
     SSP: ("C0", "-"),
     NORM: ("C2", "-"),
-    f"{NORM}, x^srv": ("C2", ":"),
+    f"{NORM}, server model": ("C2", ":"),
 }
 
 
+def plot_one(found: dict[Cell, dict[str, list[Point]]], cell: Cell, path: Path) -> None:
+    """Draw one cell, large enough to be read, into `path`: of the same points, the same bytes."""
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(7, 4))
+    _panel(panel, found[cell])
+    panel.set_xlabel("B_sup / B_sup of asynchronous")
+    panel.set_ylabel("wait time, %")
+    panel.legend(frameon=False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def plot(found: dict[Cell, dict[str, list[Point]]], path: Path) -> None:
-    """Draw waiting against B_sup over that of `asynchronous` into `path`: of the same points, the same bytes."""
+    """Draw the wait time against B_sup over that of `asynchronous` into `path`: of the same points, the same bytes."""
     from matplotlib import pyplot
 
     rows = [(start, p) for start, sizes in RUNS.items() for p in sizes]
@@ -34,7 +49,7 @@ def plot(found: dict[Cell, dict[str, list[Point]]], path: Path) -> None:
         for delays, panel in zip(DELAYS, line, strict=True):
             _panel(panel, found[Cell(start, delays, p)])
             panel.set_title(f"{start}, {delays}, {p} workers", fontsize=7)
-        line[0].set_ylabel("waiting, %")
+        line[0].set_ylabel("wait time, %")
     for panel in axes[-1]:
         panel.set_xlabel("B_sup / asynchronous")
     handles, labels = axes[0][0].get_legend_handles_labels()

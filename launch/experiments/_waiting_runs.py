@@ -1,4 +1,4 @@
-"""The runs of the study of waiting: every rule at several settings, in every cell of delays, workers and starts."""
+"""The runs of the study of waiting: every policy at several settings, in every cell of delays, workers and starts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Scale(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One rule with one setting: its B by its own x_t and by the server's model, and the part of time spent waiting."""
+    """One policy with one setting: its B by its own x_t and by the server's model, and the wait time, a fraction."""
 
     policy: str
     own: Scale
@@ -72,7 +72,7 @@ def all_cells() -> list[Cell]:
 
 
 def points(cell: Cell) -> dict[str, list[Point]]:
-    """All rules in one cell; the budgets are parts of the B_sup that `asynchronous` has there."""
+    """All policies in one cell; the budgets are fractions of the B_sup that `asynchronous` has there."""
     free = measure(cell, "asynchronous")
     found = {"asynchronous": [free]}
     for rule, settings in RULES.items():
@@ -115,7 +115,7 @@ def configuration(cell: Cell, policy: str, pushes: int, seed: int) -> Config:
 
 
 def run(config: Config, workers: int) -> tuple[list[float], list[float], float]:
-    """D/alpha of each push in the order of use, by the rule's own x_t and by the server's model; the waiting share."""
+    """D/alpha of each push in the order of use, by the policy's own x_t and by the server's model; the wait time."""
     on_server: list[float] = []
 
     def look(server: Server) -> None:

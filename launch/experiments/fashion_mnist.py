@@ -1,4 +1,4 @@
-"""Fashion-MNIST with one server and three workers: do two rules and two compressors learn alike, and at what cost?"""
+"""Fashion-MNIST, one server and three workers: do two policies and two compressors learn alike, and at what cost?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evidence(out: Path) -> Evidence:
     title = "Fashion-MNIST: 1 server and 3 workers"
     where = setting(out / document["cells"][-1]["run_dir"])
     data = {"rows": rows, "cells": document["cells"]}
-    return Evidence(NAME, title, COMMAND, where, [HEADINGS, *map(shown, rows)], claims(rows), data)
+    return Evidence(NAME, title, COMMAND, where, [HEADINGS, *map(shown, rows)], claims(rows), data, NOTES)
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
@@ -54,6 +54,15 @@ def name(row: dict[str, Any]) -> str:
     return f"{row['policy']} with {row['compressor']}"
 
 
+NOTES = """\
+**Question:** do two policies and two compressors learn equally well, and at what cost? **Answer:** the lines below
+the table give the difference of each row to the first row, in points of test accuracy. **What fails:** rows that
+are a point or more below; they are marked.
+
+One run with one seed each. Time is the training time without start-up. MB up and down are payloads. The discrepancy
+is the distance between the worker's copy and the server's model.
+""".splitlines()
+
 HEADINGS = [
     "policy",
     "compressor",
@@ -63,7 +72,7 @@ HEADINGS = [
     "MB down",
     "staleness mean / max",
     "discrepancy rms / max",
-    "waiting",
+    "wait time",
 ]
 
 

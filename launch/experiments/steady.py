@@ -155,7 +155,7 @@ def page(rounds: list[dict[str, Any]]) -> Evidence:
     )  # fmt: skip
     notes = [
         f"{TOGETHER} copies of the tests ran at once on {usable_cores()} cores, each being the load of the others;",
-        "where no round was left to begin, a process that only computes took the place of one that had ended.",
+        "when no round was left to begin, a process that only computes took the place of one that had ended.",
         *(f"`{name}` failed in {sum(name in each['failed'] for each in rounds)} rounds." for name in names),
     ]
     claims = [Claim(f"no test failed in {len(rounds)} rounds under load", not names)]

@@ -12,13 +12,13 @@ from _page import REPOSITORY, Claim, Evidence, publish
 
 from ps_elastic.records.writer import environment
 
-NAME, TITLE = "verify", "Rules and their constants"
+NAME, TITLE = "verify", "Policies and their constants"
 OUT = f"runs/evidence/{NAME}"
 UNEQUAL, UNPAID = "equal data on all workers", "every late push is repaid"
 
 
 class Part(NamedTuple):
-    """Rules to be verified on one task; broken: the condition that does not hold, on purpose."""
+    """Policies to be verified on one task; broken: the condition that does not hold, on purpose."""
 
     task: str
     arguments: str  # of `ps-elastic verify`
@@ -39,7 +39,7 @@ PARTS = {
 }
 HEADINGS = [
     "task",
-    "rule",
+    "policy",
     "verdict",
     "B_sup",
     "95 %",
@@ -48,12 +48,20 @@ HEADINGS = [
     "pushes",
     "constant, or why there is none",
 ]
-NOTES = [
-    "B_sup = max over t of sqrt(mean over seeds of (D_t/alpha)^2), with a 95 % interval by the bootstrap over seeds;",
-    "tightness = B_sup/B_theory; pushes: used, of each run. M and sigma in B_theory come from other seeds.",
-    "[Theory](../theory.md#verifying-a-rule) says what a verdict means. Nobody knows L of the Fashion-MNIST network:",
-    "whether alpha <= 1/(6L) holds there is not known. The last rows break a condition on purpose.",
-]
+NOTES = """\
+**Question:** does each policy keep the constant B that its theory gives it? **Answer:** the lines below the table
+tell it for each task. **What fails:** a policy that is `exceeded`. The last rows break a condition on purpose, and
+the verdict must name it.
+
+- B_sup = max over t of sqrt(mean over seeds of (D_t/alpha)^2), with a 95 % interval by the bootstrap over seeds.
+- The tightness is B_sup/B_theory. Small values mean that the bound allows much more than happened.
+- The column "pushes" counts the gradients used in each run. M and sigma in B_theory come from other seeds.
+- D is measured to each policy's own x_t. [Elastic consistency](../explanation/elastic_consistency.md#which-x) says
+  which one that is.
+- The words of the verdicts are `identity` (exact), `within` (below bound), `exceeded` (above bound) and
+  `not applicable` (conditions not met). [Theory](../explanation/theory.md#verifying-a-policy) explains them.
+- Nobody knows L of the Fashion-MNIST network. So nobody knows whether alpha <= 1/(6L) holds there.
+""".splitlines()
 
 
 def main() -> int:
@@ -66,7 +74,7 @@ def command(part: Part, name: str) -> str:
 
 
 def verdicts(part: Part, name: str) -> list[dict[str, Any]]:
-    """What the command says of each rule. It ends with 6 where one is exceeded; any other failure is raised."""
+    """What the command says of each policy. It ends with 6 if one is above its bound; any other failure is raised."""
     arguments = command(part, name).split()[1:]
     done = subprocess.run(
         [sys.executable, "-m", "ps_elastic", *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, check=False
@@ -80,7 +88,7 @@ def verdicts(part: Part, name: str) -> list[dict[str, Any]]:
 def evidence(found: dict[str, list[dict[str, Any]]]) -> Evidence:
     facts = environment()
     where = {key: facts[key] for key in ("versions", "platform", "processor", "cores")}
-    setting = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", **where, "mpi": "No MPI: virtual time"}
+    setting = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", **where, "mpi": "No MPI: simulated time"}
     commands = "\n".join(command(part, name) for name, part in PARTS.items())
     table = [HEADINGS, *(row(PARTS[name].task, verdict) for name, rows in found.items() for verdict in rows)]
     return Evidence(NAME, TITLE, commands, setting, table, claims(found), found, NOTES)
@@ -92,12 +100,12 @@ def claims(found: dict[str, list[dict[str, Any]]]) -> list[Claim]:
         task, _, broken = PARTS[name]
         if broken is None:
             exceeded = [verdict["policy"] for verdict in rows if verdict["verdict"] == "exceeded"]
-            text = f"{task}: none of {len(rows)} rules is exceeded in the conditions of its theorem"
+            text = f"{task}: none of {len(rows)} policies is `exceeded`, that is above its bound"
             made.append(Claim(f"{text} {exceeded or ''}".strip(), not exceeded))
             continue
         for verdict in rows:
             said = verdict["verdict"] == "not applicable" and broken in verdict["reason"]
-            made.append(Claim(f"{task}: of {verdict['policy']} it is said that it is not so that {broken}", said))
+            made.append(Claim(f"{task}: the verdict on {verdict['policy']} names what is broken: {broken}", said))
     return made
 
 
