@@ -127,7 +127,10 @@ class Leave(Moment):
 
 @dataclass(frozen=True)
 class Faults:
-    """Everything that goes wrong on purpose; false if nothing does."""
+    """Everything that goes wrong on purpose.
+
+    It is false if nothing does.
+    """
 
     slow: tuple[Slow, ...] = ()
     pause: tuple[Pause, ...] = ()

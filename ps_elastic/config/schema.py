@@ -35,7 +35,7 @@ ServerThreads = Annotated[Literal["auto"] | int, Range("a number of threads >= 1
 class Config:
     """Everything that decides what a run computes; made by `load`."""
 
-    name: str  # of the run's folder and of the SLURM job; null: the name of the task
+    name: str  # name of the run's folder and of the SLURM job; null: the name of the task
     task: Plugin  # the model, its data and its loss
     policy: Plugin  # when the server uses a gradient, and when a worker may continue
     update: Update
@@ -57,7 +57,7 @@ class Config:
     views: Literal["exact", "torn"] = "exact"
     # who changes the model. workers, with views: torn: each worker adds its own updates to it
     writers: Literal["server", "workers"] = "server"
-    # of writers: workers. lock: one after another; plain: without lock (lossy), at the same time
+    # for writers: workers. lock: one after another; plain: without lock (lossy), at the same time
     writing: Literal["lock", "plain"] = "lock"
     # pieces that a gradient travels in. whole: one; layer: one for each tensor; a number: bytes of each; auto: measured
     # at the start. Smaller: they leave sooner, and each costs a message
@@ -66,7 +66,7 @@ class Config:
     # threads of each worker; more: quicker gradients, as long as cores are free
     threads: Annotated[int, Range("a number of threads >= 1")] = 1
     server_threads: ServerThreads = 1  # threads of the server. auto: the cores that the workers leave of its host
-    # of the model and of all random draws; another one repeats the experiment
+    # seed of the model and of all random draws; another one repeats the experiment
     seed: Annotated[int, Range("a whole number >= 0 and < 2^63")] = 0
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class Digits(Classification):
     """
 
     batch_size: int = 32  # samples of one batch of a worker; larger: less noise, slower
-    heterogeneity: float = 0.0  # 0: the workers' data are alike; larger: their class mixtures differ more
+    heterogeneity: float = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
 
     def prepare(self) -> None:
         self._images  # noqa: B018  # reads them

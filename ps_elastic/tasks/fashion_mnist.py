@@ -53,7 +53,7 @@ class FashionMnist(Classification):
     batch_size: int = 32  # samples of one batch of a worker; larger: less noise, slower
     data_dir: str | None = None  # folder of the files. null: the usual places
     download: bool = True  # fetch what is missing
-    heterogeneity: float = 0.0  # 0: the workers' data are alike; larger: their class mixtures differ more
+    heterogeneity: float = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
     # fraction of the hidden units left out in training; larger: less fitted to the training images
     dropout: float = 0.0
     augment: bool = False  # shift by up to 2 pixels and mirror, in training

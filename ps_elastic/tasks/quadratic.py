@@ -36,8 +36,8 @@ class Quadratic(Task):
     noise: float = 1.0  # root of the expected squared norm of one sample's noise, in gradient units; larger: noisier
     # zeta, rms distance of a worker's gradient from the mean; 0: alike, larger: optima farther apart
     heterogeneity: float = 0.0
-    optimum: float = 0.0  # b, of every coordinate
-    start: float = 1.0  # x_0, of every coordinate
+    optimum: float = 0.0  # b, value of every coordinate
+    start: float = 1.0  # x_0, value of every coordinate
 
     def __post_init__(self) -> None:
         expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")

@@ -150,7 +150,7 @@ def test_a_key_has_its_type_range_default_and_meaning(schema: dict[str, Any]) ->
         "description"
     ]
     seed = dict(schema["properties"]["seed"])
-    assert seed.pop("description").startswith("of the model and of all random draws")
+    assert seed.pop("description").startswith("seed of the model and of all random draws")
     assert seed == {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**63, "default": 0}
     assert schema["properties"]["downlink"]["description"].startswith("compressor of the model broadcast")
 

@@ -25,10 +25,10 @@ class AsGrad(Policy):
     """
 
     jobs = 1 << 30  # as many as come
-    # of the next jobs. pure: to those who finished; random: to workers drawn from all; shuffled: in random order
+    # who gets the next jobs. pure: to those who finished; random: to workers drawn from all; shuffled: in random order
     assignment: str = "shuffled"
     wait: int = 1  # b, gradients of one server step; larger: less noise, fewer steps. With pure, p is minibatch SGD
-    seed: int = 0  # of the random order
+    seed: int = 0  # seed of the random order
     drawn: int = field(default=0, init=False)
     members: list[int] = field(default_factory=list, init=False)  # workers that may get jobs: a joiner once it asked
     order: list[int] = field(default_factory=list, init=False)  # what is left of the permutation

@@ -25,7 +25,7 @@ class RandomSubset(Policy):
 
     lockstep = True
     q: int = 2  # pushes of one server step; larger: fewer are discarded, less noise. p: all of them
-    seed: int = 0  # of the draws
+    seed: int = 0  # seed of the draws
     rounds: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
