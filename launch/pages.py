@@ -14,7 +14,7 @@ from functools import partial
 from itertools import compress
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -130,17 +130,16 @@ def _plugins(name: str, own: Key) -> Lines:
 
 
 def _faults() -> Lines:
+    kinds = {kind: get_args(hint)[0] for kind, hint in init_types(Faults).items()}
     yield from ("## faults", "", f"{summary(Faults)[:-1]}. Each key holds one entry or a list of entries.", "")
-    yield from table(("key", "what happens"), [(code(kind), summary(cls)) for kind, cls in Faults.KINDS.items()])
-    common = [field.name for field in fields(Faults.KINDS["lost_push"])]
+    yield from table(("key", "what happens"), [(code(kind), summary(cls)) for kind, cls in kinds.items()])
+    common = [field.name for field in fields(kinds["lost_push"])]
     yield from ("Keys of an entry of `slow`, `delay`, `lost_push`, `lost_reply` and `duplicate`:", "")
-    yield from table(HEAD, map(_key, keys(Faults.KINDS["lost_push"])))
-    moment = keys(Faults.KINDS["leave"])
+    yield from table(HEAD, map(_key, keys(kinds["lost_push"])))
+    moment = keys(kinds["leave"])
     yield from ("Keys of an entry of `pause`, `crash`, `join` and `leave`:", "", *table(HEAD, map(_key, moment)))
     known = {*common, *(key.name for key in moment)}
-    rows = [
-        (code(kind), *_key(key)) for kind, cls in Faults.KINDS.items() for key in keys(cls) if key.name not in known
-    ]
+    rows = [(code(kind), *_key(key)) for kind, cls in kinds.items() for key in keys(cls) if key.name not in known]
     yield from ("Further keys:", "", *table(("of", *HEAD), rows))
 
 

@@ -73,7 +73,8 @@ def sections(cls: type) -> list[type]:
 
 
 PLUGGED = [cls for kind in dict.fromkeys(PLUGINS.values()) for _, cls in registry(kind).items()]
-DESCRIBED = [*sections(Config), *Faults.KINDS.values(), *PLUGGED]
+FAULTS = [get_args(hint)[0] for hint in init_types(Faults).values()]
+DESCRIBED = [*sections(Config), *FAULTS, *PLUGGED]
 
 
 @pytest.mark.parametrize("cls", DESCRIBED, ids=lambda cls: cls.__name__)
