@@ -22,6 +22,16 @@ from difflib import get_close_matches
 
 OK, USER_CODE, USAGE, ENVIRONMENT, STALLED, LOST, CHECK_FAILED = range(7)
 PREEMPTED, INTERRUPTED = 75, 130
+EXIT_CODES = {
+    OK: "The command did what it was asked to do.",
+    USER_CODE: "The task's own code or numbers failed; the message names the rank. An error of ps_elastic ends so too.",
+    USAGE: "A configuration, a file or a command line is wrong.",
+    ENVIRONMENT: "MPI, the launcher or SLURM cannot be used here; `ps-elastic doctor` says what to do.",
+    STALLED: "No progress: all workers wait, or no push came for `survive.stall_deadline_s`.",
+    LOST: "Fewer workers are left than `survive.min_workers`, or a rank was killed.",
+    CHECK_FAILED: "A check failed: a target or a bound with `--check`, a replay, or a bound in `verify`.",
+    INTERRUPTED: "Somebody asked the command to end: Ctrl-C, SIGTERM, or SLURM before the time limit.",
+}
 
 
 class PsElasticError(Exception):

@@ -37,14 +37,14 @@ STAND_INS = (
     ),
     click.Command(
         "replay",
-        short_help="Check a recorded run against its rule, train it again bit for bit, or ask another rule.",
+        short_help="Check a recorded run against its policy, train it again bit for bit, or ask another policy.",
     ),
-    click.Command("simulate", short_help="Run in virtual time, with as many workers as you like."),
+    click.Command("simulate", short_help="Run in simulated time, with as many workers as you like."),
     click.Command(
         "submit", help="Submit the training of CONFIG to SLURM: one server and NODES x TASKS_PER_NODE - 1 workers."
     ),
     click.Command("train", short_help="Train under mpirun (this process is one rank), or in one process."),
-    click.Command("verify", short_help="Hold rules against their own bounds, over many seeds."),
+    click.Command("verify", short_help="Compare policies with their own bounds, over many seeds."),
 )
 
 

@@ -18,7 +18,7 @@ from ps_elastic.errors import CHECK_FAILED, OK, USER_CODE
 def command(name: str, check: bool, as_json: bool) -> int:
     """Run the benchmark NAME, such as `simulate` or `simulate:workers=1024:repeats=5`; `list benchmarks` names all.
 
-    `bench all` runs every one of them, goes on where one fails, and then ends with 1.
+    `bench all` runs every one of them, continues if one fails, and then ends with 1.
     """
 
     def show(row: Row) -> None:

@@ -36,7 +36,7 @@ PLAIN_WIDTH = 160  # columns of a table that goes to a file
 @click.option("--policies", help="Comma-separated, as in synchronous,stale_synchronous:bound=4. [default: CONFIG's]")
 @click.option("--compressors", help="Comma-separated, as in identity,top_k:ratio=0.01. [default: CONFIG's]")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each pair.")
-@click.option("--out", metavar="DIR", help="Where it goes, or an interrupted one to go on with. [default: runs/...]")
+@click.option("--out", metavar="DIR", help="Folder, new or of a comparison to continue. [default: runs/...]")
 @click.option("--json", "as_json", is_flag=True, help="Write the document to stdout, all else to stderr.")
 def command(
     config: str,

@@ -21,7 +21,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @click.command("doctor")
-@click.option("-n", "--ranks", type=click.IntRange(min=2), default=4, show_default=True, help="Of the job you mean.")
+@click.option("-n", "--ranks", type=click.IntRange(min=2), default=4, show_default=True, help="Ranks of the job.")
 @_options.as_json
 @click.option("--sweep", is_flag=True, help="First remove what killed jobs of yours left behind.")
 def command(ranks: int, as_json: bool, sweep: bool) -> int:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ps_elastic.cli import _options
+from ps_elastic.config.describe import meanings
 from ps_elastic.plugins import plain, settings, summary
 
 # Each kind has a package, and in it a registry called like the kind.
@@ -39,9 +40,10 @@ def command(kind: str, as_json: bool) -> None:
 
 
 def plugins(kind: str) -> list[dict[str, Any]]:
-    """Return {name, summary, settings, required} of every registered plug-in, by name.
+    """Return {name, summary, settings, required, meanings} of every registered plug-in, by name.
 
-    settings: name -> default; null for one that must be given, which `required` names.
+    settings: name -> default; null for one that must be given, which `required` names. meanings: name -> its unit, and
+    what larger values do.
     """
     spec = find_spec(_PACKAGES[kind])
     if spec is None or spec.origin is None:  # a kind of which there is none, since it has no package
@@ -51,7 +53,8 @@ def plugins(kind: str) -> list[dict[str, Any]]:
         defaults = settings(cls)
         required = [key for key, default in defaults.items() if default is MISSING]
         stated = {key: None if key in required else plain(default) for key, default in defaults.items()}
-        rows.append({"name": name, "summary": summary(cls), "settings": stated, "required": required})
+        told = {"settings": stated, "required": required, "meanings": meanings(cls)}
+        rows.append({"name": name, "summary": summary(cls), **told})
     return rows
 
 

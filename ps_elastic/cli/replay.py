@@ -21,14 +21,16 @@ from ps_elastic.records.reader import RunReader, open_run, read_line
 @click.command("replay")
 @click.argument("run")
 @click.option("--recompute", is_flag=True, help="Train it again in the recorded order, to the same parameters.")
-@click.option("--policy", "policies", multiple=True, metavar="ONE_LINE", help="Ask this rule about the same arrivals.")
-@click.option("--unfinished", is_flag=True, help="Take a run that was killed, whose record may not be whole.")
+@click.option(
+    "--policy", "policies", multiple=True, metavar="ONE_LINE", help="Ask this policy about the same arrivals."
+)
+@click.option("--unfinished", is_flag=True, help="Accept a run that was killed: its log may not be whole.")
 @_options.as_json
 def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bool, as_json: bool) -> int:
-    """Check that the rule of RUN/config.yaml orders what RUN/events.jsonl says, byte for byte; exit 6 if not.
+    """Check that the policy of RUN/config.yaml orders what RUN/events.jsonl says, byte for byte; exit 6 if not.
 
-    With --recompute, server and workers compute everything again. With --policy, tell what other rules would have
-    decided on the recorded arrivals. A record that was cut, edited or made by another version is refused.
+    With --recompute, server and workers compute everything again. With --policy, tell what other policies
+    would have ordered on the recorded arrivals. A run log that was cut or edited is refused; so is another version's.
     """
     if recompute and policies:
         raise click.UsageError("--recompute repeats the run and --policy asks another rule: use one of them")

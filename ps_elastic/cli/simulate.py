@@ -11,7 +11,7 @@ from ps_elastic.simulation.simulate import simulate
 @click.command("simulate")
 @_options.configuration
 @click.option("--workers", type=int, required=True, help="Workers beside the server.")
-@click.option("--headers-only", is_flag=True, help="Compute nothing: headers move, norms are made up.")
+@click.option("--headers-only", is_flag=True, help="Timing-only simulation: metadata moves, norms are made up.")
 @click.option("--norms", metavar="RUN", help="With --headers-only: take the norms from this recorded run.")
 @_options.ending
 def command(
@@ -24,10 +24,10 @@ def command(
     check: bool,
     as_json: bool,
 ) -> int:
-    """Run what CONFIG says in virtual time: `ps-elastic simulate CONFIG --workers 4096 simulation.compute.mean_s=0.2`.
+    """Run CONFIG in simulated time: `ps-elastic simulate CONFIG --workers 4096 simulation.compute.mean_s=0.2`.
 
-    Server, rule, workers and compressors are those of a real run; `simulation` says what computing and sending take,
-    `faults` what goes wrong. One seed gives one log, byte for byte.
+    Server, policy, workers and compressors are those of a real run. `simulation` says how long computing and sending
+    take, `faults` says what goes wrong. One seed gives one run log, byte for byte.
     """
     summary = simulate(
         config, overrides, workers=workers, run_dir=run_dir, headers_only=headers_only, norms=norms, quiet=False

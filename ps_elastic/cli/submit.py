@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Submit the training of CONFIG to SLURM: one server and NODES x TASKS_PER_NODE - 1 workers.
 
-    The job ends with the exit code of the run. Shortly before its time is over the run is asked to stop; so it is by
-    `scancel --batch --signal=TERM JOB`, while a plain scancel kills it.
+    The job ends with the exit code of the run. Shortly before the time limit SLURM asks the run to stop.
+    `scancel --batch --signal=TERM JOB` asks for the same, and a plain scancel kills it.
     """
     settings = load(config, overrides, plugins=False)
     find_modules(settings)

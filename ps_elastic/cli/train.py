@@ -20,7 +20,7 @@ def command(
     check: bool,
     as_json: bool,
 ) -> int:
-    """Train what CONFIG says: `mpirun -n 4 ps-elastic train CONFIG policy=stale_synchronous policy.bound=4`.
+    """Train CONFIG: `mpirun -n 4 ps-elastic train CONFIG policy=stale_synchronous policy.bound=4`.
 
     Rank 0 is the server, the others are workers. Every KEY=VALUE overrides the file.
     """

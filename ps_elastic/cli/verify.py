@@ -29,11 +29,11 @@ ARRIVALS = {"compute": {"name": "exponential", "mean_s": 0.5}}  # long beside a 
 
 @click.command("verify")
 @click.argument("policies", nargs=-1, metavar="[POLICY]...")
-@click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="Runs of each rule.")
-@click.option("--workers", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--task", help="What is trained, as in quadratic:heterogeneity=3. [default: quadratic]")
-@click.option("--config", "file", metavar="CONFIG", help="A configuration for all but the rule and the seeds.")
-@click.option("--keep", metavar="DIR", help="Keep each verdict there, and take those that are: to go on after a stop.")
+@click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="Runs of each policy.")
+@click.option("--workers", type=click.IntRange(min=1), default=4, show_default=True, help="Workers of each run.")
+@click.option("--task", help="The task, as in quadratic:heterogeneity=3. [default: quadratic]")
+@click.option("--config", "file", metavar="CONFIG", help="A configuration for all but the policy and the seeds.")
+@click.option("--keep", metavar="DIR", help="Folder of verdicts: those there are kept, the others are made.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 def command(
     policies: tuple[str, ...],
@@ -46,8 +46,8 @@ def command(
 ) -> int:
     """Estimate B = max over t of sqrt(mean over seeds of (D_t/alpha)^2) for each POLICY, and judge it by its theory.
 
-    POLICY: as in stale_synchronous:bound=4; without any, all there are. The runs are in virtual time. Exit 6 if a rule
-    exceeds its bound in the conditions of its theorem.
+    POLICY: as in stale_synchronous:bound=4; if you name none, all. The runs are in simulated time. Exit 6 if a policy
+    is above its bound in the conditions of its theorem.
     """
     if task is not None and file is not None:
         raise click.UsageError("--task and --config exclude each other")

@@ -27,7 +27,7 @@ class TopK(Compressor):
     """
 
     cuts = True
-    ratio: float = 0.01  # of the entries, in (0, 1]; larger: more bytes, smaller error
+    ratio: float = 0.01  # fraction of the entries that is sent; larger: more bytes, smaller error
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:

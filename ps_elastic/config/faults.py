@@ -29,7 +29,7 @@ Steps = Annotated[tuple[int, ...], Range("steps >= 0")]
 class Fault:
     """Something that happens to some workers."""
 
-    workers: Ranks = "all"  # ranks
+    workers: Ranks = "all"  # ranks, or all
 
     def __post_init__(self) -> None:
         expect(self.ranks != (), self, "workers", "all, or ranks >= 1")
@@ -46,10 +46,10 @@ class Fault:
 class Sometimes(Fault):
     """Something that happens to the pushes of some steps, each with a chance."""
 
-    steps: Steps = ()  # of the worker, from 1, each once; a reply's: that it answers, from 0; empty: all
-    chance: Share = 1.0  # that it happens
-    from_s: float = 0.0
-    until_s: float | None = None  # null: to the end
+    steps: Steps = ()  # worker steps from 1, each once; of a reply: the step that it answers, from 0. Empty: all
+    chance: Share = 1.0  # probability that it happens at a step
+    from_s: float = 0.0  # seconds from the start of the run; not before
+    until_s: float | None = None  # seconds from the start of the run; not after. null: to the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,15 +68,15 @@ class Sometimes(Fault):
 class Slow(Sometimes):
     """A push takes `factor` times as long to compute."""
 
-    factor: Positive = 5.0
+    factor: Positive = 5.0  # times as long as usual that the push takes
 
 
 @dataclass(frozen=True)
 class Delay(Sometimes):
-    """A message is under way `delay_s` longer, and so are those that the same worker or server sends behind it."""
+    """A message takes `delay_s` longer, and so do those that the same worker or server sends behind it."""
 
-    delay_s: Time = 1.0
-    of: Literal["push", "reply"] = "push"
+    delay_s: Time = 1.0  # seconds longer that the message is under way
+    of: Literal["push", "reply"] = "push"  # which messages
 
 
 @dataclass(frozen=True)
@@ -98,21 +98,21 @@ class Duplicate(Sometimes):
 class Moment(Fault):
     """Something that happens to some workers at one time."""
 
-    at_s: Time = 0.0
+    at_s: Time = 0.0  # seconds from the start of the run
 
 
 @dataclass(frozen=True)
 class Pause(Moment):
-    """The worker stands still for `for_s`: what it computes then ends so much later."""
+    """A worker stands still for `for_s`: its computation ends so much later."""
 
-    for_s: Duration = 1.0
+    for_s: Duration = 1.0  # seconds that the worker stands still
 
 
 @dataclass(frozen=True)
 class Crash(Moment):
-    """The worker is gone without a word, with what it computes; the server hears of it `noticed_s` later."""
+    """A worker disappears with the push that it computes; the server hears of it `noticed_s` later."""
 
-    noticed_s: Time = 0.0
+    noticed_s: Time = 0.0  # seconds until the server hears of it
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,15 @@ class Join(Moment):
 
 @dataclass(frozen=True)
 class Leave(Moment):
-    """The worker finishes its push, and goes."""
+    """A worker finishes its push, and leaves."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """All that goes wrong on purpose; false if nothing does."""
+    """Everything that goes wrong on purpose.
+
+    It is false if nothing does.
+    """
 
     slow: tuple[Slow, ...] = ()
     pause: tuple[Pause, ...] = ()

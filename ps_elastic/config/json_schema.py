@@ -5,18 +5,14 @@ It says of each key by itself what `load` says of it; what does not go together,
 
 from __future__ import annotations
 
-import inspect
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, is_dataclass
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from ps_elastic.config.describe import meanings
 from ps_elastic.config.load import HOLDERS, PLUGINS
 from ps_elastic.config.plugin import load_class, registry
 from ps_elastic.config.schema import Config
@@ -32,7 +28,7 @@ _CLASS = r"[\w.]+:[A-Za-z_]\w*"  # a plug-in from outside the package
 
 def json_schema(task: str | None = None) -> Schema:
     """The schema of a file; `task`: the one task that it may name, registered or `module:Class`. Raises ConfigError."""
-    properties, comments = _properties(Config), _comments(Config)
+    properties, comments = _properties(Config), meanings(Config)
     for key in NAMED:
         section: Any = HOLDERS.get(key) or init_types(Config)[key]
         if key in PLUGINS:
@@ -82,7 +78,7 @@ def _object(properties: Schema, description: str, required: Sequence[str] = ()) 
 
 def _properties(cls: type) -> Schema:
     """key -> schema, of each setting of a dataclass."""
-    comments, bounds, defaults, told = _comments(cls), ranges(cls), settings(cls), {}
+    comments, bounds, defaults, told = meanings(cls), ranges(cls), settings(cls), {}
     for key, hint in init_types(cls).items():
         told[key] = _of(hint, bounds.get(key))
         if key in comments:
@@ -116,19 +112,3 @@ def _of(hint: Any, allowed: Range | None = None) -> Schema:
     if origin in (dict, Mapping):
         return {"type": "object", "additionalProperties": _of(members[1], allowed) if members else {}}
     return {}  # another class, or anything
-
-
-def _comments(cls: type) -> dict[str, str]:
-    """What stands behind `#` on the lines of the settings of `cls`, where their source can be read."""
-    told = {key: text for base in reversed(cls.__mro__) for key, text in _comments_in(base).items()}
-    return {key: told[key] for key in settings(cls).keys() & told}
-
-
-@cache
-def _comments_in(cls: type) -> dict[str, str]:
-    found: dict[str, str] = {}
-    with suppress(OSError, TypeError, SyntaxError, tokenize.TokenError):
-        for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(cls)).readline):
-            if token.type == tokenize.COMMENT and (field := re.match(r"\s+(\w+): ", token.line)):
-                found[field[1]] = token.string.lstrip("# ")
-    return found

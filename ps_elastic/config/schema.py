@@ -35,12 +35,12 @@ ServerThreads = Annotated[Literal["auto"] | int, Range("a number of threads >= 1
 class Config:
     """Everything that decides what a run computes; made by `load`."""
 
-    name: str  # of the run's folder and job
-    task: Plugin  # what is trained
-    policy: Plugin  # the rule that says when a push is used and who goes on
+    name: str  # name of the run's folder and of the SLURM job; null: the name of the task
+    task: Plugin  # the model, its data and its loss
+    policy: Plugin  # when the server uses a gradient, and when a worker may continue
     update: Update
     compressor: Compressor
-    downlink: Plugin  # server to worker
+    downlink: Plugin  # compressor of the model broadcast, from the server to a worker; only identity is supported
     optimizer: Optimizer
     schedule: Schedule
     train: Train
@@ -49,14 +49,24 @@ class Config:
     faults: Faults
     simulation: Simulation
     tracker: Tracker
+    # how ranks of one host exchange arrays. shared: shared memory; messages: MPI messages; auto: shared where it can be
+    # had
     transport: Literal["auto", "messages", "shared"] = "auto"
-    views: Literal["exact", "torn"] = "exact"  # torn: workers of this host read the model while it is written
-    writers: Literal["server", "workers"] = "server"  # workers, with torn views: each adds its own updates to the model
-    writing: Literal["lock", "plain"] = "lock"  # plain: workers write at the same time, and some of it is lost
-    buckets: Buckets = "whole"  # a number: bytes of a bucket; auto: measured
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Range("a number of threads >= 1")] = 1  # of each worker
-    server_threads: ServerThreads = 1  # auto: what the workers leave of the host
+    # exact: a worker's copy of the model is one version. torn: inconsistent reads (Hogwild style), the model is read
+    # while it is written
+    views: Literal["exact", "torn"] = "exact"
+    # who changes the model. workers, with views: torn: each worker adds its own updates to it
+    writers: Literal["server", "workers"] = "server"
+    # for writers: workers. lock: one after another; plain: without lock (lossy), at the same time
+    writing: Literal["lock", "plain"] = "lock"
+    # pieces that a gradient travels in. whole: one; layer: one for each tensor; a number: bytes of each; auto: measured
+    # at the start. Smaller: they leave sooner, and each costs a message
+    buckets: Buckets = "whole"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where workers compute. auto: on a GPU if PyTorch finds one
+    # threads of each worker; more: quicker gradients, as long as cores are free
+    threads: Annotated[int, Range("a number of threads >= 1")] = 1
+    server_threads: ServerThreads = 1  # threads of the server. auto: the cores that the workers leave of its host
+    # seed of the model and of all random draws; another one repeats the experiment
     seed: Annotated[int, Range("a whole number >= 0 and < 2^63")] = 0
 
     def __post_init__(self) -> None:

@@ -40,11 +40,12 @@ Interval = Annotated[int | None, Range("a number of samples > 0")]
 
 @dataclass(frozen=True)
 class Update:
-    """What a worker does between pull and push."""
+    """The worker algorithm, from the model received to the push sent."""
 
     plugin: Plugin
-    accumulate: Batches = 1  # batches whose mean gradient makes one push; larger: fewer, larger pushes
-    pipeline: Pushes = 0  # pushes that may be unanswered while the worker goes on; larger: less waiting, staler
+    accumulate: Batches = 1  # batches whose mean gradient is one push; larger: fewer pushes with less noise
+    # pushes without reply with which a worker continues (pipelining); larger: less waiting, staler
+    pipeline: Pushes = 0
 
     def text(self) -> str:
         """The one-line form, stating only what differs from the defaults."""
@@ -53,10 +54,11 @@ class Update:
 
 @dataclass(frozen=True)
 class Compressor:
-    """How a gradient travels from worker to server."""
+    """The compressor of a gradient on its way from a worker to the server."""
 
     plugin: Plugin
-    error_feedback: bool | Literal["auto"] = "auto"  # what was left out is added to the next; auto: where biased
+    # add what was left out to the next push. auto: if the compressor is biased
+    error_feedback: bool | Literal["auto"] = "auto"
 
     def text(self) -> str:
         """The one-line form, stating only what differs from the defaults."""
@@ -71,17 +73,20 @@ def _text(section: Any) -> str:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What the server does with a combined gradient; the meaning of each key is that of torch.optim."""
+    """The server's optimizer, which applies the combined gradient; each key means what it means in torch.optim."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Positive = 0.1
-    momentum: BelowOne = 0.0  # sgd
-    nesterov: bool = False  # sgd
-    betas: Annotated[tuple[float, float], Range("two numbers >= 0 and < 1")] = (0.9, 0.999)  # adam, adamw
-    eps: Positive = 1e-8  # adam, adamw
-    weight_decay: NotNegative = 0.0
-    decay_norm_and_bias: bool = True  # false: no decay on normalisation weights and on biases
-    clip_norm: Limit = None  # of each worker's own gradient, before it is encoded
+    name: Literal["sgd", "adam", "adamw"] = "sgd"  # as in torch.optim
+    lr: Positive = 0.1  # learning rate; the schedule and the step scale multiply it. Larger: faster, less stable
+    # of sgd: fraction of the last step that the next one keeps; larger: smoother, slower to turn
+    momentum: BelowOne = 0.0
+    nesterov: bool = False  # of sgd: the form of Nesterov
+    # of adam and adamw: memory of the mean and of the mean square; larger: longer
+    betas: Annotated[tuple[float, float], Range("two numbers >= 0 and < 1")] = (0.9, 0.999)
+    eps: Positive = 1e-8  # of adam and adamw, in gradient units: added to the root mean square; larger: smaller steps
+    weight_decay: NotNegative = 0.0  # L2 penalty, or the decoupled decay of adamw; larger: smaller parameters
+    decay_norm_and_bias: bool = True  # false: no decay of normalisation weights and biases
+    # largest norm of a worker's gradient, cut before it is encoded; smaller: cuts more. null: no limit
+    clip_norm: Limit = None
 
     def __post_init__(self) -> None:
         refuse_foreign(self, {"sgd": ("momentum", "nesterov"), "adam": ("betas", "eps"), "adamw": ("betas", "eps")})
@@ -90,13 +95,14 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate changes with the samples used."""
+    """The change of the learning rate with the samples used."""
 
-    name: Literal["constant", "step", "cosine"] = "constant"
-    warmup_samples: Warmup = 0  # the rate rises linearly from 0 over so many samples
-    step_samples: Interval = None  # step: the rate is multiplied by gamma after each so many samples
-    gamma: Annotated[float, Range("a number > 0 and <= 1")] = 0.1  # step
-    final: Part = 0.0  # cosine: the part of `lr` that is left when `train.samples` are used
+    name: Literal["constant", "step", "cosine"] = "constant"  # constant, in steps, or along half a cosine
+    warmup_samples: Warmup = 0  # used samples over which the learning rate rises linearly from 0; larger: longer
+    step_samples: Interval = None  # of step: used samples from one multiplication by gamma to the next; larger: rarer
+    # of step: the learning rate is multiplied by it; smaller: falls faster
+    gamma: Annotated[float, Range("a number > 0 and <= 1")] = 0.1
+    final: Part = 0.0  # of cosine: fraction of `lr` that is left when `train.samples` are used
 
     def __post_init__(self) -> None:
         refuse_foreign(self, {"step": ("step_samples", "gamma"), "cosine": ("final",)})
@@ -136,14 +142,17 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": 
 
 @dataclass(frozen=True)
 class Train:
-    """How long to train, and what to watch."""
+    """The length of a run, its evaluations, and where it starts."""
 
-    samples: Samples = 100_000  # used by the server; the run ends at the first version that reaches them
-    evaluate_every_samples: Every = None  # null: only at the end
-    stop_at: str | None = None  # `accuracy>=0.9` or `loss<=0.1`: end as soon as an evaluation says so
-    on_nonfinite: Literal["stop", "drop"] = "stop"  # drop: try the next batch, at most 10 in a row
-    init: str | None = None  # a file of parameters to start from
-    autocast: Literal["bfloat16", "float16"] | None = None  # the type that workers compute in
+    samples: Samples = 100_000  # samples used by the server; the run ends at the first version that reaches them
+    # used samples from one evaluation to the next; larger: rarer. null: only at the end
+    evaluate_every_samples: Every = None
+    stop_at: str | None = None  # `accuracy>=0.9` or `loss<=0.1`: end as soon as an evaluation says so. null: no target
+    # a gradient that is not finite. stop: exit 1; drop: try the next batch, at most 10 in a row
+    on_nonfinite: Literal["stop", "drop"] = "stop"
+    init: str | None = None  # a safetensors file of parameters to start from. null: those of the task
+    # type in which workers compute, by torch.autocast. null: that of the model
+    autocast: Literal["bfloat16", "float16"] | None = None
 
     def __post_init__(self) -> None:
         if self.target and self.evaluate_every_samples is None:
@@ -163,21 +172,22 @@ class Train:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When the state of a run is saved."""
+    """Saved states of a run, which this version does not write."""
 
-    every_samples: Every = None  # null: never
-    keep: Annotated[int, Range("a number of checkpoints >= 1")] = 3  # the newest so many stay
+    every_samples: Every = None  # used samples from one checkpoint to the next; only null (never) is supported
+    # checkpoints that stay, the newest; no effect, since none are written
+    keep: Annotated[int, Range("a number of checkpoints >= 1")] = 3
 
 
 @dataclass(frozen=True)
 class Survive:
-    """What a run bears before it gives up."""
+    """The losses and silences that a run bears before it ends."""
 
-    min_workers: Workers = 1  # with fewer live workers the run ends with exit 5
-    respawn: Annotated[int, Range("a number of workers >= 0")] = 0  # replacements that may be started for lost workers
-    stall_warning_s: Duration = 30.0  # without a push: say who is awaited
-    stall_deadline_s: Duration = 300.0  # without a push: end with exit 4
-    ask_again_s: Duration = 60.0  # a worker without a reply asks again
+    min_workers: Workers = 1  # live workers; with fewer the run ends with exit 5
+    respawn: Annotated[int, Range("a number of workers >= 0")] = 0  # replacements for lost workers; only 0 is supported
+    stall_warning_s: Duration = 30.0  # seconds without a push; then the server says who is awaited
+    stall_deadline_s: Duration = 300.0  # seconds without a push; then the run ends with exit 4
+    ask_again_s: Duration = 60.0  # seconds without a reply; then a worker sends a retry request
 
     def __post_init__(self) -> None:
         least = f"a number of seconds >= stall_warning_s = {show(self.stall_warning_s)}"
@@ -186,9 +196,10 @@ class Survive:
 
 @dataclass(frozen=True)
 class Tracker:
-    """How the distance between a worker's view and the server's model is known."""
+    """The measurement of the discrepancy D, from a worker's copy of the model to the server's model at use."""
 
-    discrepancy: Literal["exact", "bound", "off"] = "exact"  # bound: from path lengths, no snapshot of a view is kept
+    # exact: D of every push used; bound: the cumulative step length instead, for which no version is kept; off: neither
+    discrepancy: Literal["exact", "bound", "off"] = "exact"
 
 
 def to_dict(section: Any) -> dict[str, Any]:
@@ -205,18 +216,20 @@ def to_dict(section: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Compute:
-    """How long a worker takes for one push, in virtual seconds."""
+    """The time that a worker takes for one push, in simulated seconds."""
 
+    # compute-time distribution, or trace: recorded times
     name: Literal["constant", "exponential", "pareto", "trace"] = "constant"
-    mean_s: Duration = 0.1  # of a worker of speed 1
-    shape: Exponent = 2.5  # pareto: tail exponent, > 1; smaller: rarer and longer delays
-    trace: str | None = None  # trace: a run folder, or a file with one number of seconds a line
-    speeds: Speeds = ()  # of workers 1, 2, ..., repeated; times are divided by it; empty: 1
-    spread: NotNegative = 0.0  # standard deviation of the logarithm of a further speed, drawn once per worker
-    straggler_share: Share = 0.0  # part of the workers that is slow for the whole run, drawn by the seed
-    straggler_chance: Share = 0.0  # that a push of any worker is slow
-    straggler_factor: Annotated[float, Range("a number >= 1")] = 5.0  # a slow push takes so many times as long
-    cores: Cores = None  # that all workers share, first come first served; null: one each
+    mean_s: Duration = 0.1  # mean seconds of one push, of a worker of speed 1; larger: slower
+    shape: Exponent = 2.5  # of pareto: tail exponent; smaller: rarer and longer delays
+    trace: str | None = None  # of trace: the folder of a run, or a file with one number of seconds a line
+    speeds: Speeds = ()  # of workers 1, 2, ..., repeated: times are divided by it. Larger: faster; empty: 1
+    # standard deviation of the logarithm of a further speed, drawn once a worker; larger: less alike
+    spread: NotNegative = 0.0
+    straggler_share: Share = 0.0  # fraction of the workers that is slow for the whole run, drawn by the seed
+    straggler_chance: Share = 0.0  # probability that a push of any worker is slow
+    straggler_factor: Annotated[float, Range("a number >= 1")] = 5.0  # times as long as usual that a slow push takes
+    cores: Cores = None  # cores that all workers share, first come first served; fewer: slower. null: one each
 
     def __post_init__(self) -> None:
         drawn = {"constant": ("mean_s",), "exponential": ("mean_s",), "pareto": ("mean_s", "shape")}
@@ -227,26 +240,29 @@ class Compute:
 
 @dataclass(frozen=True)
 class Network:
-    """How a message travels between a worker and the server, in each direction; and the server's own time."""
+    """The time of a message between a worker and the server, in each direction, and the server's own time."""
 
-    latency_s: Time = 1e-4  # one way
-    bandwidth_bytes_per_s: Bandwidth = None  # of each worker's link; null: no limit
-    server_bandwidth_bytes_per_s: Bandwidth = None  # of the server's link, which all share; null: no limit
-    service_s: Time = 0.0  # that the server takes for each push; they queue for it
+    latency_s: Time = 1e-4  # seconds one way, whatever the size; larger: slower
+    bandwidth_bytes_per_s: Bandwidth = None  # bytes a second of each worker's link; smaller: slower. null: no limit
+    # bytes a second of the server's link, which all share. null: no limit
+    server_bandwidth_bytes_per_s: Bandwidth = None
+    service_s: Time = 0.0  # seconds of the server for each push, for which they queue; larger: slower
 
 
 @dataclass(frozen=True)
 class Norms:
-    """The norms that pushes have where nothing is computed (`--headers-only`).
+    """The norms of pushes in a timing-only simulation (`--headers-only`).
 
     A push at n samples has norm (final + (initial - final) 2^(-n / half_life_samples)) e^(spread N(0, 1)).
     """
 
-    initial: Positive = 1.0
-    final: Annotated[float | None, Range("a number >= 0, or null")] = None  # null: as the initial one
-    half_life_samples: Annotated[int | None, Range("a number of samples > 0, or null")] = None  # null: no decay
-    spread: NotNegative = 0.0  # standard deviation of the logarithm
-    coherence: Share = 0.5  # part of the squared norm that all pushes have in common; the rest is noise of their own
+    initial: Positive = 1.0  # norm of a push at the start, in gradient units
+    # norm that it comes to, in gradient units. null: as the initial one
+    final: Annotated[float | None, Range("a number >= 0, or null")] = None
+    # samples in which it comes half of the way; larger: slower. null: no decay
+    half_life_samples: Annotated[int | None, Range("a number of samples > 0, or null")] = None
+    spread: NotNegative = 0.0  # standard deviation of the logarithm; larger: norms differ more
+    coherence: Share = 0.5  # fraction of the squared norm that all pushes have in common; larger: less noise
 
     def __post_init__(self) -> None:
         if (self.half_life_samples is None) != (self.final is None):
@@ -262,10 +278,11 @@ class Norms:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What `ps-elastic simulate` assumes of machines and network; other commands leave it alone."""
+    """The machines and the network of `ps-elastic simulate`; other commands ignore it."""
 
     compute: Compute = Compute()
     network: Network = Network()
     norms: Norms = Norms()
-    read_s: Time = 0.0  # that a worker takes to read the model with `views: torn`; longer: views are more torn
-    deadline_s: Deadline = None  # virtual; then the run ends with exit 4. null: 100 times what one worker would need
+    read_s: Time = 0.0  # seconds to read the model with `views: torn`; larger: reads are less consistent
+    # simulated seconds; then the run ends with exit 4. null: 100 times what one worker would need
+    deadline_s: Deadline = None

@@ -25,8 +25,8 @@ class Digits(Classification):
     of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
-    batch_size: int = 32
-    heterogeneity: float = 0.0  # 0: every worker alike; larger: more different class mixtures
+    batch_size: int = 32  # samples of one batch of a worker; larger: less noise, slower
+    heterogeneity: float = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
 
     def prepare(self) -> None:
         self._images  # noqa: B018  # reads them

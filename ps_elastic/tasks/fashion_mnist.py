@@ -50,11 +50,12 @@ class FashionMnist(Classification):
     ../shared/data/fashion-mnist beside a checkout, then in the user's cache; what is missing is fetched there.
     """
 
-    batch_size: int = 32
-    data_dir: str | None = None  # null: the usual places
-    download: bool = True
-    heterogeneity: float = 0.0  # 0: every worker alike; larger: more different class mixtures
-    dropout: float = 0.0  # part of the hidden units left out in training; larger: less fitted to the training images
+    batch_size: int = 32  # samples of one batch of a worker; larger: less noise, slower
+    data_dir: str | None = None  # folder of the files. null: the usual places
+    download: bool = True  # fetch what is missing
+    heterogeneity: float = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
+    # fraction of the hidden units left out in training; larger: less fitted to the training images
+    dropout: float = 0.0
     augment: bool = False  # shift by up to 2 pixels and mirror, in training
 
     def __post_init__(self) -> None:

@@ -30,13 +30,14 @@ class Quadratic(Task):
     heterogeneity^2. Every run begins at x = start.
     """
 
-    batch_size: int = 1  # samples whose noise is averaged; larger: less noise
-    curvature: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # c, of each coordinate
-    dimension: int | None = None  # d; curvature is repeated up to it. null: as many as curvature has
-    noise: float = 1.0  # root of the expected squared norm of one sample's noise
-    heterogeneity: float = 0.0  # zeta; 0: every worker alike; larger: optima farther apart
-    optimum: float = 0.0  # b, of every coordinate
-    start: float = 1.0  # x_0, of every coordinate
+    batch_size: int = 1  # samples whose noise is averaged in one batch; larger: less noise
+    curvature: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # c of each coordinate; larger: steeper
+    dimension: int | None = None  # d, coordinates; curvature is repeated up to it. null: as many as curvature has
+    noise: float = 1.0  # root of the expected squared norm of one sample's noise, in gradient units; larger: noisier
+    # zeta, rms distance of a worker's gradient from the mean; 0: alike, larger: optima farther apart
+    heterogeneity: float = 0.0
+    optimum: float = 0.0  # b, value of every coordinate
+    start: float = 1.0  # x_0, value of every coordinate
 
     def __post_init__(self) -> None:
         expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from run_folder import Reader
 
+from ps_elastic.analysis.compare.fields import CELL, DOCUMENT, ROW
 from ps_elastic.analysis.compare.plan import Comparison, folder_names, plan, split
 from ps_elastic.analysis.compare.session import Session, reason
 from ps_elastic.analysis.compare.statistics import recommend, rows
@@ -569,3 +571,17 @@ def test_figures_that_are_not_numbers_of_json_become_null(tmp_path: Path) -> Non
     perform(session(tmp_path, FakeLauncher(behave)), as_json=False)
     text = (tmp_path / "comparison.json").read_text()
     assert "NaN" not in text and json.loads(text)["rows"][0]["loss"]["mean"] is None
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_every_field_of_a_comparison_is_described(tmp_path: Path, seeds: int) -> None:
+    assert perform(session(tmp_path, FakeLauncher(), asked(seeds=seeds)), as_json=False) == 0
+    made, reader = document(tmp_path), Reader()
+    reader.record("comparison.json", "", DOCUMENT, made)
+    for cell in made["cells"]:
+        reader.record("comparison.json", "cells", CELL, cell)
+    for row in made["rows"]:
+        reader.record("comparison.json", "rows", ROW, row)
+    assert reader.wrong == []
+    columns = (tmp_path / "comparison.csv").read_text().split("\n")[0].split(",")
+    assert columns == [field.name.replace(".", "_") for field in ROW]

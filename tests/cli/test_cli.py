@@ -206,6 +206,7 @@ def test_list_gives_names_summaries_and_settings(capsys: pytest.CaptureFixture[s
     bounded = next(row for row in rows if row["name"] == "stale_synchronous")
     assert bounded["settings"] == {"bound": 4}
     assert bounded["required"] == []
+    assert bounded["meanings"]["bound"].startswith("worker steps ahead of the slowest")
     assert bounded["summary"].startswith("Use every gradient at once")
 
 
@@ -232,6 +233,7 @@ def test_a_setting_without_a_default_is_listed_as_required(
     monkeypatch.setattr(package.policies, "items", lambda: iter([("mine", rule)]))
     assert main(["list", "policies", "--json"]) == 0
     row = {"name": "mine", "summary": "A rule.", "settings": {"bound": None, "size": [1, 2]}, "required": ["bound"]}
+    row["meanings"] = {}
     assert json.loads(capsys.readouterr().out) == [row]
     assert main(["list", "policies"]) == 0
     assert "bound (required) size=[1, 2]" in capsys.readouterr().out

@@ -141,12 +141,18 @@ def test_the_task_is_required(schema: dict[str, Any]) -> None:
 def test_a_key_has_its_type_range_default_and_meaning(schema: dict[str, Any]) -> None:
     mapping = schema["properties"]["optimizer"]["anyOf"][0]
     assert mapping["properties"]["momentum"] == {
-        "type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.0, "description": "sgd"
+        "type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.0,
+        "description": "of sgd: fraction of the last step that the next one keeps; larger: smoother, slower to turn",
     }  # fmt: skip
-    assert mapping["description"].startswith("What the server does with a combined gradient")
-    assert schema["properties"]["transport"] == {"enum": ["auto", "messages", "shared"], "default": "auto"}
-    assert schema["properties"]["seed"] == {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**63, "default": 0}
-    assert schema["properties"]["downlink"]["description"] == "server to worker"
+    assert mapping["description"].startswith("The server's optimizer, which applies the combined gradient")
+    views = schema["properties"]["views"]
+    assert (views["enum"], views["default"]) == (["exact", "torn"], "exact") and "torn: inconsistent" in views[
+        "description"
+    ]
+    seed = dict(schema["properties"]["seed"])
+    assert seed.pop("description").startswith("seed of the model and of all random draws")
+    assert seed == {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**63, "default": 0}
+    assert schema["properties"]["downlink"]["description"].startswith("compressor of the model broadcast")
 
 
 def test_a_task_of_ones_own_is_told_exactly() -> None:

@@ -14,12 +14,14 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from conftest import PROGRAMS, ROOT, TRAIN, Job, Said, Several, Trained, ranks_command
+from run_folder import Reader
 
 from ps_elastic.analysis.replay.decisions import replay_decisions
 from ps_elastic.cli.replay import command as replay_command
 from ps_elastic.cluster import launcher
 from ps_elastic.cluster.environment import Mpi
 from ps_elastic.config.load import load
+from ps_elastic.records.fields import FILES
 from ps_elastic.runtime.train import train
 
 pytestmark = pytest.mark.mpi
@@ -298,6 +300,15 @@ def test_every_rank_leaves_its_metrics_with_the_keys_of_the_contract(runs):
     }  # fmt: skip
     assert sum(map(len, replies)) == summary["pushes"]
     assert {line["rank"] for line in replies[2]} == {3}
+
+
+def test_what_ranks_write_is_described(runs):
+    reader = Reader()
+    for run in runs.values():
+        reader.read(run.folder)
+    assert reader.wrong == []
+    described = {field.name for file in FILES if file.name == "env.json" for field in file.fields}
+    assert described - {name for file, _, name in reader.seen if file == "env.json"} == {"transport", "headers_only"}
 
 
 def test_the_discrepancy_that_a_worker_logs_is_the_servers(runs):

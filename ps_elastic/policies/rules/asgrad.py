@@ -14,7 +14,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
 @policies.register("asgrad")
 @dataclass
 class AsGrad(Policy):
-    """Step after every `wait` finished jobs, then hand out as many: to their workers, at random, or in shuffled order.
+    """Make a step of every `wait` gradients, then hand out as many jobs: to their workers, at random, or shuffled.
 
     x_{t+1} = x_t - (alpha/b) SUM over b jobs of G(their views). pure: the workers that finished go on, so fast ones
     dominate and different data leave a floor; random: each job to a worker drawn from all; shuffled: to the next of a
@@ -25,9 +25,10 @@ class AsGrad(Policy):
     """
 
     jobs = 1 << 30  # as many as come
-    assignment: str = "shuffled"  # or "pure" or "random"
-    wait: int = 1  # b, jobs per step; with "pure", p is minibatch SGD
-    seed: int = 0
+    # who gets the next jobs. pure: to those who finished; random: to workers drawn from all; shuffled: in random order
+    assignment: str = "shuffled"
+    wait: int = 1  # b, gradients of one server step; larger: less noise, fewer steps. With pure, p is minibatch SGD
+    seed: int = 0  # seed of the random order
     drawn: int = field(default=0, init=False)
     members: list[int] = field(default_factory=list, init=False)  # workers that may get jobs: a joiner once it asked
     order: list[int] = field(default_factory=list, init=False)  # what is left of the permutation

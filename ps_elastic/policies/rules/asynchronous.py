@@ -11,7 +11,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_missed_steps, b_reapplied
 @policies.register("asynchronous")
 @dataclass
 class Asynchronous(Policy):
-    """Use every gradient at once, and let its worker go on at once.
+    """Use every gradient at once, and release its worker at once.
 
     x_{t+1} = x_t - (alpha/p) G(v_t), v_t the model its worker was last given: with delays of at most tau steps
     D_t <= alpha tau M / p. With p equal workers in turn tau = p - 1; with `update.pipeline: k` of them p (k + 1) - 1,

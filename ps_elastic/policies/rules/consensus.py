@@ -23,7 +23,7 @@ class Consensus(Policy):
 
     units = ("model",)
     keeps_last = True
-    quorum: float = 1.0  # part of the workers, in (0, 1]; smaller: fewer waits, older contributions
+    quorum: float = 1.0  # fraction of the workers whose model must be new; smaller: less waiting, older models
 
     def __post_init__(self) -> None:
         if not 0 < self.quorum <= 1:

@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import REPAID, Bound, Facts, b_crash, exact, owe
 @policies.register("deadline")
 @dataclass
 class Deadline(Policy):
-    """Synchronous rounds that a deadline ends: who is late is dropped, or a zero stands in and the push is repaid.
+    """Make synchronous rounds that a deadline ends; discard late gradients, or apply them late for a placeholder.
 
     A round ends when everybody not suspected has pushed, or `deadline_s` after its first push; who was silent then
     is a suspect, and no round waits for a suspect until it pushes again, so that a crash costs one deadline.
@@ -23,8 +23,10 @@ class Deadline(Policy):
     Share: 1 (renormalise), q/p for q received (keep), 1 with the stand-ins counted (substitute).
     """
 
-    deadline_s: float = 1.0  # after the first push of a round; larger: fewer missing, longer waits for the silent
-    missing: str = "renormalise"  # or "keep" or "substitute"
+    deadline_s: float = 1.0  # seconds after the first push of a round; larger: fewer are late, silent workers cost more
+    # for a gradient that is late. renormalise: mean of the others; keep: each weighs 1/p still; substitute: a
+    # placeholder of zero, and it is applied late
+    missing: str = "renormalise"
     opened: int = field(default=0, init=False)  # version that the round began with
     suspects: dict[int, None] = field(default_factory=dict, init=False)
 

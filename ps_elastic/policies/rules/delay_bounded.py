@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
 @policies.register("delay_bounded")
 @dataclass
 class DelayBounded(Policy):
-    """Use gradients at once as long as no view in use would fall more than `bound` versions behind; else wait.
+    """Use gradients at once if no worker's copy falls more than `bound` versions behind; else keep them for later.
 
     Before a step makes version t + 1, every view still out must be at least as new as t + 1 - bound; a push that
     would break this is held with its worker, and all held ones are used in one step when it no longer does.
@@ -24,7 +24,7 @@ class DelayBounded(Policy):
     """
 
     adds = True
-    bound: int = 4  # versions; 0 is synchronous, larger: staler, waits less
+    bound: int = 4  # versions that a worker's copy may lack; 0 is synchronous, larger: staler, less waiting
 
     def __post_init__(self) -> None:
         if self.bound < 0:

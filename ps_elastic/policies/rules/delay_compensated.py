@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
 @policies.register("delay_compensated")
 @dataclass
 class DelayCompensated(Policy):
-    """Use every gradient at once, corrected to first order for what the model moved since its view.
+    """Use every gradient at once, corrected to first order for the change of the model since the worker's copy.
 
     x_{t+1} = x_t - alpha (g + lambda g * g * (x_t - v_t)), elementwise: g g^T stands for the Hessian, its diagonal is
     used. Constant: lambda = scale. Adaptive: lambda = scale / sqrt(MS + 1e-7), MS <- m MS + (1 - m) g * g.
@@ -24,9 +24,9 @@ class DelayCompensated(Policy):
 
     units = ("gradient",)
     needs_views = True
-    adaptive: bool = False
-    scale: float | None = None  # lambda; null: the source's, 0.04 or 2; larger: stronger correction
-    decay: float = 0.95  # m, of the adaptive form
+    adaptive: bool = False  # divide `scale` by the running rms of the gradient, entry by entry
+    scale: float | None = None  # lambda; larger: stronger correction. null: that of the source, 0.04, or 2 if adaptive
+    decay: float = 0.95  # m, memory of the running mean square if adaptive; larger: longer
 
     def __post_init__(self) -> None:
         if self.scale is not None and self.scale < 0:

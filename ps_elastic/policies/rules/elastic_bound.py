@@ -14,7 +14,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
 @policies.register("elastic_bound")
 @dataclass
 class ElasticBound(Policy):
-    """Asynchronous as long as every view in use stays within alpha B of the model; else hold, no longer than needed.
+    """Use gradients at once if every worker's copy stays within alpha B of the model; else keep them for later.
 
     On a push: if no live worker computes, use all held pushes in one step; otherwise use them only if
     travelled + reach - travelled(view) < B for every view still out, reach bounding what the step will move. Else hold.
@@ -34,8 +34,11 @@ class ElasticBound(Policy):
     units = ("gradient",)
     optimizers = ("sgd",)
     uses_reach = bounds_views = True
-    bound: float | str = "4M"  # B in gradient units, "2M" in rms norms of a decoded push, or "inf"; larger: staler
-    distance: str = "refreshed"  # or "path", which never measures
+    # B in gradient units; or 2M, twice the rms norm of a decoded push so far; or inf. Larger: staler, less waiting; 0
+    # is synchronous
+    bound: float | str = "4M"
+    # refreshed: measure a worker's copy that blocks; path: never, its cumulative step length counts
+    distance: str = "refreshed"
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
     squares: float = field(default=0.0, init=False)  # of the payload norms of all pushes
     pushes: int = field(default=0, init=False)

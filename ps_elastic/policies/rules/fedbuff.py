@@ -14,7 +14,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
 @policies.register("fedbuff")
 @dataclass
 class FedBuff(Policy):
-    """Collect `k` updates, then apply their mean, each damped by its staleness; nobody waits.
+    """Collect `k` pushes, then apply their mean, each weighted by its staleness; no worker waits.
 
     x_{t+1} = x_t - eta (1/k) SUM_i s(tau_i) Delta_i, s(tau) = 1/sqrt(1 + tau), tau in server steps.
     Source: Nguyen et al., "Federated learning with buffered asynchronous aggregation", AISTATS 2022
@@ -22,9 +22,9 @@ class FedBuff(Policy):
     Share: `rate`.
     """
 
-    k: int = 2  # updates per step; larger: less noise, staler
-    rate: float = 1.0  # eta, 0 < rate <= 1
-    damped: bool = True  # false: s = 1
+    k: int = 2  # pushes of one server step; larger: less noise, staler
+    rate: float = 1.0  # eta, server learning rate: it multiplies the step; smaller: smaller steps
+    damped: bool = True  # weigh each by 1/sqrt(1 + staleness); false: alike
 
     def __post_init__(self) -> None:
         if self.k < 1:

@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, exact
 @policies.register("first_k")
 @dataclass
 class FirstK(Policy):
-    """Use the mean of the first `k` gradients of each version; drop the late ones, and tell their workers.
+    """Use the mean of the first `k` gradients of each version; discard the late ones, and tell their workers.
 
     x_{t+1} = x_t - alpha (1/k) SUM of the first k pushes computed on x_t: D = 0; the price is the work dropped,
     and a sample that leans to the fast workers where speed and data are linked.
@@ -22,7 +22,7 @@ class FirstK(Policy):
     Share: 1 (the source averages what it uses).
     """
 
-    k: int = 2  # gradients per step; larger: fewer drops, longer waits for stragglers
+    k: int = 2  # gradients of one server step; larger: fewer are discarded, longer waits for stragglers
 
     def __post_init__(self) -> None:
         if self.k < 1:

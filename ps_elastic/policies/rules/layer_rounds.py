@@ -24,7 +24,7 @@ class LayerRounds(Policy):
     """
 
     layerwise = True
-    deadline_s: float = 1.0  # of a round; larger: more layers of slow workers, fewer rounds
+    deadline_s: float = 1.0  # seconds of a round; larger: more layers of slow workers, fewer rounds
     late: dict[int, None] = field(default_factory=dict, init=False)  # who computes for a round that is over
 
     def __post_init__(self) -> None:

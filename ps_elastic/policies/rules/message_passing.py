@@ -26,7 +26,7 @@ class MessagePassing(Policy):
     """
 
     pipelines = adds = True
-    delay: int = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger is staler and waits less
+    delay: int = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger: staler, less waiting
 
     def __post_init__(self) -> None:
         if self.delay < 1:

@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import REPAID, Bound, Facts, b_norm_bounded, b_n
 @policies.register("norm_bounded")
 @dataclass
 class NormBounded(ElasticScheduler):
-    """End a round when the norms received reach a `beta` part of all norms; zero stands in for what is missing.
+    """End a round when the norms received reach a fraction `beta` of all; apply late gradients when they come.
 
     Proceed when SUM_{j in R} n_j >= beta SUM_j n_j, n_j the last known norm of worker j; a late gradient is applied
     in full when it comes. B <= m M/p for m missing; with announced norms (1 - beta) M. Choosing who is missing by
@@ -23,7 +23,8 @@ class NormBounded(ElasticScheduler):
     Share: (received + missing)/p.
     """
 
-    beta: float = 0.8  # part of the norms, in (0, 1]; 1 is synchronous, smaller: fewer waits, larger discrepancy
+    # fraction of the sum of norms that ends a round; 1 is synchronous, smaller: less waiting, larger D
+    beta: float = 0.8
     norms: dict[int, float] = field(default_factory=dict, init=False)  # last known, by worker
     total: float = field(default=0.0, init=False)  # of `norms`
     here: float = field(default=0.0, init=False)  # of the pushes held

@@ -14,7 +14,7 @@ from ps_elastic.policies.theory import Bound, Facts, exact
 @policies.register("random_subset")
 @dataclass
 class RandomSubset(Policy):
-    """Wait for all, use the mean of `q` pushes drawn at random, drop the others, let all go on.
+    """Wait for all, use the mean of `q` pushes drawn at random, discard the others, release all workers.
 
     x_{t+1} = x_t - alpha (1/q) SUM over a uniform subset of size q: a random mixing step through the server. With
     `update: local_sgd` the mean of q local models after H local steps.
@@ -24,8 +24,8 @@ class RandomSubset(Policy):
     """
 
     lockstep = True
-    q: int = 2  # pushes per step; p: all of them
-    seed: int = 0
+    q: int = 2  # pushes of one server step; larger: fewer are discarded, less noise. p: all of them
+    seed: int = 0  # seed of the draws
     rounds: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

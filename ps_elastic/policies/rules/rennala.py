@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, exact
 @policies.register("rennala")
 @dataclass
 class Rennala(Policy):
-    """Collect `batch` gradients of the current model, from whoever gives them, then step; older ones are dropped.
+    """Collect `batch` gradients of the current version, from any worker, then make a step; discard older ones.
 
     x_{t+1} = x_t - alpha (1/S) SUM of S gradients at x_t: D = 0, and fast workers give several.
     Source: Tyurin and Richtarik, "Optimal time complexities of parallel stochastic optimization methods under a fixed
@@ -21,7 +21,7 @@ class Rennala(Policy):
     Share: 1.
     """
 
-    batch: int = 4  # S, gradients per step; larger: less noise, fewer steps
+    batch: int = 4  # S, gradients of one server step; larger: less noise, fewer steps
 
     def __post_init__(self) -> None:
         if self.batch < 1:

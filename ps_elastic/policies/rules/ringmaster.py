@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
 @policies.register("ringmaster")
 @dataclass
 class Ringmaster(Policy):
-    """Use a gradient at once if fewer than `delay` versions were made since its view; drop it otherwise.
+    """Use a gradient at once if its staleness is below `delay` versions; else discard it.
 
     x_{t+1} = x_t - alpha G(v), tau = t - version(v) < R: B <= (R - 1) M.
     Source: Maranjyan, Tyurin, Richtarik, "Ringmaster ASGD: the first asynchronous SGD with optimal time complexity",
@@ -21,7 +21,9 @@ class Ringmaster(Policy):
     Share: 1.
     """
 
-    delay: int = 4  # R, versions; 1: only fresh gradients, larger: fewer drops, staler
+    # R, versions of staleness from which a gradient is discarded; larger: fewer are, staler. 1: only fresh ones are
+    # used
+    delay: int = 4
 
     def __post_init__(self) -> None:
         if self.delay < 1:

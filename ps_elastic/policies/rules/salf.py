@@ -14,7 +14,7 @@ from ps_elastic.policies.theory import p_layer_empty
 @policies.register("salf")
 @dataclass
 class Salf(LayerRounds):
-    """At each deadline move a layer by the mean of the workers that have it, corrected for rounds in which none has.
+    """At each deadline change a layer by the mean of the workers that have it, corrected for rounds in which none has.
 
     w_l <- w_l - alpha / (1 - p_l) (1/|U_l|) SUM over U_l of g_{u,l}; if U_l is empty the layer stays. p_l = P(U_l
     empty), so that over exchangeable workers the expectation is the mean of all U (theirs: p_l = ((L - l)/L)^U for
@@ -26,7 +26,9 @@ class Salf(LayerRounds):
     sum: a share says which part of a round counts, and no round counts for more than one.
     """
 
-    empty: str | tuple[float, ...] = "uniform"  # p_l; or "estimated", or that of each bucket; larger: longer steps
+    # p_l, probability that no worker comes to the layer: one for each bucket; or uniform: every depth is as likely; or
+    # estimated from earlier rounds. Larger: longer steps
+    empty: str | tuple[float, ...] = "uniform"
     missed: int = field(default=0, init=False)  # this layer, by workers, in rounds past
     asked: int = field(default=0, init=False)  # workers in rounds past
 

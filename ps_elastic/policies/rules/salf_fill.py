@@ -11,7 +11,7 @@ from ps_elastic.policies.rules.layer_rounds import LayerRounds
 @policies.register("salf_fill")
 @dataclass
 class SalfFill(LayerRounds):
-    """At each deadline move a layer by what is here, divided by all workers: who has not come to it adds zero.
+    """At each deadline change a layer by what is here, divided by all workers; a worker without the layer adds zero.
 
     w_l <- w_l - alpha (1/U) SUM over U_l of g_{u,l}: a step shrunk by the part r_l of the workers that come to the
     layer, E = r_l x full step; the first layers learn more slowly. B = 0 against the server's model.

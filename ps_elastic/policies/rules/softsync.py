@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
 @policies.register("softsync")
 @dataclass
 class Softsync(Policy):
-    """Make a step of every floor(p / n) gradients, whosever they are; nobody waits.
+    """Make a server step of every floor(p / n) gradients, from any worker; no worker waits.
 
     x_{t+1} = x_t - (alpha / n) mean of the collected: staleness is about n versions, B about n M (alpha / n) = M.
     Source: Zhang et al., "Staleness-aware async-SGD for distributed deep learning", IJCAI 2016 (arXiv 1511.05950),
@@ -21,7 +21,7 @@ class Softsync(Policy):
     Share: 1/n, the source's.
     """
 
-    n: int = 1  # steps a round; 1: p gradients a step, p: one gradient a step
+    n: int = 1  # server steps of a round; 1: p gradients a step, p: one gradient a step. Larger: smaller steps, staler
 
     def __post_init__(self) -> None:
         if self.n < 1:

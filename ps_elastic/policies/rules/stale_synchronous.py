@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, b_stale_synchronous
 @policies.register("stale_synchronous")
 @dataclass
 class StaleSynchronous(Policy):
-    """Use every gradient at once; let a worker go on while it leads the slowest by at most `bound` steps.
+    """Use every gradient at once; a worker continues while it leads the slowest by at most `bound` steps.
 
     Release i when clock_i - min_j clock_j <= bound, clock = pushes completed. So completed clocks never differ by
     more than bound + 1, a view misses at most (2 bound + 1)(p - 1) pushes, and B <= (2 bound + 1)(p - 1) M / p.
@@ -23,7 +23,7 @@ class StaleSynchronous(Policy):
     """
 
     adds = True
-    bound: int = 4  # steps; 0 is synchronous in pace, larger is staler and waits less
+    bound: int = 4  # worker steps ahead of the slowest; 0 is synchronous in pace, larger: staler, less waiting
 
     def __post_init__(self) -> None:
         if self.bound < 0:

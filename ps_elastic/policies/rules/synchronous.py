@@ -11,7 +11,7 @@ from ps_elastic.policies.theory import Bound, Facts, exact
 @policies.register("synchronous")
 @dataclass
 class Synchronous(Policy):
-    """Wait for a gradient of every live worker, use their mean in one step, and let all go on together.
+    """Wait for a gradient of every live worker, use their mean in one step, and release all together.
 
     x_{t+1} = x_t - alpha (1/p) SUM_i G(x_t; i): perfect consistency, B = 0.
     Source: Valiant, "A bridging model for parallel computation", Communications of the ACM 33(8), 1990, whose

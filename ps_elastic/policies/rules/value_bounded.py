@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, no_bound
 @policies.register("value_bounded")
 @dataclass
 class ValueBounded(Policy):
-    """Use gradients at once while what a view in use has not seen stays below a falling threshold; else hold.
+    """Use gradients at once if the change that a copy lacks stays below a falling threshold; else keep them for later.
 
     Hold while SUM of motions since the oldest view + (n/p) mean norm of the held > v_0 / sqrt(t + 1).
     Source: Wei et al., "Consistent bounded-asynchronous parameter servers for distributed ML", 2013
@@ -25,8 +25,8 @@ class ValueBounded(Policy):
     units = ("gradient",)
     optimizers = ("sgd",)
     bounds_views = True
-    threshold: float = 10.0  # v_0 in gradient units; larger: staler, waits less
-    falling: bool = True  # false: v_0 at every version
+    threshold: float = 10.0  # v_0 in gradient units, of what a worker's copy lacks; larger: staler, less waiting
+    falling: bool = True  # divide it by sqrt(version + 1); false: v_0 at every version
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, Bound, Fa
 @policies.register("variance_bounded")
 @dataclass
 class VarianceBounded(ElasticScheduler):
-    """End a round when a `quorum` of the workers has pushed; an unbiased stand-in replaces what is missing.
+    """End a round when a `quorum` of the workers has pushed; an unbiased placeholder replaces each late gradient.
 
     stand_in = "own": the view of worker i is x + c (m/p) g_i, its own gradient in place of m missing ones, so that
     x_ideal - v_i = -(alpha/p) SUM_{j missing} (g_j - g_i); "mean": the mean of the received, for all alike. Corrected
@@ -26,8 +26,9 @@ class VarianceBounded(ElasticScheduler):
     Share: (received + missing)/p.
     """
 
-    quorum: float = 0.5  # part of the workers, in (0, 1]; 1 is synchronous, smaller: fewer waits, larger discrepancy
-    substitute: str = "own"  # or "mean"
+    # fraction of the workers whose push ends a round; 1 is synchronous, smaller: less waiting, larger D
+    quorum: float = 0.5
+    substitute: str = "own"  # placeholder gradient. own: each worker's own; mean: the mean of the received
 
     def __post_init__(self) -> None:
         if not 0 < self.quorum <= 1:

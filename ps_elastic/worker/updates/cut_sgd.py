@@ -19,7 +19,7 @@ class CutSgd(Update):
     model updates", 2024 (arXiv 2403.18375).
     """
 
-    deadline_s: float = 1.0  # from the reply; larger: more layers. The rule's own, less a message each way
+    deadline_s: float = 1.0  # seconds from the reply; larger: more layers. The policy's own, less a message each way
 
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:

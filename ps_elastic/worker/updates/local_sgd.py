@@ -13,7 +13,7 @@ from ps_elastic.worker.updates.base import Update, updates
 @updates.register("local_sgd")
 @dataclass
 class LocalSgd(Update):
-    """Make `local_steps` steps of plain SGD from the model pulled, and push how far they went.
+    """Make `local_steps` steps of plain SGD from the model received, and push the model difference.
 
     x^0 = x, x^{h+1} = x^h - alpha G(x^h), and x - x^H is pushed, which the server subtracts: with `synchronous` full
     averaging every H steps, with `random_subset` averaging of a random subset, with `fedbuff` FedBuff.
@@ -23,7 +23,7 @@ class LocalSgd(Update):
     """
 
     units = "update"
-    local_steps: int = 4  # H; larger: fewer messages, larger discrepancy
+    local_steps: int = 4  # H, worker steps from one push to the next; larger: fewer messages, larger D
 
     def __post_init__(self) -> None:
         if self.local_steps < 1:

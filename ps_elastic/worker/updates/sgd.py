@@ -11,7 +11,7 @@ from ps_elastic.worker.updates.base import Update, updates
 @updates.register("sgd")
 @dataclass
 class Sgd(Update):
-    """Push the gradient of one batch (or the mean of `accumulate` batches) at the model pulled."""
+    """Push the gradient of one batch (or the mean of `accumulate` batches) at the model received."""
 
     moves = False
 

@@ -16,7 +16,7 @@ _EPSILON = 1e-8  # beside the root of the second moment
 @updates.register("sisa")
 @dataclass
 class Sisa(Update):
-    """Solve the worker's part of an inexact ADMM around the model pulled, and push what it makes of the model.
+    """Solve the worker's part of an inexact ADMM around the model received, and push the local model that it gives.
 
     For min SUM_i f_i(w_i)/p + (lambda/2) ||w||^2 with all w_i = w, at the model w pulled and with g = G(w):
 
@@ -34,11 +34,11 @@ class Sisa(Update):
     moves = False
     sigma: float = 1.5  # penalty for leaving the common model; larger: smaller steps, workers closer together
     rho: float = 1000.0  # weight of q; larger: smaller steps
-    ridge: float = 1e-3  # lambda; larger: smaller parameters
-    precondition: bool = True  # q = sqrt(m), SISA; false: q = 1, PISA (which wants a far smaller rho)
-    beta: float = 0.999  # of m; larger: it remembers longer
+    ridge: float = 1e-3  # lambda, L2 penalty; larger: smaller parameters
+    precondition: bool = True  # q = sqrt(m), SISA; false: q = 1, PISA (which needs a far smaller rho)
+    beta: float = 0.999  # memory of m; larger: longer
     mu: float = 0.997  # sigma is divided by it; smaller: steps shrink sooner. 1: sigma is constant
-    growth_every: int = 10  # versions
+    growth_every: int = 10  # versions from one such division to the next; larger: steps shrink later
 
     def __post_init__(self) -> None:
         expect(self.sigma > 0, self, "sigma", "a number > 0")
