@@ -1,6 +1,6 @@
 """How long the sentences of a page are: `python tests/project/prose.py PAGE...`.
 
-Counted is what is read as prose: code blocks, tables, headings, formulas on lines of their own and front matter are not.
+Counted is what is read as prose: code blocks, tables, headings, formulas on lines of their own are not.
 An item of a list ends a sentence, and so does a colon at the end of a line. What stands in backquotes is one word, and
 so is a link's address.
 """
