@@ -16,9 +16,9 @@ POLICIES = {
     "stale_synchronous:bound=1": "stale_synchronous, bound 1",
     "asynchronous": "asynchronous",
 }
-TIMES_S = (1.0, 1.25, 2.5)  # to compute a gradient
-END_S = 10.0
-LEFT, SCALE, BAR, ROW = 130, 44.0, 16, 22
+TIMES_S = (1.0, 1.0, 3.0)  # to compute a gradient
+END_S = 12.0
+LEFT, SCALE, BAR, ROW = 130, 36.0, 16, 22
 
 
 class Spell(NamedTuple):
@@ -72,8 +72,8 @@ def draw() -> str:
         640,
         344,
         "Computing and waiting under three policies",
-        "Bars of three workers over 10 seconds; worker 3 is slow. Under synchronous, workers 1 and 2 wait for"
-        " worker 3 in every round. Under stale_synchronous with bound 1 they run ahead at first and then wait."
+        "Bars of three workers over 12 seconds; worker 3 is three times as slow. Under synchronous,"
+        " workers 1 and 2 wait for worker 3 in every round. Under stale_synchronous with bound 1 they run ahead at first and then wait."
         " Under asynchronous no worker waits.",
     )
     hatch = d.hatched("waiting", GREY)

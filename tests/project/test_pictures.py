@@ -53,9 +53,9 @@ def test_the_bars_say_who_waits(drawings: ModuleType) -> None:
             assert own[0].begin == 0 and own[-1].end == drawings.waiting.END_S
             assert [spell.end for spell in own[:-1]] == [spell.begin for spell in own[1:]]
         waits[policy] = (used, sum(spell.end - spell.begin for spell in spells if not spell.computes))
-    assert waits["synchronous"] == (12, 4 * (1.5 + 1.25))
-    assert waits["asynchronous"] == (22, 0)
-    assert waits["stale_synchronous:bound=1"] == (14, 0.5 + 3 * (1.5 + 1.25))
+    assert waits["synchronous"] == (12, 4 * 2 * 2.0)
+    assert waits["asynchronous"] == (28, 0)
+    assert waits["stale_synchronous:bound=1"] == (14, 2 * (1.0 + 3 * 2.0))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -99,5 +99,5 @@ def brightness(colour: str) -> float:
 
 
 def test_a_wrong_picture_would_be_noticed(drawings: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawings.waiting, "TIMES_S", (1.0, 1.25, 2.0))
+    monkeypatch.setattr(drawings.waiting, "TIMES_S", (1.0, 1.0, 2.0))
     assert drawings.waiting.draw() != (PICTURES / "waiting.svg").read_text()
