@@ -73,7 +73,8 @@ def draw() -> str:
         344,
         "Computing and waiting under three policies",
         "Bars of three workers over 12 seconds; worker 3 is three times as slow. Under synchronous,"
-        " workers 1 and 2 wait for worker 3 in every round. Under stale_synchronous with bound 1 they run ahead at first and then wait."
+        " workers 1 and 2 wait for worker 3 in every round."
+        " Under stale_synchronous with bound 1 they run ahead at first and then wait."
         " Under asynchronous no worker waits.",
     )
     hatch = d.hatched("waiting", GREY)
