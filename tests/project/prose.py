@@ -1,4 +1,4 @@
-"""How long the sentences of a page are: `python tests/project/prose.py PAGE...`.
+"""How long the sentences of a page are: `python tests/project/prose.py PAGE...`; `--terms`: see terms.py.
 
 Counted is what is read as prose: code blocks, tables, headings, formulas on lines of their own are not.
 An item of a list ends a sentence, and so does a colon at the end of a line. What stands in backquotes is one word, and
@@ -50,9 +50,26 @@ def measure(text: str) -> tuple[float, list[str]]:
     return mean, [sentence for sentence in found if words(sentence) > LONGEST]
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
+def main(names: list[str]) -> None:
+    if names[:1] == ["--terms"]:
+        tell_terms(names[1:])
+        return
+    for name in names:
         mean, long = measure(Path(name).read_text(encoding="utf-8"))
         print(f"{name}: {mean:.1f} words a sentence, {len(long)} of more than {LONGEST}")
         for sentence in long:
             print(f"    {words(sentence)}: {sentence}")
+
+
+def tell_terms(names: list[str]) -> None:
+    import pages
+    import terms
+
+    known = terms.terms((pages.REPOSITORY / terms.GLOSSARY).read_text(encoding="utf-8"))
+    for path in map(Path, names or [page.path for page in pages.USER_PAGES]):
+        for found in terms.unexplained(path.read_text(encoding="utf-8"), known):
+            print(f"{path}: {found}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

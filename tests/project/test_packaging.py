@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = {"ruamel.yaml": "ruamel", "scikit-learn": "sklearn"}  # distribution -> what it is imported as
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 RUNTIMES = ("openmpi", "mpich")
+SCRIPTS = ("docs", "evidence", "pictures", "quickstart", "test")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,7 @@ def test_the_extras_are_those_documented(setup: configparser.ConfigParser) -> No
         "openmpi",
         "mpich",
         "compiled",
+        "docs",
         "examples",
         "plots",
         "statistics",
@@ -147,7 +149,7 @@ def changelog() -> str:
     return (REPOSITORY / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("script", ["launch/quickstart", "launch/test", "launch/evidence", ".ci/run"])
+@pytest.mark.parametrize("script", [*(f"launch/{name}" for name in SCRIPTS), ".ci/run"])
 def test_a_script_is_executable_and_parses(script: str) -> None:
     path = REPOSITORY / script
     assert os.access(path, os.X_OK)
@@ -188,9 +190,8 @@ def test_launch_installs_once_and_again_when_the_constraints_change(tmp_path: Pa
     assert run_copy_of_launch(tmp_path).returncode == 0
     commands = (tmp_path / "installed").read_text().splitlines()
     assert len(commands) == 2
-    assert all(
-        "-c launch/constraints.txt -e .[openmpi,compiled,examples,statistics,test]" in command for command in commands
-    )
+    wanted = "-c launch/constraints.txt -e .[openmpi,compiled,docs,examples,statistics,test]"
+    assert all(wanted in command for command in commands)
 
 
 @pytest.mark.parametrize(("failing", "code"), [(0, 0), (1, 1), (2, 1), (3, 1)])
