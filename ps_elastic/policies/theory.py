@@ -4,7 +4,7 @@ Notation: p workers, tau staleness in server steps, alpha step size, T steps, L 
 Polyak-Lojasiewicz) constant, sigma^2 gradient variance, M^2 second moment, gamma compressor error, B the constant of
 E||x_t - v_t^i||^2 <= alpha^2 B^2 for every step t and worker i, which defines elastic consistency.
 [EC]: Nadiradze et al., "Elastic consistency: a practical consistency model for distributed stochastic gradient
-descent", AAAI 2021 (arXiv 2001.05918). "Derived": docs/theory.md gives the proof; the constants are ours.
+descent", AAAI 2021 (arXiv 2001.05918). "Derived": docs/explanation/theory.md gives the proof; the constants are ours.
 """
 
 from __future__ import annotations

@@ -165,6 +165,12 @@ _ENV = (
     Field("torch_threads", "int", "threads", "threads of PyTorch on the server"),
     Field("threads.*", "text?", "threads", "environment variables that limit threads; null if unset"),
     Field("command", "list", "", "the command line"),
+    Field(
+        "searched",
+        "list",
+        "",
+        "folders where `module:Class` was looked for: the current one, that of the configuration",
+    ),
     Field("transport", "text", "", "`in process` or `simulated`", "not under MPI"),
     Field("transport.*", "text", "", "of each worker: `shared` or `messages`", _MPI),
     Field("mpi", "text", "", "the MPI library", _MPI),

@@ -53,7 +53,7 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
 
     Every worker warms up, and all ranks take what the last of them finds best. Where that rank is on the server's host,
     or ranks outnumber the cores of its own, nothing is measured: the push in one piece, which is not copied, has been
-    the quickest there (docs/performance.md).
+    the quickest there (docs/evidence/performance.md).
     """
     if config.buckets != "auto":
         return Cut(config, parts, "")

@@ -8,7 +8,7 @@ copied at either end. A long message is cut (buffers.py), chunk i under tag + i;
 before the reply, while the step goes on that makes the rest (eager.py). A worker that may leave k pushes unanswered has
 k + 1 frames, and the server as many headers for it: the one due next is that of a push that was answered, so nobody
 waits for the other to take a message in; models are received beside the one that is computed on. (Designs and figures:
-docs/performance.md.)
+docs/evidence/performance.md.)
 """
 
 from __future__ import annotations
