@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from ps_elastic.config.sections import Duration, Positive, Share, Time
+from ps_elastic.config.sections import Share
 from ps_elastic.config.values import make
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import Range, expect, plain, show
+from ps_elastic.plugins import Duration, Positive, Range, Time, expect, plain, show
 
 Ranks = Annotated[Literal["all"] | int | tuple[int, ...], Range("all, or ranks >= 1")]
 Steps = Annotated[tuple[int, ...], Range("steps >= 0")]

@@ -30,9 +30,9 @@ from ps_elastic.config.sections import (
     Update,
 )
 from ps_elastic.config.sources import NAMED, Source, Tree, gather
-from ps_elastic.config.values import init_types, make
+from ps_elastic.config.values import make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import show
+from ps_elastic.plugins import init_types, show
 
 __all__ = [
     "Checkpoint",

@@ -25,7 +25,7 @@ from ps_elastic.config.sections import (
     Update,
     to_dict,
 )
-from ps_elastic.plugins import Range, expect, plain
+from ps_elastic.plugins import Range, Threads, expect, plain
 
 Buckets = Annotated[Literal["whole", "layer", "auto"] | int, Range("a number of bytes >= 4, or a name")]
 ServerThreads = Annotated[Literal["auto"] | int, Range("a number of threads >= 1, or auto")]
@@ -55,7 +55,7 @@ class Config:
     writing: Literal["lock", "plain"] = "lock"  # plain: workers write at the same time, and some of it is lost
     buckets: Buckets = "whole"  # a number: bytes of a bucket; auto: measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Range("a number of threads >= 1")] = 1  # of each worker
+    threads: Threads = 1  # of each worker
     server_threads: ServerThreads = 1  # auto: what the workers leave of the host
     seed: Annotated[int, Range("a whole number >= 0 and < 2^63")] = 0
 

@@ -5,18 +5,15 @@ Read strictly: an unknown key is refused with the nearest known one, and so is a
 
 from __future__ import annotations
 
-import inspect
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
-from functools import cache
 from pathlib import Path
-from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import Range, settings, show
+from ps_elastic.plugins import check_ranges, init_types, settings, show
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -73,9 +70,7 @@ def _construct(
     refused: set[str] = set()
     while True:
         try:
-            for key, allowed in ranges(cls).items():
-                if not allowed.holds(values[key]):
-                    raise ConfigError(f"got {show(values[key])}, expected {allowed.expected}", key=key)
+            check_ranges(cls, values)
             return cls(**values), values, problems
         except ConfigError as error:
             if error.key in refused:
@@ -88,40 +83,6 @@ def _construct(
         except ValueError as error:
             problems.append(ConfigError(str(error) or f"refused by {cls.__qualname__}"))
             return None, values, problems
-
-
-@cache
-def ranges(cls: type) -> Mapping[str, Range]:
-    """The range of each init field of the dataclass `cls` that states one."""
-    found = {name: next(_ranges_in(hint), None) for name, hint in init_types(cls, annotated=True).items()}
-    return {name: allowed for name, allowed in found.items() if allowed is not None}
-
-
-def _ranges_in(hint: Any) -> Iterator[Range]:
-    yield from (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range))
-    for member in get_args(hint):
-        yield from _ranges_in(member)
-
-
-@cache
-def init_types(cls: type, annotated: bool = False) -> Mapping[str, Any]:
-    """The type of each init field of the dataclass `cls`, from annotations that may be text.
-
-    Each is read by itself: a field that is no setting may name a type imported for the type checker alone.
-    annotated: with what `Annotated` adds to it.
-    """
-    notes = {}
-    for base in reversed(cls.__mro__):
-        for name, note in inspect.get_annotations(base).items():
-            notes[name] = note, vars(sys.modules[base.__module__])
-    types = {}
-    for name in settings(cls):
-        note, scope = notes[name]
-        try:
-            types[name] = get_type_hints(SimpleNamespace(__annotations__={name: note}), scope, None, annotated)[name]
-        except (NameError, AttributeError, SyntaxError) as error:
-            raise ConfigError(f"the type of this setting cannot be read: {note!r}: {error}", key=name) from error
-    return types
 
 
 def convert(value: Any, hint: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ps_elastic.errors import PlatformError
+from ps_elastic.plugins import NotNegative, Whole
 from ps_elastic.tasks.base import seeded, tasks
 from ps_elastic.tasks.classification import Batch, Classification
 
@@ -25,8 +26,8 @@ class Digits(Classification):
     of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
-    batch_size: int = 32
-    heterogeneity: float = 0.0  # 0: every worker alike; larger: more different class mixtures
+    batch_size: Whole = 32
+    heterogeneity: NotNegative = 0.0  # 0: every worker alike; larger: more different class mixtures
 
     def prepare(self) -> None:
         self._images  # noqa: B018  # reads them

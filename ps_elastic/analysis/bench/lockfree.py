@@ -6,9 +6,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, run_phases
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Workers, expect
 
 WARM_UP = 5  # steps of each worker that are not counted
 LR = 0.01
@@ -42,15 +42,14 @@ class LockFree(Benchmark):
 
     sizes: tuple[int, ...] = (300_000, 3_000_000)  # parameters
     steps: tuple[int, ...] = (200, 40)  # of each worker and turn, for each of the sizes
-    workers: int = 2
-    repeats: int = 5  # turns; more: steadier
+    workers: Workers = 2
+    repeats: Turns = 5  # turns; more: steadier
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(len(self.steps) == len(self.sizes), self, "steps", f"{len(self.sizes)} numbers, one for each size")
         expect(all(steps > WARM_UP + 1 for steps in self.steps), self, "steps", f"numbers of steps > {WARM_UP + 1}")
-        expect(self.workers >= 1, self, "workers", "a number of workers >= 1")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
 
     def rows(self) -> Iterator[Row]:
         phases = [phase for turn in range(self.repeats) for phase in self._turn(first=not turn)]

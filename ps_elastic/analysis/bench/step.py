@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, run_phases
 from ps_elastic.plugins import expect
 
@@ -27,14 +27,14 @@ class StepOverhead(Benchmark):
 
     sizes: tuple[int, ...] = (300_000, 3_000_000, 10_000_000)  # parameters
     steps: tuple[int, ...] = (80, 30, 12)  # of each turn, for each of the sizes
-    repeats: int = 5  # turns of each loop; more: steadier
+    repeats: Turns = 5  # turns of each loop; more: steadier
     batch_size: int = 32
     buckets: str | int = "whole"  # of our runs, as in a configuration
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(len(self.steps) == len(self.sizes), self, "steps", f"{len(self.sizes)} numbers, one for each size")
         expect(all(steps >= 2 for steps in self.steps), self, "steps", "numbers of steps >= 2")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
 
     def rows(self) -> Iterator[Row]:
         plan = [

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Quorum
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Push, PushId, Release, Step, Term
 from ps_elastic.policies.ledger import Ledger
@@ -23,11 +23,7 @@ class Consensus(Policy):
 
     units = ("model",)
     keeps_last = True
-    quorum: float = 1.0  # part of the workers, in (0, 1]; smaller: fewer waits, older contributions
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quorum <= 1:
-            raise ConfigError(f"got {self.quorum}, expected 0 < quorum <= 1", key="quorum")
+    quorum: Quorum = 1.0  # part of the workers, in (0, 1]; smaller: fewer waits, older contributions
 
     def declared_bound(self, facts: Facts) -> Bound:
         if self.quorum == 1:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Staleness
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -24,11 +24,7 @@ class DelayBounded(Policy):
     """
 
     adds = True
-    bound: int = 4  # versions; 0 is synchronous, larger: staler, waits less
-
-    def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ConfigError(f"got {self.bound}, expected a number of versions >= 0", key="bound")
+    bound: Staleness = 4  # versions; 0 is synchronous, larger: staler, waits less
 
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(b_shared_memory(self.bound, facts.M), "bound M", every_push=self.bound == 0)

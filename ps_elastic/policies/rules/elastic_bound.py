@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf, sqrt
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import OneOf, expect
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Measure, Push, PushId, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -35,7 +36,7 @@ class ElasticBound(Policy):
     optimizers = ("sgd",)
     uses_reach = bounds_views = True
     bound: float | str = "4M"  # B in gradient units, "2M" in rms norms of a decoded push, or "inf"; larger: staler
-    distance: str = "refreshed"  # or "path", which never measures
+    distance: Annotated[str, OneOf("refreshed or path")] = "refreshed"  # or "path", which never measures
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
     squares: float = field(default=0.0, init=False)  # of the payload norms of all pushes
     pushes: int = field(default=0, init=False)
@@ -43,10 +44,8 @@ class ElasticBound(Policy):
     granted: float = field(default=0.0, init=False)  # B that the last Step was made within
 
     def __post_init__(self) -> None:
-        if not self._number() >= 0:
-            raise ConfigError(f"got {self.bound!r}, expected a number >= 0, a multiple like 2M, or inf", key="bound")
-        if self.distance not in ("refreshed", "path"):
-            raise ConfigError(f"got {self.distance!r}, expected refreshed or path", key="distance")
+        super().__post_init__()
+        expect(self._number() >= 0, self, "bound", "a number >= 0, a multiple like 2M, or inf")
 
     @property
     def needs_views(self) -> bool:  # type: ignore[override]

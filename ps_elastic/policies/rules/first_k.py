@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Workers
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Drop, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -22,11 +22,7 @@ class FirstK(Policy):
     Share: 1 (the source averages what it uses).
     """
 
-    k: int = 2  # gradients per step; larger: fewer drops, longer waits for stragglers
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"got {self.k}, expected a number of workers >= 1", key="k")
+    k: Workers = 2  # gradients per step; larger: fewer drops, longer waits for stragglers
 
     def workers_needed(self) -> int:
         return self.k

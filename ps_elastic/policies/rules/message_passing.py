@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Rounds
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -26,11 +26,7 @@ class MessagePassing(Policy):
     """
 
     pipelines = adds = True
-    delay: int = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger is staler and waits less
-
-    def __post_init__(self) -> None:
-        if self.delay < 1:
-            raise ConfigError(f"got {self.delay}, expected a number of rounds >= 1", key="delay")
+    delay: Rounds = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger is staler and waits less
 
     def longest_pipeline(self) -> int:
         return self.delay - 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Pushes
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Drop, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -24,13 +24,9 @@ class RandomSubset(Policy):
     """
 
     lockstep = True
-    q: int = 2  # pushes per step; p: all of them
+    q: Pushes = 2  # pushes per step; p: all of them
     seed: int = 0
     rounds: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        if self.q < 1:
-            raise ConfigError(f"got {self.q}, expected a number of pushes >= 1", key="q")
 
     def workers_needed(self) -> int:
         return self.q

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Versions
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Drop, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -21,11 +21,7 @@ class Ringmaster(Policy):
     Share: 1.
     """
 
-    delay: int = 4  # R, versions; 1: only fresh gradients, larger: fewer drops, staler
-
-    def __post_init__(self) -> None:
-        if self.delay < 1:
-            raise ConfigError(f"got {self.delay}, expected a number of versions >= 1", key="delay")
+    delay: Versions = 4  # R, versions; 1: only fresh gradients, larger: fewer drops, staler
 
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(b_shared_memory(self.delay - 1, facts.M), "(delay - 1) M", every_push=self.delay == 1)

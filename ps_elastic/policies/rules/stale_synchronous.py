@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Lead
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -23,11 +23,7 @@ class StaleSynchronous(Policy):
     """
 
     adds = True
-    bound: int = 4  # steps; 0 is synchronous in pace, larger is staler and waits less
-
-    def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ConfigError(f"got {self.bound}, expected a number of steps >= 0", key="bound")
+    bound: Lead = 4  # steps; 0 is synchronous in pace, larger is staler and waits less
 
     def declared_bound(self, facts: Facts) -> Bound:
         scale = facts.p / facts.fewest  # the share is that of the workers left

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import NotNegative
 from ps_elastic.policies.base import Policy, policies
 from ps_elastic.policies.events import Action, Push, Release, Step
 from ps_elastic.policies.ledger import Ledger
@@ -25,13 +25,9 @@ class ValueBounded(Policy):
     units = ("gradient",)
     optimizers = ("sgd",)
     bounds_views = True
-    threshold: float = 10.0  # v_0 in gradient units; larger: staler, waits less
+    threshold: NotNegative = 10.0  # v_0 in gradient units; larger: staler, waits less
     falling: bool = True  # false: v_0 at every version
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
-
-    def __post_init__(self) -> None:
-        if not self.threshold >= 0:
-            raise ConfigError(f"got {self.threshold}, expected a number >= 0", key="threshold")
 
     def declared_bound(self, facts: Facts) -> Bound:
         if not facts.plain:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import OneOf, Quorum
 from ps_elastic.policies.base import policies
 from ps_elastic.policies.events import PushId
 from ps_elastic.policies.ledger import Ledger
@@ -26,14 +27,8 @@ class VarianceBounded(ElasticScheduler):
     Share: (received + missing)/p.
     """
 
-    quorum: float = 0.5  # part of the workers, in (0, 1]; 1 is synchronous, smaller: fewer waits, larger discrepancy
-    substitute: str = "own"  # or "mean"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quorum <= 1:
-            raise ConfigError(f"got {self.quorum}, expected 0 < quorum <= 1", key="quorum")
-        if self.substitute not in ("own", "mean"):
-            raise ConfigError(f"got {self.substitute!r}, expected own or mean", key="substitute")
+    quorum: Quorum = 0.5  # part of the workers, in (0, 1]; 1 is synchronous, smaller: fewer waits, larger discrepancy
+    substitute: Annotated[str, OneOf("own or mean")] = "own"  # or "mean"
 
     def declared_bound(self, facts: Facts) -> Bound:
         if facts.momentum:
