@@ -11,20 +11,9 @@ from typing import Annotated, Any, Literal
 
 from ruamel.yaml import YAML
 
+from ps_elastic.config import sections
 from ps_elastic.config.faults import Faults
 from ps_elastic.config.plugin import Plugin
-from ps_elastic.config.sections import (
-    Checkpoint,
-    Compressor,
-    Optimizer,
-    Schedule,
-    Simulation,
-    Survive,
-    Tracker,
-    Train,
-    Update,
-    to_dict,
-)
 from ps_elastic.plugins import Range, Threads, expect, plain
 
 Buckets = Annotated[Literal["whole", "layer", "auto"] | int, Range("a number of bytes >= 4, or a name")]
@@ -38,17 +27,17 @@ class Config:
     name: str  # of the run's folder and job
     task: Plugin  # what is trained
     policy: Plugin  # the rule that says when a push is used and who goes on
-    update: Update
-    compressor: Compressor
+    update: sections.Update
+    compressor: sections.Compressor
     downlink: Plugin  # server to worker
-    optimizer: Optimizer
-    schedule: Schedule
-    train: Train
-    checkpoint: Checkpoint
-    survive: Survive
+    optimizer: sections.Optimizer
+    schedule: sections.Schedule
+    train: sections.Train
+    checkpoint: sections.Checkpoint
+    survive: sections.Survive
     faults: Faults
-    simulation: Simulation
-    tracker: Tracker
+    simulation: sections.Simulation
+    tracker: sections.Tracker
     transport: Literal["auto", "messages", "shared"] = "auto"
     views: Literal["exact", "torn"] = "exact"  # torn: workers of this host read the model while it is written
     writers: Literal["server", "workers"] = "server"  # workers, with torn views: each adds its own updates to the model
@@ -103,4 +92,4 @@ class Config:
 def _plain(value: Any) -> Any:
     if isinstance(value, Plugin | Faults):
         return value.to_dict()
-    return to_dict(value) if hasattr(type(value), "__dataclass_fields__") else plain(value)
+    return sections.to_dict(value) if hasattr(type(value), "__dataclass_fields__") else plain(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -52,6 +52,8 @@ def make(
             problems.append(ConfigError(f"required: {describe_type(types[key])}", key=key))
             continue
         try:
+            value, found = _made(value, types[key])
+            problems += [problem.within(key) for problem in found]
             values[key] = convert(value, types[key])
         except Misfit:
             problems.append(ConfigError(complaint(value, types[key]), key=key))
@@ -83,6 +85,37 @@ def _construct(
         except ValueError as error:
             problems.append(ConfigError(str(error) or f"refused by {cls.__qualname__}"))
             return None, values, problems
+
+
+def make_section(cls: type, written: Any, *like: str) -> tuple[Any, list[ConfigError]]:
+    """Return (the instance of the dataclass `cls` that is written, with defaults for what is not; every problem)."""
+    if isinstance(written, cls):
+        return written, []
+    if written is not None and not isinstance(written, Mapping):
+        text = ", ".join([f"got {show(written)}", "expected a mapping of keys", *like])
+        return cls(), [ConfigError(text)]
+    section, _, problems = make(cls, written or {})
+    return section or cls(), problems
+
+
+def _made(value: Any, hint: Any) -> tuple[Any, list[ConfigError]]:
+    """`value` with the sections made that `hint` asks for: one, or several of which one may be stated by itself."""
+    cls = (*get_args(hint), None)[0]
+    if is_dataclass(hint):
+        return make_section(hint, value)  # type: ignore[arg-type]
+    if not is_dataclass(cls) or isinstance(value, tuple):
+        return value, []
+    alone = isinstance(value, Mapping)
+    if not alone and not isinstance(value, list | None):
+        return [], [ConfigError(f"got {show(value)}, expected a mapping of keys, or a list of them")]
+    sections, problems = [], []
+    for i, entry in enumerate([value] if alone else value or ()):
+        section, found = None, [ConfigError(f"got {show(entry)}, expected a mapping of keys")]
+        if isinstance(entry, Mapping):
+            section, _, found = make(cls, entry)  # type: ignore[arg-type]
+        sections += [section] if section else []
+        problems += found if alone else [problem.within(str(i)) for problem in found]
+    return sections, problems
 
 
 def convert(value: Any, hint: Any) -> Any:
