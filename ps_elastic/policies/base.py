@@ -67,7 +67,11 @@ class Policy(Checked, ABC):
         return ()
 
     def on_leave(self, worker: int, ledger: Ledger) -> Iterable[Action]:
-        """`worker` is gone: try the rule's condition again, since it may be the one awaited."""
+        """`worker` is gone."""
+        return self.try_again(ledger)
+
+    def try_again(self, ledger: Ledger) -> Iterable[Action]:
+        """Act if the rule's condition holds now: it may have waited for a worker that is gone."""
         return ()
 
     def on_ask(self, worker: int, ledger: Ledger) -> Iterable[Action]:

@@ -31,12 +31,9 @@ class Consensus(Policy):
         return no_bound("none: the model is set, not stepped, so that its motion is no multiple of a step size")
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        yield from self._try(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._try(ledger)
-
-    def _try(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         if not ledger.held or len(ledger.held) < self.quorum * len(ledger.workers) - 1e-9:
             return
         newest = self._newest(ledger)

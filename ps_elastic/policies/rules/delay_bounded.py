@@ -30,13 +30,11 @@ class DelayBounded(Policy):
         return Bound(b_shared_memory(self.bound, facts.M), "bound M", every_push=self.bound == 0)
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        yield from self._use_held(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held:
-            yield from self._use_held(ledger)
-
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         oldest = next(iter(ledger.views.values()), None)  # views are in the order sent, which is that of versions
         if oldest is not None and ledger.version + 1 - oldest.version > self.bound:
             return

@@ -70,13 +70,11 @@ class ElasticBound(Policy):
         self.squares += push.payload_norm**2
         self.pushes += 1
         self.measured.pop(push.id, None)
-        yield from self._use_held(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held:
-            yield from self._use_held(ledger)
-
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         count = len(ledger.held)
         share = min(1.0, count / max(1, len(ledger.workers)))
         budget = self.budget()

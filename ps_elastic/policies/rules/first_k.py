@@ -35,12 +35,9 @@ class FirstK(Policy):
             yield Drop(push.id, "late")
             yield Release((push.id.worker,))
         else:
-            yield from self._step(ledger)
+            yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._step(ledger)
-
-    def _step(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         if ledger.held and len(ledger.held) >= min(self.k, len(ledger.workers)):
             yield Step.mean(ledger.held)
             if ledger.waiting:

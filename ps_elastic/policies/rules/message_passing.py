@@ -42,14 +42,11 @@ class MessagePassing(Policy):
         worker = push.id.worker
         yield Step.mean([push.id], share=1 / len(ledger.workers))
         if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
-            yield from self._release(ledger)
+            yield from self.try_again(ledger)
         elif self._may_go_on(worker, ledger):
             yield Release((worker,))
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._release(ledger)
-
-    def _release(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         ready = tuple(worker for worker in ledger.waiting if self._may_go_on(worker, ledger))
         if ready:
             yield Release(ready)

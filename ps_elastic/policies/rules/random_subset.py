@@ -35,14 +35,11 @@ class RandomSubset(Policy):
         return exact()
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        if not ledger.computing:
-            yield from self._end_round(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held and not ledger.computing:
-            yield from self._end_round(ledger)
-
-    def _end_round(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held or ledger.computing:
+            return
         self.rounds += 1
         here = sorted(ledger.held)
         chosen = set(Random(f"{self.seed}:{self.rounds}").sample(here, min(self.q, len(here))))

@@ -33,14 +33,11 @@ class StaleSynchronous(Policy):
         worker = push.id.worker
         yield Step.mean([push.id], share=1 / len(ledger.workers))
         if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
-            yield from self._release(ledger)
+            yield from self.try_again(ledger)
         elif ledger.clock(worker) - ledger.slowest <= self.bound:
             yield Release((worker,))
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._release(ledger)
-
-    def _release(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         ready = tuple(w for w in ledger.waiting if ledger.clock(w) - ledger.slowest <= self.bound)
         if ready:
             yield Release(ready)

@@ -36,13 +36,11 @@ class ValueBounded(Policy):
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         self.norms += push.payload_norm
-        yield from self._use_held(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held:
-            yield from self._use_held(ledger)
-
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         p = max(1, len(ledger.workers))
         oldest = ledger.oldest_view
         if oldest is not None:
