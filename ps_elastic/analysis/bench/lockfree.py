@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
-from ps_elastic.analysis.bench.jobs import Phase, run_phases
+from ps_elastic.analysis.bench.jobs import Phase, run_phases, steps_s
 from ps_elastic.plugins import Workers, expect
 
 WARM_UP = 5  # steps of each worker that are not counted
@@ -60,7 +59,7 @@ class LockFree(Benchmark):
             alone = median(_updates_per_s(turn[2 * i + 1]["steps_s"]) for turn in theirs)
             yield row(f"{size / 1e6:g} M parameters, compute alone", alone, "updates/s", hogwild, "Hogwild")
             for kind, (_, least) in KINDS.items():
-                ours = median(_updates_per_s(map(_steps_s, turn[1:])) for turn in found[f"{kind} {size}"])
+                ours = median(_updates_per_s(map(steps_s, turn[1:])) for turn in found[f"{kind} {size}"])
                 target = f"ratio >= {least}" if least else None
                 yield row(f"{size / 1e6:g} M parameters, {kind}", ours, "updates/s", hogwild, "Hogwild", target)
         reached = [turn[-1]["target_s"] for turn in theirs]
@@ -116,11 +115,6 @@ def _config(task: dict[str, Any], lr: float, train: dict[str, Any], settings: di
         "task": task, "policy": "asynchronous", "views": "torn", "writers": "workers", "optimizer": {"lr": lr},
         "update": {"pipeline": AHEAD}, "train": train, **settings,
     }  # fmt: skip
-
-
-def _steps_s(found: dict[str, Any]) -> list[float]:
-    """Seconds from reply to reply."""
-    return [after - before for before, after in pairwise(found["replies"]["t_s"])]
 
 
 def _updates_per_s(workers: Iterable[Sequence[float]]) -> float:
