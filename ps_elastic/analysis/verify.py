@@ -184,27 +184,16 @@ def _facts(config: Config, runs: Sequence[Played], others: Sequence[Played]) -> 
     counted = [run.measures.facts(run.staleness, config.optimizer, units) for run in runs]
     push, applied = (_sup([getattr(o.measures, name).values for o in others]) for name in ("pushes", "applied"))
     sigma, plain = _sup([[other.sigma] for other in others]), counted[0].plain
-    facts = Facts(
-        p=max(f.p for f in counted),
-        fewest=min(f.fewest for f in counted),
-        M=(push if plain else applied)[0],
-        M_push=push[0],
-        M_applied=applied[0],
-        sigma=sigma[0] if plain else None,
-        tau=max(f.tau for f in counted),
-        shares=max(f.shares for f in counted),
-        owed=max(f.owed for f in counted),
-        lateness=max(f.lateness for f in counted),
-        lost=sum(f.lost for f in counted),
-        momentum=counted[0].momentum,
-        plain=plain,
+    counts: dict[str, Any] = {
+        **{name: max(getattr(f, name) for f in counted) for name in ("p", "tau", "shares", "owed", "lateness")},
+        "fewest": min(f.fewest for f in counted), "lost": sum(f.lost for f in counted), "plain": plain,
+        "momentum": counted[0].momentum,
+    }  # fmt: skip
+    facts, at_most = (
+        Facts(M=m if plain else M, M_push=m, M_applied=M, sigma=s if plain else None, **counts)
+        for m, M, s in zip(push, applied, sigma, strict=True)
     )
-    return facts, facts._replace(
-        M=(push if plain else applied)[1],
-        M_push=push[1],
-        M_applied=applied[1],
-        sigma=sigma[1] if plain else None,
-    )
+    return facts, at_most
 
 
 def _sup(series: Sequence[Sequence[float]]) -> tuple[float, float]:

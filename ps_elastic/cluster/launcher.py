@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,19 @@ def run_ranks(
     if ending.message:
         _tell(ending.message, stderr)
     return ending.exit
+
+
+def run_heard(
+    mpi: Mpi, ranks: int, argv: Sequence[str], folder: Path, *, limit_s: float, **variables: str
+) -> tuple[mpirun.Ended, str]:
+    """Run `argv` on `ranks` ranks of one thread, killed after `limit_s`; return how it ended, and all that it said."""
+    cores, slots = environment.physical_cores(), environment.slurm_slots()
+    command = mpirun_command(mpi, ranks, argv, cores=cores, slots=slots)
+    with open(folder / "output", "w+") as output:
+        around = {**rank_environment(mpi, ranks, 1, output), **variables}
+        ended = mpirun.run(command, around, folder, output, subprocess.STDOUT, limit_s)
+        output.seek(0)
+        return ended, output.read()
 
 
 def rank_environment(mpi: Mpi, ranks: int, threads: int, stdout: IO[Any] | None = None) -> dict[str, str]:

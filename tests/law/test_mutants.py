@@ -81,12 +81,12 @@ BEHAVIOUR: list[Mutant] = [
     ("rules.first_k", "min(self.k, len(ledger.workers))", "self.k"),
     (
         "rules.stale_synchronous",
-        "        yield from self._release(ledger)\n\n    def _release",
-        "        return ()\n\n    def _release",
+        "    def try_again(",
+        "    def on_leave(self, *_: object) -> tuple[()]:\n        return ()\n\n    def try_again(",
     ),
     (
         "rules.stale_synchronous",
-        "            yield from self._release(ledger)\n",
+        "            yield from self.try_again(ledger)\n",
         "            yield Release((worker,))\n",
     ),
 ]

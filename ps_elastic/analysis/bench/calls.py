@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import wide
 from ps_elastic.config.load import load
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Pushes, Range, Workers
 from ps_elastic.records.writer import RunWriter
 from ps_elastic.runtime.build import make_parts, make_server
 from ps_elastic.server.server import Server
@@ -45,14 +45,9 @@ class CallCount(Benchmark):
     name: here each one made is one built-in call. What is done once a batch counts by its share.
     """
 
-    pushes: int = 1024  # of each worker; as many again come before
-    workers: int = 3
-    parameters: int = 16
-
-    def __post_init__(self) -> None:
-        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
-        expect(self.workers >= 1, self, "workers", "a number of workers >= 1")
-        expect(self.parameters >= 1, self, "parameters", "a number of parameters >= 1")
+    pushes: Pushes = 1024  # of each worker; as many again come before
+    workers: Workers = 3
+    parameters: Annotated[int, Range("a number of parameters >= 1")] = 16
 
     def rows(self) -> Iterator[Row]:
         for policy, (frames, calls) in _MOST.items():

@@ -11,10 +11,10 @@ from statistics import median
 from time import process_time
 from typing import Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Several, benchmarks, row
 from ps_elastic.cluster.threads import set_threads
 from ps_elastic.config.load import load
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Rounds
 from ps_elastic.records.writer import RunWriter
 from ps_elastic.runtime.build import make_parts, make_server, make_worker
 from ps_elastic.transport.messages import Message, Reply
@@ -34,13 +34,9 @@ class Tracking(Benchmark):
     them, and the lines. Synchronous views are those of the current version, so that their distance is known to be 0.
     """
 
-    workers: int = 3
+    workers: Several = 3
     batch_size: int = 32
-    rounds: int | None = None  # null: enough for the size of the model
-
-    def __post_init__(self) -> None:
-        expect(self.workers >= 2, self, "workers", "a number of workers >= 2")
-        expect(self.rounds is None or self.rounds >= 1, self, "rounds", "a number of rounds >= 1")
+    rounds: Rounds | None = None  # null: enough for the size of the model
 
     def rows(self) -> Iterator[Row]:
         for parameters, most in _MOST.items():

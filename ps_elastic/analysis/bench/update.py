@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Repeats, Row, benchmarks, row
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.config.sections import Optimizer
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Range, Threads
 from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.store import ParameterStore
@@ -37,14 +37,9 @@ class Update(Benchmark):
     one flat vector; a mean is made by add and div_ in place. On one thread the time is that of the processor.
     """
 
-    parameters: int = 10_000_000
-    repeats: int = 9
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        expect(self.parameters >= 64, self, "parameters", "a number of parameters >= 64")
-        expect(self.repeats >= 1, self, "repeats", "a number of repeats >= 1")
-        expect(self.threads >= 1, self, "threads", "a number of threads >= 1")
+    parameters: Annotated[int, Range("a number of parameters >= 64")] = 10_000_000
+    repeats: Repeats = 9
+    threads: Threads = 1
 
     def rows(self) -> Iterator[Row]:
         threads = torch.get_num_threads()
