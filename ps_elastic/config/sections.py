@@ -44,35 +44,38 @@ Cores = Annotated[int | None, Range("a number of cores >= 1, or null")]
 Interval = Annotated[int | None, Range("a number of samples > 0")]
 
 
+class _Holder:
+    """A section with keys beside those of the plug-in that it holds."""
+
+    plugin: Plugin
+
+    def text(self) -> str:
+        """The one-line form, stating only what differs from the defaults."""
+        common = {field.name: field.default for field in fields(self) if field.name != "plugin"}  # type: ignore[arg-type]
+        changed = {key: value for key, default in common.items() if (value := getattr(self, key)) != default}
+        return f"{self.plugin.text()}{one_line('', changed)}"
+
+
 @dataclass(frozen=True)
-class Update:
+class Update(_Holder):
     """What a worker does between pull and push."""
 
     plugin: Plugin
     accumulate: Batches = 1  # batches whose mean gradient makes one push; larger: fewer, larger pushes
     pipeline: Unanswered = 0  # pushes that may be unanswered while the worker goes on; larger: less waiting, staler
 
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults."""
-        return _text(self)
-
 
 @dataclass(frozen=True)
-class Compressor:
+class Compressor(_Holder):
     """How a gradient travels from worker to server."""
 
     plugin: Plugin
     error_feedback: bool | Literal["auto"] = "auto"  # what was left out is added to the next; auto: where biased
 
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults."""
-        return _text(self)
-
-
-def _text(section: Any) -> str:
-    common = {field.name: field.default for field in fields(section) if field.name != "plugin"}
-    changed = {key: value for key, default in common.items() if (value := getattr(section, key)) != default}
-    return f"{section.plugin.text()}{one_line('', changed)}"
+    @property
+    def feeds_back(self) -> bool:
+        """Whether it is so."""
+        return bool(self.plugin.build().biased if self.error_feedback == "auto" else self.error_feedback)
 
 
 @dataclass(frozen=True)
