@@ -44,8 +44,20 @@ Cores = Annotated[int | None, Range("a number of cores >= 1, or null")]
 Interval = Annotated[int | None, Range("a number of samples > 0")]
 
 
+class _Holder:
+    """A section with keys beside those of the plug-in that it holds."""
+
+    plugin: Plugin
+
+    def text(self) -> str:
+        """The one-line form, stating only what differs from the defaults."""
+        common = {field.name: field.default for field in fields(self) if field.name != "plugin"}  # type: ignore[arg-type]
+        changed = {key: value for key, default in common.items() if (value := getattr(self, key)) != default}
+        return f"{self.plugin.text()}{one_line('', changed)}"
+
+
 @dataclass(frozen=True)
-class Update:
+class Update(_Holder):
     """The worker algorithm, from the model received to the push sent."""
 
     plugin: Plugin
@@ -53,28 +65,19 @@ class Update:
     # pushes without reply with which a worker continues (pipelining); larger: less waiting, staler
     pipeline: Unanswered = 0
 
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults."""
-        return _text(self)
-
 
 @dataclass(frozen=True)
-class Compressor:
+class Compressor(_Holder):
     """The compressor of a gradient on its way from a worker to the server."""
 
     plugin: Plugin
     # add what was left out to the next push. auto: if the compressor is biased
     error_feedback: bool | Literal["auto"] = "auto"
 
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults."""
-        return _text(self)
-
-
-def _text(section: Any) -> str:
-    common = {field.name: field.default for field in fields(section) if field.name != "plugin"}
-    changed = {key: value for key, default in common.items() if (value := getattr(section, key)) != default}
-    return f"{section.plugin.text()}{one_line('', changed)}"
+    @property
+    def feeds_back(self) -> bool:
+        """Whether it is so."""
+        return bool(self.plugin.build().biased if self.error_feedback == "auto" else self.error_feedback)
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,7 @@ BEHAVIOUR: list[Mutant] = [
     ("rules.synchronous", "        if ledger.held and not ledger.computing:\n", "        if False:\n"),
     ("rules.first_k", "            yield Release((push.id.worker,))", "            pass"),
     ("rules.first_k", "min(self.k, len(ledger.workers))", "self.k"),
-    (
-        "rules.stale_synchronous",
-        "    def try_again(",
-        "    def on_leave(self, *_: object) -> tuple[()]:\n        return ()\n\n    def try_again(",
-    ),
+    ("base", "        return self.try_again(ledger)\n", "        return ()\n"),
     (
         "rules.stale_synchronous",
         "            yield from self.try_again(ledger)\n",

@@ -6,10 +6,8 @@ from random import Random
 from typing import Annotated
 
 from ps_elastic.plugins import OneOf, Range
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_shared_memory
 
 
 @policies.register("asgrad")

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.plugins import Quorum
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, PushId, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import Action, Ledger, Policy, Push, PushId, Release, Step, Term, policies
 from ps_elastic.policies.theory import Bound, Facts, exact, no_bound
 
 

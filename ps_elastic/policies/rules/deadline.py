@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from ps_elastic.plugins import Duration, OneOf
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import ZERO, Action, Drop, Push, PushId, Release, Step, Term, Wake
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import ZERO, Action, Drop, Ledger, Policy, Push, PushId, Release, Step, Term, Wake, policies
 from ps_elastic.policies.theory import REPAID, Bound, Facts, b_crash, exact, owed_norm
 
 

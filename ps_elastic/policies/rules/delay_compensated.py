@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.plugins import BelowOne, NotNegative
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, Term, policies
+from ps_elastic.policies.theory import b_shared_memory
 
 
 @policies.register("delay_compensated")

@@ -6,10 +6,8 @@ from math import inf, sqrt
 from typing import Annotated
 
 from ps_elastic.plugins import OneOf, expect
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Measure, Push, PushId, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Measure, Policy, Push, PushId, Release, Step, policies
+from ps_elastic.policies.theory import b_missed_steps
 
 
 @policies.register("elastic_bound")

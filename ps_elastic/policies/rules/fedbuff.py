@@ -6,10 +6,8 @@ from math import sqrt
 from typing import Annotated
 
 from ps_elastic.plugins import Range
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, Term, policies
+from ps_elastic.policies.theory import b_missed_steps
 
 
 @policies.register("fedbuff")

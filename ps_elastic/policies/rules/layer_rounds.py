@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ps_elastic.plugins import Duration
-from ps_elastic.policies.base import Policy
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step, Wake
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, Wake, exact
 
 
 @dataclass

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.plugins import Rounds
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_message_passing, b_reapplied
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_message_passing, b_reapplied
 
 
 @policies.register("message_passing")

@@ -3,11 +3,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ps_elastic.plugins import Beta
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import Push
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import Bound, Facts, Ledger, Push, policies
 from ps_elastic.policies.rules.scheduling import ElasticScheduler
-from ps_elastic.policies.theory import REPAID, Bound, Facts, b_norm_bounded, b_norm_bounded_announced, owed_norm
+from ps_elastic.policies.theory import REPAID, b_norm_bounded, b_norm_bounded_announced, owed_norm
 
 
 @policies.register("norm_bounded")

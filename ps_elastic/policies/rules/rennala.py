@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.plugins import Gradients
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, exact, policies
 
 
 @policies.register("rennala")

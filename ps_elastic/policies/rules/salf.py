@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.plugins import expect
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import Action, Step, Term
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import Action, Ledger, Step, Term, policies
 from ps_elastic.policies.rules.layer_rounds import LayerRounds
 from ps_elastic.policies.theory import p_layer_empty
 

@@ -6,9 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ps_elastic.policies.base import Policy
-from ps_elastic.policies.events import ZERO, Action, Drop, Push, PushId, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import ZERO, Action, Drop, Ledger, Policy, Push, PushId, Release, Step, Term
 
 
 @dataclass

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ps_elastic.plugins import Lead
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_stale_synchronous
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_stale_synchronous
 
 
 @policies.register("stale_synchronous")

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ps_elastic.plugins import NotNegative
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, no_bound
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, no_bound, policies
 
 
 @policies.register("value_bounded")

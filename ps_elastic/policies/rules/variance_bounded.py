@@ -5,11 +5,9 @@ from math import ceil
 from typing import Annotated
 
 from ps_elastic.plugins import OneOf, Quorum
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import PushId
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import Bound, Facts, Ledger, PushId, no_bound, policies
 from ps_elastic.policies.rules.scheduling import ElasticScheduler
-from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, Bound, Facts, b_variance_bounded, no_bound
+from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, b_variance_bounded
 
 
 @policies.register("variance_bounded")
