@@ -42,6 +42,7 @@ def test_every_page_is_as_the_code_has_it(pages: ModuleType) -> None:
 def test_a_reference_page_has_its_parts_in_short_sentences(page: str, kinds: set[str]) -> None:
     text = (REFERENCE / f"{page}.md").read_text()
     assert set(re.findall(r"<!-- generated: (\w+) -->", text)) == kinds
+    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")] == []
     mean, long = measure(text)
     assert mean <= MEAN and long == [], f"sentences of {mean:.1f} words, {long} of more than {LONGEST}"
 
