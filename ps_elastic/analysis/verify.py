@@ -67,7 +67,7 @@ def verify(config: Config, workers: int, seeds: int) -> Verdict:
         conditions=conditions,
     )
     reasons = [f"not so: {name}" for name, holds in conditions.items() if holds is False]
-    if _feeds_back(config):
+    if config.compressor.feeds_back:
         reasons.append("with error feedback D is to the server's model, and the residuals are beside it")
     if reasons:
         return replace(said, verdict="not applicable", reason="; ".join(reasons))
@@ -211,11 +211,6 @@ def _conditions(config: Config, bound: Bound) -> dict[str, bool | None]:
         EQUAL_DATA: None if heterogeneity is None else heterogeneity == 0,
     }
     return {name: name not in bound.broken and known.get(name, True) for name in bound.conditions}
-
-
-def _feeds_back(config: Config) -> bool:
-    feedback = config.compressor.error_feedback
-    return bool(config.compressor.plugin.build().biased if feedback == "auto" else feedback)
 
 
 def _judge(low: float, high: float, value: float, loosest: float) -> str:

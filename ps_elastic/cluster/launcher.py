@@ -58,25 +58,16 @@ def mpi_environment(mpi: Mpi) -> dict[str, str]:
 
 
 def run_job(
-    config: str,
-    ranks: int,
-    overrides: Sequence[str],
-    run_dir: Path,
-    *,
-    check: bool = False,
-    stdout: IO[Any] | None = None,
-    stderr: IO[Any] | None = None,
+    config: str, ranks: int, overrides: Sequence[str], run_dir: Path, *, check: bool = False, **streams: IO[Any] | None
 ) -> int:
     """Train `config` on `ranks` ranks (rank 0 serves) and return the run's exit code; its folder tells the rest.
 
-    stdout, stderr: where the ranks write, open files; ours by default. Raises ConfigError or PlatformError before
-    anything is started. Call it from the main thread; Ctrl-C and SIGTERM end the run, which then returns 130.
+    streams: stdout, stderr, open files where the ranks write; ours by default. Raises ConfigError or PlatformError
+    before anything is started. Call it from the main thread; Ctrl-C and SIGTERM end the run, which then returns 130.
     """
     settings = load(config, overrides, plugins=False)
-    threads = settings.most_threads
-    return run_ranks(
-        train_command(config, overrides, run_dir, check), ranks, run_dir, threads, stdout=stdout, stderr=stderr
-    )
+    argv = train_command(config, overrides, run_dir, check)
+    return run_ranks(argv, ranks, run_dir, settings.most_threads, **streams)
 
 
 def run_ranks(

@@ -10,14 +10,11 @@ import torch
 from torch import nn
 
 from ps_elastic.analysis.bench.base import Benchmark, Repeats, Row, benchmarks, row
-from ps_elastic.compressors.identity import Identity
-from ps_elastic.config.sections import Optimizer
+from ps_elastic.analysis.bench.update import store_of
 from ps_elastic.plugins import Range
 from ps_elastic.policies.events import PushId, Step, Term
-from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport.messages import PushMessage
-from ps_elastic.vectors.layout import Layout
 
 _TENSOR = 1 << 18  # floats of each tensor of the model
 
@@ -97,8 +94,4 @@ class Rounds:
 def _store(size: int, bucket_bytes: int) -> ParameterStore:
     lengths = [min(_TENSOR, size - start) for start in range(0, size, _TENSOR)]
     model = nn.ParameterList([nn.Parameter(torch.randn(length)) for length in lengths])
-    layout = Layout(model, bucket_bytes)
-    x = layout.empty()
-    layout.attach(model, x)
-    optimizer = FlatOptimizer(Optimizer(name="sgd", lr=1e-4, momentum=0.9), layout, x)
-    return ParameterStore(layout, x, optimizer, [Identity() for _ in layout.buckets], keeps_versions=False)
+    return store_of(model, {"name": "sgd", "lr": 1e-4, "momentum": 0.9}, bucket_bytes, keeps_versions=False)

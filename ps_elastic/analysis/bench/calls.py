@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -63,18 +63,14 @@ class CallCount(Benchmark):
             wide(self.parameters, self.workers, 1 << 40, policy=policy, optimizer={"lr": 1e-3, "momentum": 0.9})
         )
         parts = make_parts(config, self.workers)
-        folder = Path(tempfile.mkdtemp(prefix="ps-elastic-bench-"))
-        record = RunWriter(folder, 0)
-        log = record.events().write
-        server, evaluator = make_server(config, parts, self.workers, record.tracker, log, background=False)
-        try:
-            rounds = _Rounds(server, parts.layout.size, self.workers)
-            rounds.go(self.pushes)
-            return rounds.counted(self.pushes)
-        finally:
-            evaluator.close()
-            record.close()
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="ps-elastic-bench-") as folder:
+            record = RunWriter(Path(folder), 0)
+            log = record.events().write
+            server, evaluator = make_server(config, parts, self.workers, record.tracker, log, background=False)
+            with closing(record), closing(evaluator):
+                rounds = _Rounds(server, parts.layout.size, self.workers)
+                rounds.go(self.pushes)
+                return rounds.counted(self.pushes)
 
 
 class _Rounds:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,11 +40,8 @@ class Tracking(Benchmark):
     def rows(self) -> Iterator[Row]:
         for parameters, most in _MOST.items():
             for policy, target in (("asynchronous", most), ("synchronous", 0.01)):
-                folder = Path(tempfile.mkdtemp(prefix="ps-elastic-bench-"))
-                try:
-                    ours, step = self._compare(parameters, policy, folder)
-                finally:
-                    shutil.rmtree(folder)
+                with tempfile.TemporaryDirectory(prefix="ps-elastic-bench-") as folder:
+                    ours, step = self._compare(parameters, policy, Path(folder))
                 case = f"{policy}, {parameters / 1e6:g} M parameters"
                 yield row(case, 1e3 * ours, "ms/push", 1e3 * step, "a step without it", f"ratio <= {target}")
 
@@ -75,11 +71,7 @@ class _Run:
 
     def __init__(self, parameters: int, policy: str, mode: str, workers: int, batch_size: int, folder: Path) -> None:
         tree: dict[str, Any] = {
-            "task": {
-                "name": _TASK,
-                "parameters": parameters,
-                "batch_size": batch_size,
-            },
+            "task": {"name": _TASK, "parameters": parameters, "batch_size": batch_size},
             "policy": policy,
             "optimizer": {"lr": 1e-3, "momentum": 0.9},
             "train": {"samples": 1 << 40},

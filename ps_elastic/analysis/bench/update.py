@@ -103,13 +103,19 @@ def _ours(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[
 
 def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = True) -> ParameterStore:
     """A server's store for a model of one random tensor; unmeasured: it does not tell how far the model moved."""
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.randn(parameters, generator=torch.Generator().manual_seed(0)))
-    layout = Layout(model)
+    model = nn.ParameterList([torch.randn(parameters, generator=torch.Generator().manual_seed(0))])
+    return store_of(model, settings, measures=measured)
+
+
+def store_of(
+    model: nn.Module, settings: dict[str, Any], buckets: str | int = "whole", *, measures: bool = True, **how: Any
+) -> ParameterStore:
+    """A server's store for `model`, with the optimizer of these settings. how: see `ParameterStore`."""
+    layout = Layout(model, buckets)
     x = layout.empty()
     layout.attach(model, x)
-    made = FlatOptimizer(Optimizer(**settings), layout, x, measures=measured)
-    return ParameterStore(layout, x, made, [Identity()])
+    optimizer = FlatOptimizer(Optimizer(**settings), layout, x, measures=measures)
+    return ParameterStore(layout, x, optimizer, [Identity() for _ in layout.buckets], **how)
 
 
 def _torch(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[], object]:
