@@ -56,13 +56,8 @@ def _read(
     return config, [written.blame(problem) for problem in problems]
 
 
-PLUGINS = {  # section -> the kind of its plug-in
-    "task": "task",
-    "policy": "policy",
-    "update": "update",
-    "compressor": "compressor",
-    "downlink": "compressor",
-}
+# section -> the kind of its plug-in
+PLUGINS = {**{kind: kind for kind in ("task", "policy", "update", "compressor")}, "downlink": "compressor"}
 HOLDERS: dict[str, type] = {"update": Update, "compressor": Compressor}  # sections with keys beside the plug-in's
 _PLAIN: dict[str, Any] = {
     key: cls for key, cls in init_types(Config).items() if is_dataclass(cls) and key not in (*PLUGINS, "faults")

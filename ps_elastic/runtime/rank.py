@@ -56,9 +56,9 @@ def _prepare(comm: MPI.Comm, source: Source, overrides: Sequence[str], run_dir: 
     early = agree(comm, lambda: None if local_rank() else make_parts(config, workers))
     parts = agree(comm, lambda: early or make_parts(config, workers))
     compare(comm, "the model's layout", parts.layout.digest)
-    cut = settle_buckets(comm, config, parts)
+    config, parts, said = settle_buckets(comm, config, parts)
     folder = agree(comm, lambda: "" if rank else str(new_run_dir(config.name, run_dir).absolute()))
-    return RankSetup(cut.config, cut.parts, threads, cut.text, Path(broadcast(comm, folder, 0)))
+    return RankSetup(config, parts, threads, said, Path(broadcast(comm, folder, 0)))
 
 
 def _join(comm: MPI.Comm, setting: RankSetup) -> Links:

@@ -206,18 +206,9 @@ def adam(decays: bool, decoupled: bool, divides: bool, measures: bool = True) ->
 
     @njit(f"{_NUMBER}({_VECTOR}, {_VECTOR}, {_VECTOR}, {_VECTOR}, {numbers})", **_OPTIONS)
     def kernel(
-        x: np.ndarray,
-        m: np.ndarray,
-        v: np.ndarray,
-        g: np.ndarray,
-        length: float,
-        root: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        decay: float,
-        divisor: float,
-    ) -> float:
+        x: np.ndarray, m: np.ndarray, v: np.ndarray, g: np.ndarray, length: float, root: float, beta1: float,
+        beta2: float, eps: float, decay: float, divisor: float,
+    ) -> float:  # fmt: skip
         step, divided, least = -np.float32(length), np.float32(root), np.float32(eps)
         w1, b2, w2 = np.float32(1 - beta1), np.float32(beta2), np.float32(1 - beta2)
         lam, share = np.float32(decay), np.float32(divisor)
