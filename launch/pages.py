@@ -27,9 +27,8 @@ from ps_elastic.config.load import HOLDERS, PLUGINS
 from ps_elastic.config.plugin import registry
 from ps_elastic.config.schema import Config
 from ps_elastic.config.sources import NAMED
-from ps_elastic.config.values import init_types
 from ps_elastic.errors import EXIT_CODES
-from ps_elastic.plugins import plain, summary
+from ps_elastic.plugins import init_types, plain, summary
 from ps_elastic.records.fields import ACTIONS, FILES, Field, File
 
 ROOT = Path(__file__).resolve().parents[1]

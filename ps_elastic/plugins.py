@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import operator
 import os
 import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from types import SimpleNamespace
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from ps_elastic.errors import ConfigError, unknown
 
@@ -181,14 +184,15 @@ def plain(value: Any) -> Any:
 class Range:
     """The numbers that a setting may be: `Annotated[float, Range("a number > 0 and <= 1")]`.
 
-    The words are what a value outside is refused with, and `>`, `>=`, `<`, `<=` or `from A to B` in them is the check.
-    Of a list every number is checked; text and null are none.
+    The words are what a value outside is refused with, and `>`, `>=`, `<`, `<=`, `A < name` or `from A to B` in them is
+    the check. Of a list every number is checked, and that there is one where there is to be `at least one`; text and
+    null are none.
     """
 
     def __init__(self, expected: str) -> None:
         self.expected = expected
-        both = re.sub(r"\bfrom (\S+) to (\S+)", r">= \1 <= \2", expected)
-        found = re.findall(r"(>=|<=|>|<) (-?\d+(?:\.\d+)?)(?:\^(\d+))?", both)
+        text = re.sub(r"\bfrom (\S+) to (\S+)", r">= \1 <= \2", re.sub(r"(\S+) < (?=[a-z])", r"> \1 of ", expected))
+        found = re.findall(r"(>=|<=|>|<) (-?\d+(?:\.\d+)?)(?:\^(\d+))?", text)
         self.bounds = {
             sign: (float(number) if "." in number else int(number)) ** int(power or 1) for sign, number, power in found
         }
@@ -198,9 +202,19 @@ class Range:
     def holds(self, value: Any) -> bool:
         """Whether every number in `value` is within."""
         if isinstance(value, (list, tuple)):
-            return all(map(self.holds, value))
+            return all(map(self.holds, value)) and (bool(value) or "at least one" not in self.expected)
         numbers = isinstance(value, (int, float))
         return not numbers or all(_HOLDS[sign](value, bound) for sign, bound in self.bounds.items())
+
+
+class OneOf(Range):
+    """The words that a setting may be: `Annotated[str, OneOf("pure, random or shuffled")]`."""
+
+    def __init__(self, expected: str) -> None:
+        self.expected, self.bounds, self.words = expected, {}, re.split(", | or ", expected)
+
+    def holds(self, value: Any) -> bool:
+        return value in self.words
 
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
@@ -208,7 +222,78 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
 }  # fmt: skip
 
 
+@cache
+def init_types(cls: type, annotated: bool = False) -> Mapping[str, Any]:
+    """The type of each init field of the dataclass `cls`, from annotations that may be text.
+
+    Each is read by itself: a field that is no setting may name a type imported for the type checker alone.
+    annotated: with what `Annotated` adds to it.
+    """
+    notes = {}
+    for base in reversed(cls.__mro__):
+        for name, note in inspect.get_annotations(base).items():
+            notes[name] = note, vars(sys.modules[base.__module__])
+    types = {}
+    for name in settings(cls):
+        note, scope = notes[name]
+        try:
+            types[name] = get_type_hints(SimpleNamespace(__annotations__={name: note}), scope, None, annotated)[name]
+        except (NameError, AttributeError, SyntaxError) as error:
+            raise ConfigError(f"the type of this setting cannot be read: {note!r}: {error}", key=name) from error
+    return types
+
+
+@cache
+def ranges(cls: type) -> Mapping[str, Range]:
+    """The range of each init field of the dataclass `cls` that states one."""
+    found = {name: next(_ranges_in(hint), None) for name, hint in init_types(cls, annotated=True).items()}
+    return {name: allowed for name, allowed in found.items() if allowed is not None}
+
+
+def _ranges_in(hint: Any) -> Iterator[Range]:
+    yield from (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range))
+    for member in get_args(hint):
+        yield from _ranges_in(member)
+
+
+def check_ranges(cls: type, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first of the values that is not within the range that `cls` states for it."""
+    for key, allowed in ranges(cls).items():
+        if not allowed.holds(values[key]):
+            raise ConfigError(f"got {show(values[key])}, expected {allowed.expected}", key=key)
+
+
+class Checked:
+    """A dataclass with ranges: what is made otherwise than from a configuration is within them too."""
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
+
+
 def expect(ok: bool, section: Any, key: str, expected: str) -> None:
     """Refuse `section`'s value of `key` unless `ok`: `got -1, expected a number > 0`."""
     if not ok:
         raise ConfigError(f"got {show(getattr(section, key))}, expected {expected}", key=key)
+
+
+# Ranges of settings, in the words that another value is refused with
+Positive = Annotated[float, Range("a number > 0")]
+NotNegative = Annotated[float, Range("a number >= 0")]
+BelowOne = Annotated[float, Range("a number >= 0 and < 1")]
+UpToOne = Annotated[float, Range("a number > 0 and <= 1")]
+Quorum = Annotated[float, Range("0 < quorum <= 1")]
+Beta = Annotated[float, Range("0 < beta <= 1")]
+Decay = Annotated[float | None, Range("a number >= 0 and < 1, or null")]
+Ratio = Annotated[float, Range("0 < ratio <= 1")]
+Duration = Annotated[float, Range("a number of seconds > 0")]
+Time = Annotated[float, Range("a number of seconds >= 0")]
+Whole = Annotated[int, Range("a whole number >= 1")]
+Gradients = Annotated[int, Range("a number of gradients >= 1")]
+Pushes = Annotated[int, Range("a number of pushes >= 1")]
+Rounds = Annotated[int, Range("a number of rounds >= 1")]
+Steps = Annotated[int, Range("a number of steps >= 1")]
+Threads = Annotated[int, Range("a number of threads >= 1")]
+Versions = Annotated[int, Range("a number of versions >= 1")]
+Workers = Annotated[int, Range("a number of workers >= 1")]
+Lead = Annotated[int, Range("a number of steps >= 0")]
+Staleness = Annotated[int, Range("a number of versions >= 0")]

@@ -28,7 +28,9 @@ class ExactStep(ElasticBound):
     def watch(self, server: Server) -> None:
         self._server = server
 
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         share, budget = min(1.0, len(ledger.held) / max(1, len(ledger.workers))), self.budget()
         step = Step.mean(ledger.held, share)
         if ledger.computing and not self._bounded(ledger, share, budget) and self._farthest(ledger, step) >= budget:

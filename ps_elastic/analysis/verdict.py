@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -29,6 +29,3 @@ class Verdict:
     figures: dict[str, Any] | None = None  # the Facts
     seeds: int = 0
     pushes: int = 0  # of each run
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -67,7 +67,7 @@ def verify(config: Config, workers: int, seeds: int) -> Verdict:
         conditions=conditions,
     )
     reasons = [f"not so: {name}" for name, holds in conditions.items() if holds is False]
-    if _feeds_back(config):
+    if config.compressor.feeds_back:
         reasons.append("with error feedback D is to the server's model, and the residuals are beside it")
     if reasons:
         return replace(said, verdict="not applicable", reason="; ".join(reasons))
@@ -184,27 +184,16 @@ def _facts(config: Config, runs: Sequence[Played], others: Sequence[Played]) -> 
     counted = [run.measures.facts(run.staleness, config.optimizer, units) for run in runs]
     push, applied = (_sup([getattr(o.measures, name).values for o in others]) for name in ("pushes", "applied"))
     sigma, plain = _sup([[other.sigma] for other in others]), counted[0].plain
-    facts = Facts(
-        p=max(f.p for f in counted),
-        fewest=min(f.fewest for f in counted),
-        M=(push if plain else applied)[0],
-        M_push=push[0],
-        M_applied=applied[0],
-        sigma=sigma[0] if plain else None,
-        tau=max(f.tau for f in counted),
-        shares=max(f.shares for f in counted),
-        owed=max(f.owed for f in counted),
-        lateness=max(f.lateness for f in counted),
-        lost=sum(f.lost for f in counted),
-        momentum=counted[0].momentum,
-        plain=plain,
+    counts: dict[str, Any] = {
+        **{name: max(getattr(f, name) for f in counted) for name in ("p", "tau", "shares", "owed", "lateness")},
+        "fewest": min(f.fewest for f in counted), "lost": sum(f.lost for f in counted), "plain": plain,
+        "momentum": counted[0].momentum,
+    }  # fmt: skip
+    facts, at_most = (
+        Facts(M=m if plain else M, M_push=m, M_applied=M, sigma=s if plain else None, **counts)
+        for m, M, s in zip(push, applied, sigma, strict=True)
     )
-    return facts, facts._replace(
-        M=(push if plain else applied)[1],
-        M_push=push[1],
-        M_applied=applied[1],
-        sigma=sigma[1] if plain else None,
-    )
+    return facts, at_most
 
 
 def _sup(series: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -222,11 +211,6 @@ def _conditions(config: Config, bound: Bound) -> dict[str, bool | None]:
         EQUAL_DATA: None if heterogeneity is None else heterogeneity == 0,
     }
     return {name: name not in bound.broken and known.get(name, True) for name in bound.conditions}
-
-
-def _feeds_back(config: Config) -> bool:
-    feedback = config.compressor.error_feedback
-    return bool(config.compressor.plugin.build().biased if feedback == "auto" else feedback)
 
 
 def _judge(low: float, high: float, value: float, loosest: float) -> str:

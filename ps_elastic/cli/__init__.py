@@ -18,34 +18,26 @@ from ps_elastic import __version__
 from ps_elastic.errors import INTERRUPTED, OK, PsElasticError, unknown
 
 package = sys.modules[__name__]  # that commands are files of
-# What `--help` says of each: a short help as it stands, or the first sentence of its help, cut where that is too long.
-STAND_INS = (
-    click.Command("bench", short_help="Measure, beside a baseline."),
-    click.Command(
-        "compare", help="Run CONFIG under each policy, compressor and seed, one after another, and print one table."
-    ),
-    click.Command("config", help="Show or validate a configuration file, or describe all that it may hold."),
-    click.Command(
-        "doctor",
-        help="Look at MPI, launcher, cores, shared memory and SLURM; "
-        "exit 3 if something would keep a job from running.",
-    ),
-    click.Command("launch", help="Train CONFIG on one server and RANKS - 1 workers."),
-    click.Command(
-        "list",
-        help="List all of a KIND (policies, compressors, tasks, updates, benchmarks) with settings and defaults.",
-    ),
-    click.Command(
-        "replay",
-        short_help="Check a recorded run against its policy, train it again bit for bit, or ask another policy.",
-    ),
-    click.Command("simulate", short_help="Run in simulated time, with as many workers as you like."),
-    click.Command(
-        "submit", help="Submit the training of CONFIG to SLURM: one server and NODES x TASKS_PER_NODE - 1 workers."
-    ),
-    click.Command("train", short_help="Train under mpirun (this process is one rank), or in one process."),
-    click.Command("verify", short_help="Compare policies with their own bounds, over many seeds."),
-)
+# What `--help` says of each: the first sentence of its help, cut where that is too long, or a short help as it stands.
+_HELP = {
+    "compare": "Run CONFIG under each policy, compressor and seed, one after another, and print one table.",
+    "config": "Show or validate a configuration file, or describe all that it may hold.",
+    "doctor": "Look at MPI, launcher, cores, shared memory and SLURM; "
+    "exit 3 if something would keep a job from running.",
+    "launch": "Train CONFIG on one server and RANKS - 1 workers.",
+    "list": "List all of a KIND (policies, compressors, tasks, updates, benchmarks) with settings and defaults.",
+    "submit": "Submit the training of CONFIG to SLURM: one server and NODES x TASKS_PER_NODE - 1 workers.",
+}
+_SHORT = {
+    "bench": "Measure, beside a baseline.",
+    "replay": "Check a recorded run against its policy, train it again bit for bit, or ask another policy.",
+    "simulate": "Run in simulated time, with as many workers as you like.",
+    "train": "Train under mpirun (this process is one rank), or in one process.",
+    "verify": "Compare policies with their own bounds, over many seeds.",
+}
+STAND_INS = [
+    click.Command(name, help=_HELP.get(name), short_help=_SHORT.get(name)) for name in sorted([*_HELP, *_SHORT])
+]
 
 
 class _Commands(click.Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -25,18 +26,9 @@ from ps_elastic.records.run_dir import new_run_dir, run_dir_for
 @click.option("--dry-run", is_flag=True, help="Print the batch script; make and submit nothing.")
 @_options.as_json
 def command(
-    config: str,
-    overrides: tuple[str, ...],
-    nodes: int,
-    tasks_per_node: int,
-    time: str,
-    partition: str | None,
-    account: str | None,
-    run_dir: str | None,
-    template: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+    config: str, overrides: tuple[str, ...], run_dir: str | None, template: str | None, dry_run: bool, as_json: bool,
+    **asked: Any,
+) -> None:  # fmt: skip
     """Submit the training of CONFIG to SLURM: one server and NODES x TASKS_PER_NODE - 1 workers.
 
     The job ends with the exit code of the run. Shortly before the time limit SLURM asks the run to stop.
@@ -47,18 +39,9 @@ def command(
     if note := no_gpu(settings):
         click.echo(f"ps-elastic: {note}: ask SLURM for it in a --template, as by #SBATCH --gres=gpu:1", err=True)
     job = slurm.SlurmJob(
-        name=settings.name,
-        config=str(slurm.absolute(config)),
-        overrides=overrides,
-        run_dir=run_dir_for(settings.name, run_dir),
-        chdir=slurm.absolute("."),
-        nodes=nodes,
-        tasks_per_node=tasks_per_node,
-        time=time,
-        threads=settings.most_threads,
-        partition=partition,
-        account=account,
-    )
+        settings.name, str(slurm.absolute(config)), overrides, run_dir_for(settings.name, run_dir), slurm.absolute("."),
+        threads=settings.most_threads, **asked,
+    )  # fmt: skip
     text = slurm.sbatch_text(job, find_mpi(), slurm.read_template(template))
     if dry_run:
         document: dict[str, object] = {"job_id": None, "run_dir": str(job.run_dir), "script": None, "text": text}

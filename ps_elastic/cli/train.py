@@ -12,13 +12,7 @@ from ps_elastic.runtime.train import train
 @click.option("--workers", type=int, help="Workers, with --in-process.")
 @_options.ending
 def command(
-    config: str,
-    overrides: tuple[str, ...],
-    in_process: bool,
-    workers: int | None,
-    run_dir: str | None,
-    check: bool,
-    as_json: bool,
+    config: str, overrides: tuple[str, ...], in_process: bool, workers: int | None, run_dir: str | None, **how: bool
 ) -> int:
     """Train CONFIG: `mpirun -n 4 ps-elastic train CONFIG policy=stale_synchronous policy.bound=4`.
 
@@ -27,4 +21,4 @@ def command(
     if in_process != (workers is not None):
         raise click.UsageError("--in-process and --workers N go together")
     summary = train(config, overrides, workers=workers, run_dir=run_dir, quiet=False)
-    return 0 if summary is None else _options.end(summary, check=check, as_json=as_json)
+    return 0 if summary is None else _options.end(summary, **how)

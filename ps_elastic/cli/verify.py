@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def command(
     exceeded = [verdict.policy for verdict in verdicts if verdict.verdict == "exceeded"]
     code = CHECK_FAILED if exceeded else OK
     if as_json:
-        rows = [verdict.as_dict() for verdict in verdicts]
+        rows = [asdict(verdict) for verdict in verdicts]
         click.echo(json.dumps({"workers": workers, "seeds": seeds, "rows": rows, "exceeded": exceeded, "exit": code}))
     else:
         out = Console()
@@ -83,7 +84,7 @@ def kept(folder: str | None, asked: dict[str, Any], verify: Callable[[], Verdict
     if not path.exists():
         verdict = verify()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"asked": asked, "verdict": verdict.as_dict()}, indent=1) + "\n")
+        path.write_text(json.dumps({"asked": asked, "verdict": asdict(verdict)}, indent=1) + "\n")
         return verdict
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

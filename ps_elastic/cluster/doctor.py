@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ps_elastic.cluster import environment, leftovers, mpirun
+from ps_elastic.cluster import environment, leftovers
 from ps_elastic.cluster.environment import Mpi
-from ps_elastic.cluster.launcher import by_hand, mpirun_command, rank_environment
+from ps_elastic.cluster.launcher import by_hand, run_heard
 from ps_elastic.cluster.leftovers import SHM, forsaken_segments, unmapped
 from ps_elastic.errors import Interrupted, PlatformError
 from ps_elastic.transport.waking import find_futex
@@ -126,13 +126,8 @@ def library(mpi: Mpi, seen: dict[str, Any]) -> Finding:
 def ping(mpi: Mpi) -> dict[str, Any]:
     """Run `transport.ping` on two ranks and return what it printed. Raises PlatformError with the last lines."""
     program = [sys.executable, "-m", "ps_elastic.transport.ping"]
-    command = mpirun_command(mpi, 2, program, cores=environment.physical_cores(), slots=environment.slurm_slots())
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "output"), "w+") as output:
-        ended = mpirun.run(
-            command, rank_environment(mpi, 2, 1, output), Path(folder), output, subprocess.STDOUT, limit_s=PING_LIMIT_S
-        )
-        output.seek(0)
-        said = output.read()
+    with tempfile.TemporaryDirectory() as folder:
+        ended, said = run_heard(mpi, 2, program, Path(folder), limit_s=PING_LIMIT_S)
     if ended.interrupted:
         raise Interrupted("interrupted while two ranks were talking")
     lines = [line for line in said.splitlines() if line.startswith("{")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,25 +65,16 @@ def mpi_environment(mpi: Mpi) -> dict[str, str]:
 
 
 def run_job(
-    config: str,
-    ranks: int,
-    overrides: Sequence[str],
-    run_dir: Path,
-    *,
-    check: bool = False,
-    stdout: IO[Any] | None = None,
-    stderr: IO[Any] | None = None,
+    config: str, ranks: int, overrides: Sequence[str], run_dir: Path, *, check: bool = False, **streams: IO[Any] | None
 ) -> int:
     """Train `config` on `ranks` ranks (rank 0 serves) and return the run's exit code; its folder tells the rest.
 
-    stdout, stderr: where the ranks write, open files; ours by default. Raises ConfigError or PlatformError before
-    anything is started. Call it from the main thread; Ctrl-C and SIGTERM end the run, which then returns 130.
+    streams: stdout, stderr, open files where the ranks write; ours by default. Raises ConfigError or PlatformError
+    before anything is started. Call it from the main thread; Ctrl-C and SIGTERM end the run, which then returns 130.
     """
     settings = load(config, overrides, plugins=False)
-    threads = settings.most_threads
-    return run_ranks(
-        train_command(config, overrides, run_dir, check), ranks, run_dir, threads, stdout=stdout, stderr=stderr
-    )
+    argv = train_command(config, overrides, run_dir, check)
+    return run_ranks(argv, ranks, run_dir, settings.most_threads, **streams)
 
 
 def run_ranks(
@@ -106,6 +98,19 @@ def run_ranks(
     if ending.message:
         _tell(ending.message, stderr)
     return ending.exit
+
+
+def run_heard(
+    mpi: Mpi, ranks: int, argv: Sequence[str], folder: Path, *, limit_s: float, **variables: str
+) -> tuple[mpirun.Ended, str]:
+    """Run `argv` on `ranks` ranks of one thread, killed after `limit_s`; return how it ended, and all that it said."""
+    cores, slots = environment.physical_cores(), environment.slurm_slots()
+    command = mpirun_command(mpi, ranks, argv, cores=cores, slots=slots)
+    with open(folder / "output", "w+") as output:
+        around = {**rank_environment(mpi, ranks, 1, output), **variables}
+        ended = mpirun.run(command, around, folder, output, subprocess.STDOUT, limit_s)
+        output.seek(0)
+        return ended, output.read()
 
 
 def rank_environment(mpi: Mpi, ranks: int, threads: int, stdout: IO[Any] | None = None) -> dict[str, str]:

@@ -167,11 +167,7 @@ def sweep(mark: str, patience_s: float, segments: set[Path]) -> list[int]:
 @contextmanager
 def handling(stopping: Stopping) -> Iterator[None]:
     """Send SIGINT, SIGTERM and SIGUSR1 to `stopping` while the block runs."""
-    ours = {
-        signal.SIGINT: stopping.request,
-        signal.SIGTERM: stopping.request,
-        signal.SIGUSR1: stopping.checkpoint,
-    }
+    ours = {signal.SIGINT: stopping.request, signal.SIGTERM: stopping.request, signal.SIGUSR1: stopping.checkpoint}
     before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     try:
         yield

@@ -75,18 +75,13 @@ def seconds(time: str) -> int:
 
 def sbatch_text(job: SlurmJob, mpi: Mpi, template: str) -> str:
     """The batch script: `template` with the job's values in the place of its @{names}, quoted for the shell."""
+    names = ("name", "nodes", "tasks_per_node", "time", "chdir", "run_dir", "python")
     quoted = {
-        "name": job.name,
-        "nodes": str(job.nodes),
-        "tasks_per_node": str(job.tasks_per_node),
+        **{name: str(getattr(job, name)) for name in names},
         "cpus_per_task": str(job.threads),
-        "time": job.time,
         # A short job would hear it at its start: SLURM may be up to a minute early.
         "notice_s": str(min(NOTICE_S, seconds(job.time) // 5)),
-        "chdir": str(job.chdir),
         "output": str(job.run_dir).replace("%", "%%") + "/slurm-%j.out",
-        "run_dir": str(job.run_dir),
-        "python": job.python,
     }
     lines = {
         "options": "\n".join(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from ps_elastic.plugins import Registry
+from ps_elastic.plugins import Checked, Registry
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Payload = tuple["Tensor", ...]
 
 
-class Compressor(ABC):
+class Compressor(Checked, ABC):
     """A dataclass whose init fields are its YAML keys. There is one working copy per bucket and side (worker, server),
     so that a method may keep state (a warm-started basis, a running scale) in plain attributes.
 

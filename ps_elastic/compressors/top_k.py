@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ps_elastic.compressors.base import Compressor, Payload, compressors
-from ps_elastic.errors import ConfigError, WireError
+from ps_elastic.errors import WireError
+from ps_elastic.plugins import Ratio
 
 _SAMPLE = 64  # look at one entry in 64 to guess the threshold
 _BLOCK = 1 << 16  # entries whose magnitudes stay in cache
@@ -27,11 +28,7 @@ class TopK(Compressor):
     """
 
     cuts = True
-    ratio: float = 0.01  # fraction of the entries that is sent; larger: more bytes, smaller error
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise ConfigError(f"got {self.ratio}, expected 0 < ratio <= 1", key="ratio")
+    ratio: Ratio = 0.01  # fraction of the entries that is sent; larger: more bytes, smaller error
 
     def count(self, numel: int) -> int:
         """k for a bucket of `numel` entries."""

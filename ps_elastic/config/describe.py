@@ -15,8 +15,8 @@ from functools import cache
 from textwrap import dedent
 from typing import Any, NamedTuple
 
-from ps_elastic.config.values import describe_type, init_types, ranges
-from ps_elastic.plugins import settings
+from ps_elastic.config.values import describe_type
+from ps_elastic.plugins import init_types, ranges, settings
 
 
 class Key(NamedTuple):

@@ -11,15 +11,14 @@ Under each key stands one entry or a list of entries. Seconds count from the sta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from random import Random
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from ps_elastic.config.sections import Duration, Positive, Share, Time
-from ps_elastic.config.values import make
-from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import Range, expect, plain, show
+from ps_elastic.config.sections import Share
+from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Duration, Positive, Range, Time, expect, plain, show
 
 Ranks = Annotated[Literal["all"] | int | tuple[int, ...], Range("all, or ranks >= 1")]
 Steps = Annotated[tuple[int, ...], Range("steps >= 0")]
@@ -141,28 +140,24 @@ class Faults:
     crash: tuple[Crash, ...] = ()
     join: tuple[Join, ...] = ()
     leave: tuple[Leave, ...] = ()
-    KINDS: ClassVar[dict[str, type[Fault]]] = {
-        "slow": Slow, "pause": Pause, "delay": Delay, "lost_push": LostPush, "lost_reply": LostReply,
-        "duplicate": Duplicate, "crash": Crash, "join": Join, "leave": Leave,
-    }  # fmt: skip
 
     def __bool__(self) -> bool:
-        return any(getattr(self, kind) for kind in self.KINDS)
+        return any(entries for _, entries in self.kinds())
+
+    def kinds(self) -> Iterator[tuple[str, tuple[Fault, ...]]]:
+        """Each kind, and its entries."""
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Plain values, as a file would state them: the kinds that have entries."""
-        return {
-            kind: [{f.name: plain(getattr(entry, f.name)) for f in fields(entry)} for entry in entries]
-            for kind in self.KINDS
-            if (entries := getattr(self, kind))
-        }
+        return {kind: [plain(vars(entry)) for entry in entries] for kind, entries in self.kinds() if entries}
 
     def check(self, workers: int) -> int:
         """The number of ranks that ever take part beside `workers`. Raises ConfigError for a rank that never does."""
         joining = {rank for entry in self.join for rank in entry.ranks or ()}
         most = max(joining | {workers})
-        for kind in self.KINDS:
-            for i, entry in enumerate(getattr(self, kind)):
+        for kind, entries in self.kinds():
+            for i, entry in enumerate(entries):
                 at = f"faults.{kind}.{i}.workers"
                 if kind == "join" and entry.ranks is None:
                     raise ConfigError("got 'all', expected the ranks that join", key=at)
@@ -173,37 +168,6 @@ class Faults:
             got = f"got ranks {sorted(joining)}, expected all from {workers + 1} to the last to join"
             raise ConfigError(got, key="faults.join")
         return most - workers
-
-
-def read(written: Any) -> tuple[Faults, list[ConfigError]]:
-    """The section `faults:` as it was written, and every problem of it, its key below `faults`."""
-    if isinstance(written, Faults):
-        return written, []
-    if not isinstance(written, Mapping):
-        return Faults(), [ConfigError(f"got {show(written)}, expected a mapping of keys, such as `lost_push`")]
-    problems = [ConfigError(unknown("key", kind, Faults.KINDS), key=kind) for kind in written.keys() - Faults.KINDS]
-    made: dict[str, tuple[Any, ...]] = {}
-    for kind, cls in Faults.KINDS.items():
-        made[kind], found = _entries(cls, [] if written.get(kind) is None else written[kind])
-        problems += [problem.within(kind) for problem in found]
-    return Faults(**made), problems
-
-
-def _entries(cls: type[Fault], written: Any) -> tuple[tuple[Any, ...], list[ConfigError]]:
-    if isinstance(written, Mapping):
-        fault, _, problems = make(cls, written)
-        return (() if fault is None else (fault,)), problems
-    if not isinstance(written, list):
-        return (), [ConfigError(f"got {show(written)}, expected a mapping of keys, or a list of them")]
-    entries, problems = [], []
-    for i, entry in enumerate(written):
-        if isinstance(entry, Mapping):
-            fault, _, found = make(cls, entry)
-        else:
-            fault, found = None, [ConfigError(f"got {show(entry)}, expected a mapping of keys")]
-        problems += [problem.within(str(i)) for problem in found]
-        entries += [] if fault is None else [fault]
-    return tuple(entries), problems
 
 
 class Happening(NamedTuple):

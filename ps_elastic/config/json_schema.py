@@ -17,8 +17,7 @@ from ps_elastic.config.load import HOLDERS, PLUGINS
 from ps_elastic.config.plugin import load_class, registry
 from ps_elastic.config.schema import Config
 from ps_elastic.config.sources import NAMED
-from ps_elastic.config.values import init_types, ranges
-from ps_elastic.plugins import Range, plain, settings, summary
+from ps_elastic.plugins import OneOf, Range, init_types, plain, ranges, settings, summary
 
 Schema = dict[str, Any]
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", NoneType: "null"}
@@ -95,6 +94,8 @@ def _of(hint: Any, allowed: Range | None = None) -> Schema:
         return {"anyOf": [_of(member, allowed) for member in members]}
     if origin is Literal:
         return {"enum": list(members)}
+    if origin is str and isinstance(allowed, OneOf):
+        return {"enum": allowed.words}
     if origin in (None, *_TYPES):
         bounds = allowed.bounds if allowed and origin in (int, float) else {}
         return {"type": _TYPES[origin or NoneType], **{_BOUNDS[sign]: bound for sign, bound in bounds.items()}}

@@ -12,45 +12,15 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from ps_elastic.config import faults
 from ps_elastic.config.compatibility import misfits, unsupported
 from ps_elastic.config.faults import Faults
 from ps_elastic.config.plugin import Plugin, resolve, state
 from ps_elastic.config.schema import Config
-from ps_elastic.config.sections import (
-    Checkpoint,
-    Compressor,
-    Optimizer,
-    Schedule,
-    Simulation,
-    Survive,
-    Target,
-    Tracker,
-    Train,
-    Update,
-)
+from ps_elastic.config.sections import Compressor, Update
 from ps_elastic.config.sources import NAMED, Source, Tree, gather
-from ps_elastic.config.values import init_types, make
+from ps_elastic.config.values import make, make_section
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import find_module, show
-
-__all__ = [
-    "Checkpoint",
-    "Compressor",
-    "Config",
-    "Faults",
-    "Optimizer",
-    "Plugin",
-    "Schedule",
-    "Simulation",
-    "Survive",
-    "Target",
-    "Tracker",
-    "Train",
-    "Update",
-    "check",
-    "load",
-]
+from ps_elastic.plugins import find_module, init_types
 
 
 def load(source: Source, overrides: Sequence[str] = (), *, plugins: bool = True, simulated: bool = False) -> Config:
@@ -108,22 +78,11 @@ def _read(
     return config, [written.blame(problem) for problem in problems]
 
 
-PLUGINS = {  # section -> the kind of its plug-in
-    "task": "task",
-    "policy": "policy",
-    "update": "update",
-    "compressor": "compressor",
-    "downlink": "compressor",
-}
+# section -> the kind of its plug-in
+PLUGINS = {**{kind: kind for kind in ("task", "policy", "update", "compressor")}, "downlink": "compressor"}
 HOLDERS: dict[str, type] = {"update": Update, "compressor": Compressor}  # sections with keys beside the plug-in's
-_PLAIN: dict[str, type] = {
-    "optimizer": Optimizer,
-    "schedule": Schedule,
-    "train": Train,
-    "checkpoint": Checkpoint,
-    "survive": Survive,
-    "simulation": Simulation,
-    "tracker": Tracker,
+_PLAIN: dict[str, Any] = {
+    key: cls for key, cls in init_types(Config).items() if is_dataclass(cls) and key not in (*PLUGINS, "faults")
 }
 
 
@@ -135,9 +94,9 @@ def _build(tree: Tree, plugins: bool) -> tuple[Config | None, list[ConfigError]]
         values[key], found = _plugin(key, kind, section, plugins or kind == "policy")
         problems += [problem.within(key) for problem in found]
     for key, cls in _PLAIN.items():
-        values[key], found = _section(cls, tree.get(key))
+        values[key], found = make_section(cls, tree.get(key))
         problems += [problem.within(key) for problem in found]
-    values["faults"], found = faults.read(tree.get("faults") or {})
+    values["faults"], found = make_section(Faults, tree.get("faults") or {}, "such as `lost_push`")
     problems += [problem.within("faults") for problem in found]
     if tree.get("name") is None:
         values["name"] = re.sub(r"[^\w.]+", "-", values["task"].name.rpartition(":")[2]).lstrip(".-") or "run"
@@ -155,15 +114,3 @@ def _plugin(key: str, kind: str, section: Tree, resolved: bool) -> tuple[Any, li
     common = {name: section[name] for name in shared if name in section}
     holder, _, found = make(HOLDERS[key], {"plugin": plugin, **common})
     return holder, problems + found
-
-
-def _section(cls: type, section: Any) -> tuple[Any, list[ConfigError]]:
-    if section is not None and not isinstance(section, dict):
-        return cls(), [ConfigError(f"got {show(section)}, expected a mapping of keys")]
-    values, inner = dict(section or {}), []
-    for key, hint in init_types(cls).items():
-        if is_dataclass(hint):
-            values[key], found = _section(hint, values.get(key))  # type: ignore[arg-type]
-            inner += [problem.within(key) for problem in found]
-    made, _, problems = make(cls, values)
-    return made or cls(), inner + problems

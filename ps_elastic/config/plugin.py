@@ -79,7 +79,12 @@ def resolve(kind: str, section: Mapping[str, Any], shared: Sequence[str] = ()) -
 def from_line(kind: str, text: str) -> Any:
     """A new instance of what `name:key=value:...` names. Raises ConfigError for an unknown name or setting."""
     name, options = parse_one_line(text)
-    plugin, problems = resolve(kind, {"name": name, **{key: read_yaml(value) for key, value in options.items()}})
+    return built(kind, {"name": name, **{key: read_yaml(value) for key, value in options.items()}})
+
+
+def built(kind: str, section: Mapping[str, Any]) -> Any:
+    """A new instance of what a section states. Raises ConfigError for the first problem."""
+    plugin, problems = resolve(kind, section)
     if problems:
         raise problems[0]
     return plugin.build()

@@ -11,21 +11,10 @@ from typing import Annotated, Any, Literal
 
 from ruamel.yaml import YAML
 
+from ps_elastic.config import sections
 from ps_elastic.config.faults import Faults
 from ps_elastic.config.plugin import Plugin
-from ps_elastic.config.sections import (
-    Checkpoint,
-    Compressor,
-    Optimizer,
-    Schedule,
-    Simulation,
-    Survive,
-    Tracker,
-    Train,
-    Update,
-    to_dict,
-)
-from ps_elastic.plugins import Range, expect, plain
+from ps_elastic.plugins import Range, Threads, expect, plain
 
 Buckets = Annotated[Literal["whole", "layer", "auto"] | int, Range("a number of bytes >= 4, or a name")]
 ServerThreads = Annotated[Literal["auto"] | int, Range("a number of threads >= 1, or auto")]
@@ -38,17 +27,17 @@ class Config:
     name: str  # name of the run's folder and of the SLURM job; null: the name of the task
     task: Plugin  # the model, its data and its loss
     policy: Plugin  # when the server uses a gradient, and when a worker may continue
-    update: Update
-    compressor: Compressor
+    update: sections.Update
+    compressor: sections.Compressor
     downlink: Plugin  # compressor of the model broadcast, from the server to a worker; only identity is supported
-    optimizer: Optimizer
-    schedule: Schedule
-    train: Train
-    checkpoint: Checkpoint
-    survive: Survive
+    optimizer: sections.Optimizer
+    schedule: sections.Schedule
+    train: sections.Train
+    checkpoint: sections.Checkpoint
+    survive: sections.Survive
     faults: Faults
-    simulation: Simulation
-    tracker: Tracker
+    simulation: sections.Simulation
+    tracker: sections.Tracker
     # how ranks of one host exchange arrays. shared: shared memory; messages: MPI messages; auto: shared where it can be
     # had
     transport: Literal["auto", "messages", "shared"] = "auto"
@@ -63,8 +52,7 @@ class Config:
     # at the start. Smaller: they leave sooner, and each costs a message
     buckets: Buckets = "whole"
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where workers compute. auto: on a GPU if PyTorch finds one
-    # threads of each worker; more: quicker gradients, as long as cores are free
-    threads: Annotated[int, Range("a number of threads >= 1")] = 1
+    threads: Threads = 1  # threads of each worker; more: quicker gradients, as long as cores are free
     server_threads: ServerThreads = 1  # threads of the server. auto: the cores that the workers leave of its host
     # seed of the model and of all random draws; another one repeats the experiment
     seed: Annotated[int, Range("a whole number >= 0 and < 2^63")] = 0
@@ -113,4 +101,4 @@ class Config:
 def _plain(value: Any) -> Any:
     if isinstance(value, Plugin | Faults):
         return value.to_dict()
-    return to_dict(value) if hasattr(type(value), "__dataclass_fields__") else plain(value)
+    return sections.to_dict(value) if hasattr(type(value), "__dataclass_fields__") else plain(value)

@@ -12,23 +12,29 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from ps_elastic.config.plugin import Plugin, one_line
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import Range, expect, plain, show
+from ps_elastic.plugins import (
+    BelowOne,
+    Duration,
+    NotNegative,
+    Positive,
+    Range,
+    Time,
+    UpToOne,
+    Workers,
+    expect,
+    plain,
+    show,
+)
 
-# Numbers with their ranges, in the words that another one is refused with
-Positive = Annotated[float, Range("a number > 0")]
-NotNegative = Annotated[float, Range("a number >= 0")]
-BelowOne = Annotated[float, Range("a number >= 0 and < 1")]
+# Ranges that only a configuration has
 Share = Annotated[float, Range("a number from 0 to 1")]
-Duration = Annotated[float, Range("a number of seconds > 0")]
-Time = Annotated[float, Range("a number of seconds >= 0")]
 Exponent = Annotated[float, Range("a number > 1: the mean is infinite else")]
 Speeds = Annotated[tuple[float, ...], Range("numbers > 0")]
 Part = Annotated[float, Range("a number >= 0 and <= 1")]
 Batches = Annotated[int, Range("a number of batches >= 1")]
-Pushes = Annotated[int, Range("a number of pushes >= 0 and <= 255")]
+Unanswered = Annotated[int, Range("a number of pushes >= 0 and <= 255")]
 Samples = Annotated[int, Range("a number of samples >= 1")]
 Warmup = Annotated[int, Range("a number of samples >= 0")]
-Workers = Annotated[int, Range("a number of workers >= 1")]
 # and may be null
 Limit = Annotated[float | None, Range("a number > 0, or null")]
 Deadline = Annotated[float | None, Range("a number of seconds > 0, or null")]
@@ -38,37 +44,40 @@ Cores = Annotated[int | None, Range("a number of cores >= 1, or null")]
 Interval = Annotated[int | None, Range("a number of samples > 0")]
 
 
+class _Holder:
+    """A section with keys beside those of the plug-in that it holds."""
+
+    plugin: Plugin
+
+    def text(self) -> str:
+        """The one-line form, stating only what differs from the defaults."""
+        common = {field.name: field.default for field in fields(self) if field.name != "plugin"}  # type: ignore[arg-type]
+        changed = {key: value for key, default in common.items() if (value := getattr(self, key)) != default}
+        return f"{self.plugin.text()}{one_line('', changed)}"
+
+
 @dataclass(frozen=True)
-class Update:
+class Update(_Holder):
     """The worker algorithm, from the model received to the push sent."""
 
     plugin: Plugin
     accumulate: Batches = 1  # batches whose mean gradient is one push; larger: fewer pushes with less noise
     # pushes without reply with which a worker continues (pipelining); larger: less waiting, staler
-    pipeline: Pushes = 0
-
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults."""
-        return _text(self)
+    pipeline: Unanswered = 0
 
 
 @dataclass(frozen=True)
-class Compressor:
+class Compressor(_Holder):
     """The compressor of a gradient on its way from a worker to the server."""
 
     plugin: Plugin
     # add what was left out to the next push. auto: if the compressor is biased
     error_feedback: bool | Literal["auto"] = "auto"
 
-    def text(self) -> str:
-        """The one-line form, stating only what differs from the defaults."""
-        return _text(self)
-
-
-def _text(section: Any) -> str:
-    common = {field.name: field.default for field in fields(section) if field.name != "plugin"}
-    changed = {key: value for key, default in common.items() if (value := getattr(section, key)) != default}
-    return f"{section.plugin.text()}{one_line('', changed)}"
+    @property
+    def feeds_back(self) -> bool:
+        """Whether it is so."""
+        return bool(self.plugin.build().biased if self.error_feedback == "auto" else self.error_feedback)
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,7 @@ class Schedule:
     name: Literal["constant", "step", "cosine"] = "constant"  # constant, in steps, or along half a cosine
     warmup_samples: Warmup = 0  # used samples over which the learning rate rises linearly from 0; larger: longer
     step_samples: Interval = None  # of step: used samples from one multiplication by gamma to the next; larger: rarer
-    # of step: the learning rate is multiplied by it; smaller: falls faster
-    gamma: Annotated[float, Range("a number > 0 and <= 1")] = 0.1
+    gamma: UpToOne = 0.1  # of step: the learning rate is multiplied by it; smaller: falls faster
     final: Part = 0.0  # of cosine: fraction of `lr` that is left when `train.samples` are used
 
     def __post_init__(self) -> None:

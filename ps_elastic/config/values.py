@@ -5,18 +5,15 @@ Read strictly: an unknown key is refused with the nearest known one, and so is a
 
 from __future__ import annotations
 
-import inspect
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ps_elastic.errors import ConfigError, unknown
-from ps_elastic.plugins import Range, settings, show
+from ps_elastic.plugins import check_ranges, init_types, settings, show
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -55,6 +52,8 @@ def make(
             problems.append(ConfigError(f"required: {describe_type(types[key])}", key=key))
             continue
         try:
+            value, found = _made(value, types[key])
+            problems += [problem.within(key) for problem in found]
             values[key] = convert(value, types[key])
         except Misfit:
             problems.append(ConfigError(complaint(value, types[key]), key=key))
@@ -73,9 +72,7 @@ def _construct(
     refused: set[str] = set()
     while True:
         try:
-            for key, allowed in ranges(cls).items():
-                if not allowed.holds(values[key]):
-                    raise ConfigError(f"got {show(values[key])}, expected {allowed.expected}", key=key)
+            check_ranges(cls, values)
             return cls(**values), values, problems
         except ConfigError as error:
             if error.key in refused:
@@ -90,38 +87,35 @@ def _construct(
             return None, values, problems
 
 
-@cache
-def ranges(cls: type) -> Mapping[str, Range]:
-    """The range of each init field of the dataclass `cls` that states one."""
-    found = {name: next(_ranges_in(hint), None) for name, hint in init_types(cls, annotated=True).items()}
-    return {name: allowed for name, allowed in found.items() if allowed is not None}
+def make_section(cls: type, written: Any, *like: str) -> tuple[Any, list[ConfigError]]:
+    """Return (the instance of the dataclass `cls` that is written, with defaults for what is not; every problem)."""
+    if isinstance(written, cls):
+        return written, []
+    if written is not None and not isinstance(written, Mapping):
+        text = ", ".join([f"got {show(written)}", "expected a mapping of keys", *like])
+        return cls(), [ConfigError(text)]
+    section, _, problems = make(cls, written or {})
+    return section or cls(), problems
 
 
-def _ranges_in(hint: Any) -> Iterator[Range]:
-    yield from (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range))
-    for member in get_args(hint):
-        yield from _ranges_in(member)
-
-
-@cache
-def init_types(cls: type, annotated: bool = False) -> Mapping[str, Any]:
-    """The type of each init field of the dataclass `cls`, from annotations that may be text.
-
-    Each is read by itself: a field that is no setting may name a type imported for the type checker alone.
-    annotated: with what `Annotated` adds to it.
-    """
-    notes = {}
-    for base in reversed(cls.__mro__):
-        for name, note in inspect.get_annotations(base).items():
-            notes[name] = note, vars(sys.modules[base.__module__])
-    types = {}
-    for name in settings(cls):
-        note, scope = notes[name]
-        try:
-            types[name] = get_type_hints(SimpleNamespace(__annotations__={name: note}), scope, None, annotated)[name]
-        except (NameError, AttributeError, SyntaxError) as error:
-            raise ConfigError(f"the type of this setting cannot be read: {note!r}: {error}", key=name) from error
-    return types
+def _made(value: Any, hint: Any) -> tuple[Any, list[ConfigError]]:
+    """`value` with the sections made that `hint` asks for: one, or several of which one may be stated by itself."""
+    cls = (*get_args(hint), None)[0]
+    if is_dataclass(hint):
+        return make_section(hint, value)  # type: ignore[arg-type]
+    if not is_dataclass(cls) or isinstance(value, tuple):
+        return value, []
+    alone = isinstance(value, Mapping)
+    if not alone and not isinstance(value, list | None):
+        return [], [ConfigError(f"got {show(value)}, expected a mapping of keys, or a list of them")]
+    sections, problems = [], []
+    for i, entry in enumerate([value] if alone else value or ()):
+        section, found = None, [ConfigError(f"got {show(entry)}, expected a mapping of keys")]
+        if isinstance(entry, Mapping):
+            section, _, found = make(cls, entry)  # type: ignore[arg-type]
+        sections += [section] if section else []
+        problems += found if alone else [problem.within(str(i)) for problem in found]
+    return sections, problems
 
 
 def convert(value: Any, hint: Any) -> Any:

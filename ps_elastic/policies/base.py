@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ps_elastic.plugins import Registry
+from ps_elastic.plugins import Checked, Registry
 from ps_elastic.policies.events import Action, Push, PushId, Release
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ps_elastic.policies.theory import Bound, Facts
 
 
-class Policy(ABC):
+class Policy(Checked, ABC):
     """A consistency policy. Its init fields are its YAML keys; `field(init=False)` fields are its state.
 
     State is saved by a checkpoint and may hold numbers, strings, lists, PushIds and dicts keyed by
@@ -67,7 +67,11 @@ class Policy(ABC):
         return ()
 
     def on_leave(self, worker: int, ledger: Ledger) -> Iterable[Action]:
-        """`worker` is gone: try the rule's condition again, since it may be the one awaited."""
+        """`worker` is gone."""
+        return self.try_again(ledger)
+
+    def try_again(self, ledger: Ledger) -> Iterable[Action]:
+        """Act if the rule's condition holds now: it may have waited for a worker that is gone."""
         return ()
 
     def on_ask(self, worker: int, ledger: Ledger) -> Iterable[Action]:

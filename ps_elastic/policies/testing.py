@@ -14,9 +14,10 @@ def tell(policy: Policy, ledger: Ledger, event: Event, now: float = 0.0) -> list
     Each Step is made at once: the version goes up by one, and the model does not move. Each Measure is answered with a
     distance of 0. The first event of a run is Applied(0). Raises PolicyError if an action breaks an invariant.
     """
-    actions = []
+    actions: list[Action] = []
     for action, _ in decide(policy, ledger, event, now=now):
-        actions.append(action)
+        if action is not None:
+            actions.append(action)
         if isinstance(action, Step):
             decide(policy, ledger, Applied(ledger.version + 1), now=now)
         elif isinstance(action, Measure):

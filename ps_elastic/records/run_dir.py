@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ps_elastic import errors
 from ps_elastic.errors import ConfigError
 
+Given = str | os.PathLike[str] | None  # the folder that the user named, if any
 SUMMARY = "summary.json"
 INTERRUPT = "interrupt"  # holds the exit code that somebody wants the run to end with
 SCRIPT = "job.sbatch"
@@ -34,7 +35,7 @@ class Outcome(NamedTuple):
     message: str | None = None
 
 
-def run_dir_for(name: str, given: str | None) -> Path:
+def run_dir_for(name: str, given: Given) -> Path:
     """The absolute path of the run's folder, `given` or runs/<name>-<utc>; nothing is made."""
     if given is not None:
         return Path(given).absolute()
@@ -42,7 +43,7 @@ def run_dir_for(name: str, given: str | None) -> Path:
     return next(path for path in _numbered(stem) if not path.exists())
 
 
-def new_run_dir(name: str, given: str | None) -> Path:
+def new_run_dir(name: str, given: Given) -> Path:
     """Make the folder of a new run, `given` or runs/<name>-<utc>, and return its path.
 
     Raises ConfigError if `given` is no folder, is not writable or holds anything but what `submit` left for its job.
@@ -54,13 +55,13 @@ def new_run_dir(name: str, given: str | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         held = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise _refusal(f"cannot make this folder: {error.strerror}", str(error.filename or given)) from error
+        raise _refusal(f"cannot make this folder: {error.strerror}", error.filename or given) from error
     strange = [name for name in held if not any(fnmatch(name, pattern) for pattern in _LEFT_BY_SUBMIT)]
     if strange:
         more = ", ..." if len(strange) > 3 else ""
-        raise _refusal(f"this folder is not empty (it holds {', '.join(strange[:3])}{more}): name a new one", given)
+        raise _refusal(f"this folder is not empty (it holds {', '.join(strange[:3])}{more}): name a new one", folder)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _refusal("this folder is not writable", given)
+        raise _refusal("this folder is not writable", folder)
     return folder
 
 
@@ -133,8 +134,8 @@ def _numbered(stem: Path) -> Iterator[Path]:
         yield stem.with_name(f"{stem.name}-{number}")
 
 
-def _refusal(message: str, folder: str) -> ConfigError:
-    return ConfigError(message, key="--run-dir", source=folder)
+def _refusal(message: str, folder: Given) -> ConfigError:
+    return ConfigError(message, key="--run-dir", source=str(folder))
 
 
 def _signal_name(number: int) -> str:

@@ -118,7 +118,7 @@ class Pages:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lines, self._size = path, list[str](), 0
-        path.write_bytes(b"") if not path.exists() else None
+        path.touch()
 
     def write(self, line: str) -> None:
         self._lines.append(line)

@@ -31,7 +31,7 @@ from ps_elastic.tasks import Task
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
 from ps_elastic.worker.flat_module import FlatModule, Memory, ModelLives
-from ps_elastic.worker.gradients import draw_seed
+from ps_elastic.worker.gradients import GradientSource, draw_seed
 from ps_elastic.worker.hogwild import IntoModel, takes_as_made
 from ps_elastic.worker.model_writer import SharedModel, runs_of
 from ps_elastic.worker.push import plain
@@ -182,22 +182,13 @@ def assemble_server(
         joined = JoinedModel(layout, x, stores, join)
     else:
         stores = [make_store(layout, slice(0, len(layout.buckets)))]
+    rules = [config.policy.build() for _ in stores]
+    rates = step_sizes(config.optimizer, config.schedule, train.samples)
     return Server(
-        [config.policy.build() for _ in stores],
-        stores,
-        workers,
-        step_sizes(config.optimizer, config.schedule, train.samples),
-        train.samples,
-        tracker,
-        log,
-        joined=joined,
-        evaluator=evaluator,
-        discrepancy=config.tracker.discrepancy,
-        target=train.target,
-        units=config.update.plugin.build().units,
-        pipeline=config.update.pipeline,
-        measures=measures,
-    )
+        rules, stores, workers, rates, train.samples, tracker, log, joined=joined, evaluator=evaluator,
+        discrepancy=config.tracker.discrepancy, target=train.target, units=config.update.plugin.build().units,
+        pipeline=config.update.pipeline, measures=measures,
+    )  # fmt: skip
 
 
 def make_worker(
@@ -229,11 +220,13 @@ def make_worker(
     if shared_model is not None:  # which measures, as its worker cannot
         measures, discrepancy = discrepancy == "exact", "off"
         outlet = IntoModel(shared_model, flat, list(map(plain, coders)), config.update.pipeline, measures=measures)
+    source = GradientSource(
+        rank, task, flat, batches, update, seed=config.seed, accumulate=config.update.accumulate,
+        clip_norm=config.optimizer.clip_norm, autocast=config.train.autocast, clock=clock,
+    )  # fmt: skip
     return Worker(
-        rank, task, flat, batches, update, coders, tracker,
-        seed=config.seed, accumulate=config.update.accumulate, clip_norm=config.optimizer.clip_norm,
-        on_nonfinite=config.train.on_nonfinite, autocast=config.train.autocast, discrepancy=discrepancy, outlet=outlet,
-        layerwise=config.policy.build().layerwise, pipeline=config.update.pipeline, clock=clock,
+        source, coders, tracker, on_nonfinite=config.train.on_nonfinite, discrepancy=discrepancy, outlet=outlet,
+        layerwise=config.policy.build().layerwise, pipeline=config.update.pipeline,
     )  # fmt: skip
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ps_elastic.config.compatibility import refuse_alone
 from ps_elastic.config.load import load
-from ps_elastic.records.run_dir import new_run_dir
+from ps_elastic.config.sources import Source
+from ps_elastic.records.run_dir import Given, new_run_dir
 from ps_elastic.records.writer import RunWriter
 from ps_elastic.runtime import loops
 from ps_elastic.runtime.build import make_parts, make_server, make_worker
@@ -19,18 +19,13 @@ from ps_elastic.runtime.summary import failed, finish
 
 
 def run_in_process(
-    source: str | Mapping[str, Any],
-    overrides: Sequence[str],
-    workers: int,
-    run_dir: str | os.PathLike[str] | None,
-    *,
-    quiet: bool,
+    source: Source, overrides: Sequence[str], workers: int, run_dir: Given, *, quiet: bool
 ) -> dict[str, Any]:
     """One server and `workers` workers taking turns: deterministic, for tests and debugging."""
     config = load(source, overrides).settled()
     refuse_alone(config)
     parts = make_parts(config, workers)
-    directory = new_run_dir(config.name, None if run_dir is None else os.fspath(run_dir))
+    directory = new_run_dir(config.name, run_dir)
     records = [RunWriter(directory, rank) for rank in range(workers + 1)]
     records[0].write_setting(config, workers, transport="in process")
     made = [

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ps_elastic.cluster.environment import cgroup_quota, local_rank
 from ps_elastic.config.load import load
-from ps_elastic.records.run_dir import new_run_dir
+from ps_elastic.config.sources import Source
+from ps_elastic.records.run_dir import Given, new_run_dir
 from ps_elastic.runtime.build import make_parts, reads_in_place, shares_steps
 from ps_elastic.runtime.rank_setup import RankSetup, settle_buckets
 from ps_elastic.runtime.signals import Signals
@@ -23,9 +23,9 @@ from ps_elastic.transport.windows import WindowSizes
 
 def run_rank(
     comm: MPI.Comm,
-    source: str | Mapping[str, Any],
+    source: Source,
     overrides: Sequence[str],
-    run_dir: str | os.PathLike[str] | None,
+    run_dir: Given,
     threads: str,
     signals: Signals,
     *,
@@ -47,13 +47,7 @@ def run_rank(
     return summary
 
 
-def _prepare(
-    comm: MPI.Comm,
-    source: str | Mapping[str, Any],
-    overrides: Sequence[str],
-    run_dir: str | os.PathLike[str] | None,
-    threads: str,
-) -> RankSetup:
+def _prepare(comm: MPI.Comm, source: Source, overrides: Sequence[str], run_dir: Given, threads: str) -> RankSetup:
     """Load and make, on every rank, what is the same on all of them; refuse what differs."""
     rank, workers = comm.Get_rank(), comm.Get_size() - 1
     config = agree(comm, lambda: load(source, overrides))
@@ -62,13 +56,9 @@ def _prepare(
     early = agree(comm, lambda: None if local_rank() else make_parts(config, workers))
     parts = agree(comm, lambda: early or make_parts(config, workers))
     compare(comm, "the model's layout", parts.layout.digest)
-    cut = settle_buckets(comm, config, parts)
-    folder = agree(comm, lambda: "" if rank else str(_folder(config.name, run_dir)))
-    return RankSetup(cut.config, cut.parts, threads, cut.text, Path(broadcast(comm, folder, 0)))
-
-
-def _folder(name: str, given: str | os.PathLike[str] | None) -> Path:
-    return new_run_dir(name, None if given is None else os.fspath(given)).absolute()
+    config, parts, said = settle_buckets(comm, config, parts)
+    folder = agree(comm, lambda: "" if rank else str(new_run_dir(config.name, run_dir).absolute()))
+    return RankSetup(config, parts, threads, said, Path(broadcast(comm, folder, 0)))
 
 
 def _join(comm: MPI.Comm, setting: RankSetup) -> Links:

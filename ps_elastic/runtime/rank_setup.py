@@ -40,29 +40,23 @@ class RankSetup(NamedTuple):
         )  # fmt: skip
 
 
-class Cut(NamedTuple):
-    """A configuration that states its buckets, the parts with their layout, and what to tell the user."""
+def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> tuple[Config, Parts, str]:
+    """Return (a configuration that states its buckets, the parts with their layout, what to tell the user).
 
-    config: Config
-    parts: Parts
-    text: str
-
-
-def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
-    """Measure where `buckets` is auto; the same on all ranks. The last rank is the one most likely on another host.
+    Measured where `buckets` is auto; the same on all ranks. The last rank is the one most likely on another host.
 
     Every worker warms up, and all ranks take what the last of them finds best. Where that rank is on the server's host,
     or ranks outnumber the cores of its own, nothing is measured: the push in one piece, which is not copied, has been
     the quickest there (docs/evidence/performance.md).
     """
     if config.buckets != "auto":
-        return Cut(config, parts, "")
+        return config, parts, ""
     rank, workers = comm.Get_rank(), comm.Get_size() - 1
     host = find_host(comm, cgroup_quota())
     needless = _needless(host, config.threads)
     host.comm.Free()
     if why := broadcast(comm, needless if rank == workers else "", workers):
-        return Cut(config.settled(), parts, f"buckets: auto is whole: {why}")
+        return config.settled(), parts, f"buckets: auto is whole: {why}"
 
     def warm_up() -> Pace | None:
         if rank == 0:
@@ -82,7 +76,7 @@ def settle_buckets(comm: MPI.Comm, config: Config, parts: Parts) -> Cut:
     meet(comm)
     written, text = broadcast(comm, said, workers).split("\n")
     buckets = written if written == "whole" else int(written)
-    return Cut(config.settled(buckets), parts._replace(layout=Layout(parts.model, buckets)), text)
+    return config.settled(buckets), parts._replace(layout=Layout(parts.model, buckets)), text
 
 
 def _needless(host: Host, threads: int) -> str:

@@ -135,9 +135,9 @@ def _asides(config: Config, units: str, residual: dict[str, float | None] | None
 
 def _residual(config: Config, server: Server, facts: Facts) -> dict[str, float | None] | None:
     """Of ||(1/p) SUM e_i||, in gradient units: the rms of the ||e_i||, and sqrt(gamma)/(1 - sqrt(gamma)) M; or None."""
-    compressor, feedback = config.compressor.plugin.build(), config.compressor.error_feedback
-    if not (compressor.biased if feedback == "auto" else feedback) or server.store.x is None:
+    if not config.compressor.feeds_back or server.store.x is None:
         return None
+    compressor = config.compressor.plugin.build()
     gammas = [compressor.gamma(bucket.numel) for bucket in server.store.layout.buckets]
     gamma = 1.0 if None in gammas else max(gammas)
     most = b_error_feedback(gamma, server.measures.gradients.as_dict("rms")["rms"] or 0.0)

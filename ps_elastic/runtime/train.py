@@ -6,14 +6,15 @@ sets the threads, and imports nothing that imports either; then it imports the r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ps_elastic.cluster.environment import INSTALL, launcher_rank, refuse_split_world
 from ps_elastic.cluster.threads import set_server_threads, set_threads
 from ps_elastic.config.load import load
+from ps_elastic.config.sources import Source
 from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.records.run_dir import Given
 from ps_elastic.runtime.signals import Signals
 from ps_elastic.transport.collectives import Told, agree, ending_all
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: Source,
     overrides: Sequence[str] = (),
     *,
     workers: int | None = None,
-    run_dir: str | os.PathLike[str] | None = None,
+    run_dir: Given = None,
     quiet: bool = True,
 ) -> dict[str, Any] | None:
     """Train as `ps-elastic train` does, and return summary.json's content (None on the ranks of workers).
@@ -45,9 +46,7 @@ def train(
     return run_in_process(source, overrides, workers, run_dir, quiet=quiet)
 
 
-def _be_rank(
-    source: str | Mapping[str, Any], overrides: Sequence[str], run_dir: str | os.PathLike[str] | None, *, quiet: bool
-) -> dict[str, Any] | None:
+def _be_rank(source: Source, overrides: Sequence[str], run_dir: Given, *, quiet: bool) -> dict[str, Any] | None:
     """Be one rank of the job, and end the whole job where it fails.
 
     Raises PlatformError without a usable MPI, ConfigError with a world of one, JobFailed on rank 0 (SystemExit with
@@ -84,6 +83,6 @@ def _world() -> MPI.Comm:
     return MPI.COMM_WORLD.Dup()
 
 
-def _set_threads(source: str | Mapping[str, Any], overrides: Sequence[str], rank: int) -> str:
+def _set_threads(source: Source, overrides: Sequence[str], rank: int) -> str:
     config = load(source, overrides, plugins=False)
     return set_threads(config.threads) if rank else set_server_threads(config.server_threads, config.threads)

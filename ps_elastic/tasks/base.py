@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ps_elastic.plugins import Registry
+from ps_elastic.plugins import Checked, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Task(ABC):
+class Task(Checked, ABC):
     """A dataclass whose init fields are its YAML keys under `task:`. It must have a field `batch_size`.
 
     batch_size: samples of one worker and push (times `update.accumulate`).
@@ -22,7 +22,7 @@ class Task(ABC):
     batch_size: int
     higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy",)  # metrics of `evaluate` to be raised, not lowered
 
-    def prepare(self) -> None:  # noqa: B027  # most tasks have nothing to fetch
+    def prepare(self) -> None:  # most tasks have nothing to fetch
         """Fetch and check what the task needs (files, downloads); called once per rank, rank 0 of a host first.
 
         Raises ConfigError naming the file that is missing, truncated or not what it should be.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import NotNegative, Whole
 from ps_elastic.tasks.base import Task
 
 Labels = NDArray[np.integer]
@@ -24,12 +24,8 @@ DRAWS = 100  # class mixtures drawn before giving up; one that works one time in
 class Classification(Task):
     """A task whose examples belong to classes. It gives the model and two data sets, and has these two fields."""
 
-    batch_size: int
-    heterogeneity: float  # 0: every worker alike; larger: more different class mixtures
-
-    def __post_init__(self) -> None:
-        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
-        expect(self.heterogeneity >= 0, self, "heterogeneity", "a number >= 0")
+    batch_size: Whole
+    heterogeneity: NotNegative  # 0: every worker alike; larger: more different class mixtures
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ps_elastic.errors import PlatformError
+from ps_elastic.plugins import NotNegative, Whole
 from ps_elastic.tasks.base import seeded, tasks
 from ps_elastic.tasks.classification import Batch, Classification
 
@@ -25,8 +26,8 @@ class Digits(Classification):
     of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
-    batch_size: int = 32  # samples of one batch of a worker; larger: less noise, slower
-    heterogeneity: float = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
+    batch_size: Whole = 32  # samples of one batch of a worker; larger: less noise, slower
+    heterogeneity: NotNegative = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
 
     def prepare(self) -> None:
         self._images  # noqa: B018  # reads them

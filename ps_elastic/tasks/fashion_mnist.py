@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import BelowOne, NotNegative, Whole
 from ps_elastic.tasks.base import seeded, tasks
 from ps_elastic.tasks.classification import Batch, Classification
 from ps_elastic.tasks.downloads import Known, Published, obtain
@@ -50,17 +50,13 @@ class FashionMnist(Classification):
     ../shared/data/fashion-mnist beside a checkout, then in the user's cache; what is missing is fetched there.
     """
 
-    batch_size: int = 32  # samples of one batch of a worker; larger: less noise, slower
+    batch_size: Whole = 32  # samples of one batch of a worker; larger: less noise, slower
     data_dir: str | None = None  # folder of the files. null: the usual places
     download: bool = True  # fetch what is missing
-    heterogeneity: float = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
+    heterogeneity: NotNegative = 0.0  # of the workers' class mixtures; 0: all alike, larger: they differ more
     # fraction of the hidden units left out in training; larger: less fitted to the training images
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     augment: bool = False  # shift by up to 2 pixels and mirror, in training
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(0 <= self.dropout < 1, self, "dropout", "a number >= 0 and < 1")
 
     def prepare(self) -> None:
         self._folder  # noqa: B018  # looks for the files, fetches and checks them

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import NotNegative, Range, Whole, expect
 from ps_elastic.tasks.base import Task, tasks
 
+Curvature = Annotated[tuple[float, ...], Range("at least one number, each > 0")]
 Batch = tuple[Tensor, Tensor]  # the worker's optimum (d,) and the noise (d,), float32
 
 
@@ -30,23 +31,20 @@ class Quadratic(Task):
     heterogeneity^2. Every run begins at x = start.
     """
 
-    batch_size: int = 1  # samples whose noise is averaged in one batch; larger: less noise
-    curvature: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # c of each coordinate; larger: steeper
+    batch_size: Whole = 1  # samples whose noise is averaged in one batch; larger: less noise
+    curvature: Curvature = (1.0, 2.0, 5.0, 10.0)  # c of each coordinate; larger: steeper
     dimension: int | None = None  # d, coordinates; curvature is repeated up to it. null: as many as curvature has
-    noise: float = 1.0  # root of the expected squared norm of one sample's noise, in gradient units; larger: noisier
+    # root of the expected squared norm of one sample's noise, in gradient units; larger: noisier
+    noise: NotNegative = 1.0
     # zeta, rms distance of a worker's gradient from the mean; 0: alike, larger: optima farther apart
-    heterogeneity: float = 0.0
+    heterogeneity: NotNegative = 0.0
     optimum: float = 0.0  # b, value of every coordinate
     start: float = 1.0  # x_0, value of every coordinate
 
     def __post_init__(self) -> None:
-        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
-        positive = len(self.curvature) > 0 and all(0 < c < math.inf for c in self.curvature)
-        expect(positive, self, "curvature", "at least one number, each > 0")
+        super().__post_init__()
         fewest = len(self.curvature)
         expect(self.dimension is None or self.dimension >= fewest, self, "dimension", f"null or at least {fewest}")
-        expect(self.noise >= 0, self, "noise", "a number >= 0")
-        expect(self.heterogeneity >= 0, self, "heterogeneity", "a number >= 0")
 
     @property
     def c(self) -> NDArray[np.float64]:

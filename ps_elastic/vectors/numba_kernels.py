@@ -82,21 +82,6 @@ def square(a: np.ndarray) -> float:
 
 
 @njit(f"{_NUMBER}({_VECTOR}, {_VECTOR})", **_OPTIONS)
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """||a - b||^2."""
-    total, room = 0.0, np.empty(_ROW, np.float32)
-    for start in range(0, a.size, _ROW):
-        first, second = a[start : start + _ROW], b[start : start + _ROW]
-        moves, part = room[: first.size], np.float32(0)
-        for i in range(first.size):
-            move = first[i] - second[i]
-            moves[i] = move
-            part = _add_square(part, move)
-        total += _sure(part, moves)
-    return total
-
-
-@njit(f"{_NUMBER}({_VECTOR}, {_VECTOR})", **_OPTIONS)
 def carry(source: np.ndarray, target: np.ndarray) -> float:
     """target <- source; return ||source||^2."""
     total = 0.0
@@ -111,21 +96,29 @@ def carry(source: np.ndarray, target: np.ndarray) -> float:
     return total
 
 
-@njit(f"{_NUMBER}({_VECTOR}, {_VECTOR})", **_OPTIONS)
-def follow(view: np.ndarray, model: np.ndarray) -> float:
-    """view <- model; return ||view - model||^2 of before."""
-    total, room = 0.0, np.empty(_ROW, np.float32)
-    for start in range(0, view.size, _ROW):
-        old, new = view[start : start + _ROW], model[start : start + _ROW]
-        moves, part = room[: old.size], np.float32(0)
-        for i in range(old.size):
-            number = new[i]
-            move = old[i] - number
-            old[i] = number
-            moves[i] = move
-            part = _add_square(part, move)
-        total += _sure(part, moves)
-    return total
+def _apart(follows: bool) -> Callable[[np.ndarray, np.ndarray], float]:
+    """(a, b) -> ||a - b||^2. follows: then a <- b."""
+
+    @njit(f"{_NUMBER}({_VECTOR}, {_VECTOR})", **_OPTIONS)
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        total, room = 0.0, np.empty(_ROW, np.float32)
+        for start in range(0, a.size, _ROW):
+            first, second = a[start : start + _ROW], b[start : start + _ROW]
+            moves, part = room[: first.size], np.float32(0)
+            for i in range(first.size):
+                number = second[i]
+                move = first[i] - number
+                if follows:
+                    first[i] = number
+                moves[i] = move
+                part = _add_square(part, move)
+            total += _sure(part, moves)
+        return total
+
+    return kernel
+
+
+distance, follow = _apart(follows=False), _apart(follows=True)
 
 
 @cache
@@ -213,18 +206,9 @@ def adam(decays: bool, decoupled: bool, divides: bool, measures: bool = True) ->
 
     @njit(f"{_NUMBER}({_VECTOR}, {_VECTOR}, {_VECTOR}, {_VECTOR}, {numbers})", **_OPTIONS)
     def kernel(
-        x: np.ndarray,
-        m: np.ndarray,
-        v: np.ndarray,
-        g: np.ndarray,
-        length: float,
-        root: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        decay: float,
-        divisor: float,
-    ) -> float:
+        x: np.ndarray, m: np.ndarray, v: np.ndarray, g: np.ndarray, length: float, root: float, beta1: float,
+        beta2: float, eps: float, decay: float, divisor: float,
+    ) -> float:  # fmt: skip
         step, divided, least = -np.float32(length), np.float32(root), np.float32(eps)
         w1, b2, w2 = np.float32(1 - beta1), np.float32(beta2), np.float32(1 - beta2)
         lam, share = np.float32(decay), np.float32(divisor)

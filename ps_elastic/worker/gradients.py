@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -19,8 +20,9 @@ from ps_elastic.worker.updates.sgd import Sgd
 
 
 class GradientSource:
-    """What a worker's update asks for gradients. flat: where they are made; clock: seconds, for one that is cut off.
+    """The gradients of worker `rank` of 1..p, as its update asks for them.
 
+    flat: where they are made. clock: seconds; only durations are taken from it.
     drawn: batches since it was set to 0. final: whether what backward makes is what is pushed, and is so in any case.
     leave: called during backward with each bucket that is finished, if anything.
     """
@@ -28,22 +30,13 @@ class GradientSource:
     leave: Callable[[int], None] | None = None
 
     def __init__(
-        self,
-        rank: int,
-        task: Task,
-        flat: FlatModule,
-        batches: Iterator[Any],
-        update: Update,
-        *,
-        seed: int,
-        accumulate: int,
-        clip_norm: float | None,
-        autocast: str | None,
-        clock: Callable[[], float],
-    ) -> None:
-        self._rank, self._task, self._flat, self._batches = rank, task, flat, batches
-        self._g, self._gradient, self._device = flat.made, flat.gradient, flat.device
-        self._seed, self._accumulate, self._clip_norm, self._clock = seed, accumulate, clip_norm, clock
+        self, rank: int, task: Task, flat: FlatModule, batches: Iterator[Any], update: Update, *, seed: int = 0,
+        accumulate: int = 1, clip_norm: float | None = None, autocast: str | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
+        self.rank, self.task, self.flat, self.update, self.clock = rank, task, flat, update, clock
+        self._batches, self._g, self._gradient, self._device = batches, flat.made, flat.gradient, flat.device
+        self._seed, self._accumulate, self._clip_norm = seed, accumulate, clip_norm
         self._step, self._cut_s, self._until = 0, update.cut_s, math.inf
         self._cut: Collection[int] | None = ()  # buckets that the computation under way does not come to, if known
         self.drawn = 0
@@ -79,27 +72,27 @@ class GradientSource:
 
     def _mean_gradient(self) -> float:
         if self._shortcut:
-            return self._task.differentiate(self._flat.model, self._next_batch(), self._gradient.views)
+            return self.task.differentiate(self.flat.model, self._next_batch(), self._gradient.views)
         total = 0.0
         final = self.final and self._accumulate == 1
-        with self._gradient.collecting(self._clock, self._until, final=final):
+        with self._gradient.collecting(self.clock, self._until, final=final):
             for number in range(1, self._accumulate + 1):
                 batch = self._next_batch()
                 with self._autocast():
-                    loss = self._task.loss(self._flat.model, batch)
+                    loss = self.task.loss(self.flat.model, batch)
                 if self.leave is not None and number == self._accumulate:
                     self._gradient.tell(self.leave)
                 total += float(loss.detach())
                 torch.autograd.backward(loss / self._accumulate if self._accumulate > 1 else loss)
                 self._gradient.told()
         for i in self.missing():
-            bucket = self._flat.layout.buckets[i]
+            bucket = self.flat.layout.buckets[i]
             self._g[bucket.start : bucket.stop].zero_()
         return total / self._accumulate
 
     def _next_batch(self) -> Any:
         if not self._shortcut:
-            _seed(self._device, draw_seed(self._seed, self._rank, self._step, self.drawn))
+            _seed(self._device, draw_seed(self._seed, self.rank, self._step, self.drawn))
         self.drawn += 1
         return to_device(next(self._batches), self._device)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,69 +12,46 @@ from torch import Tensor
 from ps_elastic.compressors import Compressor, ErrorFeedback
 from ps_elastic.errors import TaskError
 from ps_elastic.records.tracker import Tracker
-from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import PushMessage, Reply
 from ps_elastic.vectors.layout import statistics_of
 from ps_elastic.worker.drift import drift_meter
-from ps_elastic.worker.flat_module import FlatModule, ModelLives
+from ps_elastic.worker.flat_module import ModelLives
 from ps_elastic.worker.gradients import GradientSource
 from ps_elastic.worker.push import Outlet, PushEncoder, Residuals, ToServer, plain
-from ps_elastic.worker.updates import Update
 
 MOST_NONFINITE = 10  # gradients in a row that may be discarded before the run is given up
 
 
 class Worker:
-    """Worker `rank` of 1..p: `load` takes a reply, `push` computes the next push, `note` logs the reply.
+    """A worker: `load` takes a reply, `push` computes the next push, `note` logs the reply.
 
-    A push is three calls: `begin`, the gradient, and `send`. x, g: the model and the gradient (d,), of `flat`. outlet:
-    how pushes leave; None: they are sent. clock: seconds; only durations are taken from it. on_nonfinite: "stop" or
-    "drop". overlap: buckets may leave during backward, where nothing of the gradient is decided after it. pipeline:
-    pushes that may be unanswered while it goes on.
+    A push is three calls: `begin`, the gradient, and `send`. x, g: the model and the gradient (d,), where `source` has
+    them. outlet: how pushes leave; None: they are sent. on_nonfinite: "stop" or "drop". overlap: buckets may leave
+    during backward, where nothing of the gradient is decided after it. pipeline: pushes that may be unanswered while it
+    goes on.
     """
 
     def __init__(
-        self,
-        rank: int,
-        task: Task,
-        flat: FlatModule,
-        batches: Iterator[Any],
-        update: Update,
-        compressors: list[Compressor | ErrorFeedback],
-        tracker: Tracker,
-        *,
-        seed: int = 0,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        on_nonfinite: str = "stop",
-        autocast: str | None = None,
-        discrepancy: str = "exact",
-        outlet: Outlet | None = None,
-        layerwise: bool = False,
-        pipeline: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
-        overlap: bool = True,
-    ) -> None:
-        layout = flat.layout
+        self, source: GradientSource, compressors: list[Compressor | ErrorFeedback], tracker: Tracker, *,
+        on_nonfinite: str = "stop", discrepancy: str = "exact", outlet: Outlet | None = None, layerwise: bool = False,
+        pipeline: int = 0, overlap: bool = True,
+    ) -> None:  # fmt: skip
+        flat, layout, rank, clock, update = source.flat, source.flat.layout, source.rank, source.clock, source.update
         self.rank, self.layout, self.step, self.base = rank, layout, 0, 0
         self.pipeline, self.told = pipeline, -1  # the last step that a reply answered; -1 before the first reply
-        self._task, self._update, self._clock = task, update, clock
+        self._gradient_source, self._task, self._update, self._clock = source, source.task, update, clock
         self._on_nonfinite, self._layerwise = on_nonfinite, layerwise
         self._flat, self.x, self.g = flat, flat.x, flat.g
-        self._gradient_source = GradientSource(
-            rank, task, flat, batches, update, seed=seed, accumulate=accumulate, clip_norm=clip_norm,
-            autocast=autocast, clock=clock,
-        )  # fmt: skip
         shares = flat.lives is ModelLives.SHARED
         plains = [plain(compressor) for compressor in compressors]
         self._outlet: Outlet = outlet or ToServer(self.x, layout.buckets, plains, pipeline)
         self._encoder = PushEncoder(
             rank, layout.buckets, compressors, flat.staging, clock, self._outlet, lends=shares or pipeline > 0
         )
-        may_leave = self._gradient_source.final and on_nonfinite == "stop"
+        may_leave = source.final and on_nonfinite == "stop"
         self._overlaps = overlap and may_leave and len(layout.buckets) > 1 and not layerwise
         if self._overlaps:
-            self._gradient_source.leave = self._encoder.leave
+            source.leave = self._encoder.leave
         self._residuals = Residuals(compressors, scales=update.units == "gradient", layerwise=layerwise)
         self.worker_log = WorkerLog(tracker, layerwise=layerwise)
         self._statistics = statistics_of(flat.model)

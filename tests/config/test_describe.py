@@ -12,8 +12,7 @@ from ps_elastic.config.faults import Faults
 from ps_elastic.config.load import PLUGINS
 from ps_elastic.config.plugin import Plugin, registry
 from ps_elastic.config.schema import Config
-from ps_elastic.config.values import init_types
-from ps_elastic.plugins import Range
+from ps_elastic.plugins import Range, init_types
 
 
 @dataclass

@@ -17,9 +17,9 @@ from ps_elastic.config.faults import (
     Pause,
     Plan,
     Slow,
-    read,
 )
 from ps_elastic.config.load import check, load
+from ps_elastic.config.values import make_section
 from ps_elastic.errors import ConfigError
 
 
@@ -108,10 +108,10 @@ def test_who_comes_and_goes_is_told_in_the_order_of_time() -> None:
 
 
 def test_one_entry_may_stand_without_a_list() -> None:
-    one, problems = read({"slow": {"workers": 2, "factor": 3}})
+    one, problems = make_section(Faults, {"slow": {"workers": 2, "factor": 3}})
     assert one == Faults(slow=(Slow(workers=2, factor=3.0),)) and not problems
-    assert read({"slow": [{"workers": 2, "factor": 3}]}) == (one, [])
-    assert read({"duplicate": {}, "slow": None}) == (Faults(duplicate=(Duplicate(),)), [])
+    assert make_section(Faults, {"slow": [{"workers": 2, "factor": 3}]}) == (one, [])
+    assert make_section(Faults, {"duplicate": {}, "slow": None}) == (Faults(duplicate=(Duplicate(),)), [])
 
 
 def test_a_listed_step_is_met_once() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ps_elastic.config.values import Misfit, complaint, convert, describe_type, init_types, make
 from ps_elastic.errors import ConfigError
-from ps_elastic.plugins import Range, plain
+from ps_elastic.plugins import Checked, OneOf, Range, plain
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -180,6 +180,9 @@ class Ranged:
     share: Annotated[float, Range("a number from 0 to 1")] = 0.5
     size: Annotated[int | Literal["auto"] | None, Range("a number of bytes > 4 and < 2^10, or auto")] = "auto"
     pairs: tuple[tuple[Annotated[float, Range("numbers >= -1.5")], float], ...] = ()
+    part: Annotated[float, Range("0 < part <= 1")] = 1.0
+    several: Annotated[tuple[int, ...], Range("at least one number, each > 0")] = (1,)
+    colour: Annotated[str, OneOf("red, green or blue")] = "red"
 
     def __post_init__(self) -> None:
         assert 0 <= self.share <= 1, "asked of numbers in their range alone"
@@ -197,6 +200,12 @@ class Ranged:
         ("size", 4, "got 4, expected a number of bytes > 4 and < 2^10, or auto"),
         ("size", 1024, "got 1024, expected a number of bytes > 4 and < 2^10, or auto"),
         ("pairs", [[0, -1.5]], None),
+        ("part", 0, "got 0.0, expected 0 < part <= 1"),
+        ("part", 1.5, "got 1.5, expected 0 < part <= 1"),
+        ("several", [], "got [], expected at least one number, each > 0"),
+        ("several", [1, 0], "got [1, 0], expected at least one number, each > 0"),
+        ("colour", "blue", None),
+        ("colour", "gree", "got 'gree', expected red, green or blue"),
         ("pairs", [[0, 0], [0, -2]], "got [[0.0, 0.0], [0.0, -2.0]], expected numbers >= -1.5"),
     ],
 )
@@ -205,6 +214,16 @@ def test_a_range_is_read_from_its_words_and_refuses_with_them(key: str, value: A
     assert [(problem.key, problem.message) for problem in problems] == ([] if message is None else [(key, message)])
     assert message is None or values == vars(Ranged())
     assert isinstance(made, Ranged)
+
+
+def test_what_is_made_without_a_configuration_is_within_its_ranges_too() -> None:
+    @dataclass
+    class Made(Checked):
+        share: Annotated[float, Range("a number from 0 to 1")] = 0.5
+
+    assert Made(share=1).share == 1
+    with pytest.raises(ConfigError, match="share: got 2, expected a number from 0 to 1"):
+        Made(share=2)
 
 
 def test_a_range_without_a_bound_is_its_authors_mistake() -> None:

@@ -79,14 +79,10 @@ BEHAVIOUR: list[Mutant] = [
     ("rules.synchronous", "        if ledger.held and not ledger.computing:\n", "        if False:\n"),
     ("rules.first_k", "            yield Release((push.id.worker,))", "            pass"),
     ("rules.first_k", "min(self.k, len(ledger.workers))", "self.k"),
+    ("base", "        return self.try_again(ledger)\n", "        return ()\n"),
     (
         "rules.stale_synchronous",
-        "        yield from self._release(ledger)\n\n    def _release",
-        "        return ()\n\n    def _release",
-    ),
-    (
-        "rules.stale_synchronous",
-        "            yield from self._release(ledger)\n",
+        "            yield from self.try_again(ledger)\n",
         "            yield Release((worker,))\n",
     ),
 ]

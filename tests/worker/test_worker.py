@@ -21,6 +21,7 @@ from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import Layer, PushMessage, Reply, Settled
 from ps_elastic.vectors.layout import Layout, statistics_of
 from ps_elastic.worker.flat_module import FlatModule, Memory, ModelLives
+from ps_elastic.worker.gradients import GradientSource
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.cut_sgd import CutSgd
 from ps_elastic.worker.updates.sgd import Sgd
@@ -51,10 +52,11 @@ class Hand:
         self.coders = coders
         self.lines: list[dict[str, Any]] = []
         tracker = Tracker(rank, lambda line: self.lines.append(json.loads(line)))
-        self.worker = Worker(
-            rank, task, FlatModule(self.model, self.layout, memory), task.batches(rank, 3, 0), update or Sgd(), coders,
-            tracker, **options,
-        )  # fmt: skip
+        names = ("seed", "accumulate", "clip_norm", "autocast", "clock")
+        of_source = {name: options.pop(name) for name in names if name in options}
+        flat, batches = FlatModule(self.model, self.layout, memory), task.batches(rank, 3, 0)
+        source = GradientSource(rank, task, flat, batches, update or Sgd(), **of_source)
+        self.worker = Worker(source, coders, tracker, **options)
         self.start = self.worker.x.clone()
 
     def go(self, x: Tensor | None = None, version: int = 0, **told: Any) -> list[PushMessage]:

@@ -1,22 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from time import process_time
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.compressors.identity import Identity
-from ps_elastic.config.sections import Optimizer
-from ps_elastic.plugins import expect
+from ps_elastic.analysis.bench.base import Benchmark, Repeats, Row, benchmarks, row
+from ps_elastic.analysis.bench.update import store_of
+from ps_elastic.plugins import Range
 from ps_elastic.policies.events import PushId, Step, Term
-from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.store import ParameterStore
 from ps_elastic.transport.messages import PushMessage
-from ps_elastic.vectors.layout import Layout
 
 _TENSOR = 1 << 18  # floats of each tensor of the model
 
@@ -30,15 +28,10 @@ class Ahead(Benchmark):
     pass. "step": from the last bucket to the new model. "step and adding": all of it.
     """
 
-    sizes: list[int] = field(default_factory=lambda: [3_000_000, 10_000_000])
-    workers: list[int] = field(default_factory=lambda: [2, 3])
+    sizes: Annotated[tuple[int, ...], Range("numbers of parameters >= 1")] = (3_000_000, 10_000_000)
+    workers: Annotated[tuple[int, ...], Range("numbers of workers >= 2")] = (2, 3)
     bucket_bytes: int = 1 << 22
-    repeats: int = 9
-
-    def __post_init__(self) -> None:
-        expect(min(self.sizes) >= 1, self, "sizes", "numbers of parameters >= 1")
-        expect(min(self.workers) >= 2, self, "workers", "numbers of workers >= 2")
-        expect(self.repeats >= 1, self, "repeats", "a number of repeats >= 1")
+    repeats: Repeats = 9
 
     def rows(self) -> Iterator[Row]:
         threads = torch.get_num_threads()
@@ -101,8 +94,4 @@ class Rounds:
 def _store(size: int, bucket_bytes: int) -> ParameterStore:
     lengths = [min(_TENSOR, size - start) for start in range(0, size, _TENSOR)]
     model = nn.ParameterList([nn.Parameter(torch.randn(length)) for length in lengths])
-    layout = Layout(model, bucket_bytes)
-    x = layout.empty()
-    layout.attach(model, x)
-    optimizer = FlatOptimizer(Optimizer(name="sgd", lr=1e-4, momentum=0.9), layout, x)
-    return ParameterStore(layout, x, optimizer, [Identity() for _ in layout.buckets], keeps_versions=False)
+    return store_of(model, {"name": "sgd", "lr": 1e-4, "momentum": 0.9}, bucket_bytes, keeps_versions=False)

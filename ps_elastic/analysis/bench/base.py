@@ -6,13 +6,20 @@ import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from ps_elastic.config.sources import read_yaml
 from ps_elastic.config.values import make
 from ps_elastic.errors import Interrupted, describe
-from ps_elastic.plugins import Registry, parse_one_line
+from ps_elastic.plugins import Checked, Range, Registry, parse_one_line
 from ps_elastic.records.writer import environment
+
+# Ranges of settings that several benchmarks have
+Several = Annotated[int, Range("a number of workers >= 2")]
+Ranks = Annotated[int, Range("a number of ranks >= 2")]
+Turns = Annotated[int, Range("a number of turns >= 1")]
+Runs = Annotated[int, Range("a number of runs >= 1")]
+Repeats = Annotated[int, Range("a number of repeats >= 1")]
 
 
 class Row(NamedTuple):
@@ -44,7 +51,7 @@ def row(
     return Row(case, ours, baseline, baseline_name, unit, ratio, target, met)
 
 
-class Benchmark(ABC):
+class Benchmark(Checked, ABC):
     """Its init fields are its settings, as in `simulate:workers=1024`."""
 
     @abstractmethod

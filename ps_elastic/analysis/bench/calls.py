@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import wide
 from ps_elastic.config.load import load
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Pushes, Range, Workers
 from ps_elastic.records.writer import RunWriter
 from ps_elastic.runtime.build import make_parts, make_server
 from ps_elastic.server.server import Server
@@ -45,14 +45,9 @@ class CallCount(Benchmark):
     name: here each one made is one built-in call. What is done once a batch counts by its share.
     """
 
-    pushes: int = 1024  # of each worker; as many again come before
-    workers: int = 3
-    parameters: int = 16
-
-    def __post_init__(self) -> None:
-        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
-        expect(self.workers >= 1, self, "workers", "a number of workers >= 1")
-        expect(self.parameters >= 1, self, "parameters", "a number of parameters >= 1")
+    pushes: Pushes = 1024  # of each worker; as many again come before
+    workers: Workers = 3
+    parameters: Annotated[int, Range("a number of parameters >= 1")] = 16
 
     def rows(self) -> Iterator[Row]:
         for policy, (frames, calls) in _MOST.items():
@@ -68,18 +63,14 @@ class CallCount(Benchmark):
             wide(self.parameters, self.workers, 1 << 40, policy=policy, optimizer={"lr": 1e-3, "momentum": 0.9})
         )
         parts = make_parts(config, self.workers)
-        folder = Path(tempfile.mkdtemp(prefix="ps-elastic-bench-"))
-        record = RunWriter(folder, 0)
-        log = record.events().write
-        server, evaluator = make_server(config, parts, self.workers, record.tracker, log, background=False)
-        try:
-            rounds = _Rounds(server, parts.layout.size, self.workers)
-            rounds.go(self.pushes)
-            return rounds.counted(self.pushes)
-        finally:
-            evaluator.close()
-            record.close()
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="ps-elastic-bench-") as folder:
+            record = RunWriter(Path(folder), 0)
+            log = record.events().write
+            server, evaluator = make_server(config, parts, self.workers, record.tracker, log, background=False)
+            with closing(record), closing(evaluator):
+                rounds = _Rounds(server, parts.layout.size, self.workers)
+                rounds.go(self.pushes)
+                return rounds.counted(self.pushes)
 
 
 class _Rounds:

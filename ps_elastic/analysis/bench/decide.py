@@ -7,9 +7,9 @@ from random import Random
 from statistics import median
 from time import process_time
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Runs, Several, benchmarks, row
 from ps_elastic.analysis.bench.simulate import HALF
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Pushes, expect
 from ps_elastic.policies import policies
 from ps_elastic.policies.decide import ANSWERS, begin, end, take
 from ps_elastic.policies.events import Applied, Event, Measure, Measured, Push, PushId, Release, Step, Woke
@@ -25,17 +25,15 @@ class Decide(Benchmark):
     processor time, and has the two readings of that clock in it, about half a microsecond.
     """
 
-    few: int = 3  # workers that the growth is measured from
+    few: Several = 3  # workers that the growth is measured from
     many: int = 1024
-    pushes: int = 3000  # of each run, after three of each worker
-    repeats: int = 5
+    pushes: Pushes = 3000  # of each run, after three of each worker
+    repeats: Runs = 5
     rules: tuple[str, ...] = ()  # empty: every rule
 
     def __post_init__(self) -> None:
-        expect(self.few >= 2, self, "few", "a number of workers >= 2")
+        super().__post_init__()
         expect(self.many >= self.few, self, "many", f"a number of workers >= few = {self.few}")
-        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
-        expect(self.repeats >= 1, self, "repeats", "a number of runs >= 1")
 
     def rows(self) -> Iterator[Row]:
         for rule in self.rules or [name for name, _ in policies.items()]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, multiprocessing, nn
 
-from ps_elastic.config.plugin import resolve
+from ps_elastic.config.plugin import built
 from ps_elastic.tasks import Task
 
 _LOOK_S = 0.5e-3  # between two looks at how far the workers are
@@ -57,10 +57,7 @@ def run(
 
 
 def _task(settings: dict[str, Any]) -> Task:
-    plugin, problems = resolve("task", settings, ())
-    if problems:
-        raise problems[0]
-    task: Task = plugin.build()
+    task: Task = built("task", settings)
     task.prepare()
     return task
 

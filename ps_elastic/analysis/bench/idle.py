@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Annotated
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import run_phases, wide
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Range, Workers
 from ps_elastic.transport.wire import HEADER_BYTES
 
 WARM_UP = 2  # rounds of each turn that are not counted
@@ -21,16 +22,11 @@ class Idle(Benchmark):
     Ranks of another host cannot ring the server's bell, so that it has to look for their messages now and then.
     """
 
-    workers: int = 3
+    workers: Workers = 3
     away_s: float = 0.05  # that a worker computes for each push
-    pushes: int = 20  # of each worker and turn
+    pushes: Annotated[int, Range(f"a number of pushes >= {WARM_UP + 2}")] = 20  # of each worker and turn
     parameters: int = 16
-    repeats: int = 5  # turns; more: steadier
-
-    def __post_init__(self) -> None:
-        expect(self.workers >= 1, self, "workers", "a number of workers >= 1")
-        expect(self.pushes >= WARM_UP + 2, self, "pushes", f"a number of pushes >= {WARM_UP + 2}")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
+    repeats: Turns = 5  # turns; more: steadier
 
     def rows(self) -> Iterator[Row]:
         yield from self._rows("one host", "<= 1")

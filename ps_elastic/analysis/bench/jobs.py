@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ps_elastic.cluster import environment, mpirun
-from ps_elastic.cluster.launcher import mpirun_command, rank_environment
+from ps_elastic.cluster.environment import find_mpi
+from ps_elastic.cluster.launcher import run_heard
 from ps_elastic.errors import Interrupted, PlatformError
 
 LIMIT_S = 240.0  # longest a job may take, on a machine busy with other things
@@ -44,16 +43,10 @@ def run_phases(ranks: int, phases: Sequence[tuple[str, Phase]], **variables: str
 
 def run_ranks(ranks: int, arguments: Sequence[str], folder: Path, **variables: str) -> float:
     """Run `python ARGUMENTS` on `ranks` ranks, as `ps-elastic launch` would; return the seconds it took."""
-    mpi = environment.find_mpi()
-    cores, slots = environment.physical_cores(), environment.slurm_slots()
-    command = mpirun_command(mpi, ranks, [sys.executable, *arguments], cores=cores, slots=slots)
-    with open(folder / "output", "w+") as output:
-        around = {**rank_environment(mpi, ranks, 1, output), **_LOOPBACK, **variables}
-        started = time.perf_counter()
-        ended = mpirun.run(command, around, folder, output, subprocess.STDOUT, limit_s=LIMIT_S)
-        took = time.perf_counter() - started
-        output.seek(0)
-        said = output.read()
+    mpi, argv, around = find_mpi(), [sys.executable, *arguments], {**_LOOPBACK, **variables}
+    started = time.perf_counter()
+    ended, said = run_heard(mpi, ranks, argv, folder, limit_s=LIMIT_S, **around)
+    took = time.perf_counter() - started
     if ended.interrupted:
         raise Interrupted("interrupted while ranks were measuring")
     if ended.code:
@@ -89,9 +82,13 @@ def round_trips_s(found: Mapping[str, Any]) -> list[float]:
     if "trips" in found:
         return list(found["trips"])
     replies = found["replies"]
-    steps = [t - before for before, t in pairwise(replies["t_s"])]
     own = [computed + encoded for computed, encoded in zip(replies["compute_s"], replies["encode_s"], strict=True)]
-    return [took - other for took, other in zip(steps, own[1:], strict=True)]
+    return [took - other for took, other in zip(steps_s(found), own[1:], strict=True)]
+
+
+def steps_s(found: Mapping[str, Any]) -> list[float]:
+    """Seconds from reply to reply, of what a worker of ours found."""
+    return [after - before for before, after in pairwise(found["replies"]["t_s"])]
 
 
 def middle(runs: Iterable[Sequence[float]], skip: int = 0) -> float:

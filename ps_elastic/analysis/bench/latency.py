@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, middle, round_trips_s, run_phases, wide
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Whole
 from ps_elastic.transport.wire import HEADER_BYTES
 
 WARM_UP = 10  # round trips of each turn that are not counted
@@ -22,14 +22,10 @@ class Latency(Benchmark):
     """
 
     parameters: int = 1_000
-    rounds: int = 300  # of each turn while spinning
-    asleep_rounds: int = 50  # of each turn from sleep
+    rounds: Whole = 300  # of each turn while spinning
+    asleep_rounds: Whole = 50  # of each turn from sleep
     away_s: float = 0.02  # that the worker computes, for the server to go to sleep
-    repeats: int = 5  # turns; more: steadier
-
-    def __post_init__(self) -> None:
-        for key in ("rounds", "asleep_rounds", "repeats"):
-            expect(getattr(self, key) >= 1, self, key, "a whole number >= 1")
+    repeats: Whole = 5  # turns; more: steadier
 
     def rows(self) -> Iterator[Row]:
         busy = wide(self.parameters, workers=1, pushes=self.rounds + WARM_UP)

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.analysis.bench.jobs import Phase, run_phases
-from ps_elastic.plugins import expect
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
+from ps_elastic.analysis.bench.jobs import Phase, run_phases, steps_s
+from ps_elastic.plugins import Workers, expect
 
 WARM_UP = 5  # steps of each worker that are not counted
 LR = 0.01
@@ -42,15 +41,14 @@ class LockFree(Benchmark):
 
     sizes: tuple[int, ...] = (300_000, 3_000_000)  # parameters
     steps: tuple[int, ...] = (200, 40)  # of each worker and turn, for each of the sizes
-    workers: int = 2
-    repeats: int = 5  # turns; more: steadier
+    workers: Workers = 2
+    repeats: Turns = 5  # turns; more: steadier
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(len(self.steps) == len(self.sizes), self, "steps", f"{len(self.sizes)} numbers, one for each size")
         expect(all(steps > WARM_UP + 1 for steps in self.steps), self, "steps", f"numbers of steps > {WARM_UP + 1}")
-        expect(self.workers >= 1, self, "workers", "a number of workers >= 1")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
 
     def rows(self) -> Iterator[Row]:
         phases = [phase for turn in range(self.repeats) for phase in self._turn(first=not turn)]
@@ -61,7 +59,7 @@ class LockFree(Benchmark):
             alone = median(_updates_per_s(turn[2 * i + 1]["steps_s"]) for turn in theirs)
             yield row(f"{size / 1e6:g} M parameters, compute alone", alone, "updates/s", hogwild, "Hogwild")
             for kind, (_, least) in KINDS.items():
-                ours = median(_updates_per_s(map(_steps_s, turn[1:])) for turn in found[f"{kind} {size}"])
+                ours = median(_updates_per_s(map(steps_s, turn[1:])) for turn in found[f"{kind} {size}"])
                 target = f"ratio >= {least}" if least else None
                 yield row(f"{size / 1e6:g} M parameters, {kind}", ours, "updates/s", hogwild, "Hogwild", target)
         reached = [turn[-1]["target_s"] for turn in theirs]
@@ -117,11 +115,6 @@ def _config(task: dict[str, Any], lr: float, train: dict[str, Any], settings: di
         "task": task, "policy": "asynchronous", "views": "torn", "writers": "workers", "optimizer": {"lr": lr},
         "update": {"pipeline": AHEAD}, "train": train, **settings,
     }  # fmt: skip
-
-
-def _steps_s(found: dict[str, Any]) -> list[float]:
-    """Seconds from reply to reply."""
-    return [after - before for before, after in pairwise(found["replies"]["t_s"])]
 
 
 def _updates_per_s(workers: Iterable[Sequence[float]]) -> float:

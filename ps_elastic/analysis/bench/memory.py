@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import run_phases, wide
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Pushes, Range
 
 WORKERS = 2
 WORKER_VECTORS = 3  # that a worker may have beyond the model's own
@@ -24,15 +24,10 @@ class Memory(Benchmark):
     most snapshots in use, and two more; for a worker: the model and three more.
     """
 
-    parameters: int = 50_000_000
+    parameters: Annotated[int, Range("a whole number >= 1000000: smaller ones drown")] = 50_000_000
     tensors: int = 10
-    pushes: int = 3  # of each worker
-    repeats: int = 1  # the peak hardly varies
-
-    def __post_init__(self) -> None:
-        expect(self.parameters >= 1_000_000, self, "parameters", "a whole number >= 1000000: smaller ones drown")
-        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
+    pushes: Pushes = 3  # of each worker
+    repeats: Turns = 1  # the peak hardly varies
 
     def rows(self) -> Iterator[Row]:
         for name in ("synchronous", "asynchronous"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Ranks, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import Phase, run_phases, wide
 from ps_elastic.cluster.environment import usable_cores
 from ps_elastic.plugins import expect
@@ -20,16 +20,14 @@ class Rate(Benchmark):
     compute would be the limit; the last row is of a run with workers that do.
     """
 
-    few: int = 4  # ranks
-    many: int = 16  # ranks, more than there are cores
+    few: Ranks = 4  # ranks
+    many: Ranks = 16  # ranks, more than there are cores
     pushes: int = 3_000  # of each turn
     parameters: int = 16
-    repeats: int = 5  # turns; more: steadier
+    repeats: Turns = 5  # turns; more: steadier
 
     def __post_init__(self) -> None:
-        expect(self.few >= 2, self, "few", "a number of ranks >= 2")
-        expect(self.many >= 2, self, "many", "a number of ranks >= 2")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
+        super().__post_init__()
         expect(self.pushes >= max(self.few, self.many), self, "pushes", "a number of pushes >= that of ranks")
 
     def rows(self) -> Iterator[Row]:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import middle, round_trips_s, run_phases, wide
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Range
 
 WARM_UP = 2  # round trips of each turn that are not counted
 
@@ -21,12 +22,8 @@ class RoundTrip(Benchmark):
     parameters: int = 10_000_000
     tensors: int = 40  # that the buckets are made of
     bucket_bytes: int = 1 << 20
-    rounds: int = 8  # of each turn
-    repeats: int = 5  # turns; more: steadier
-
-    def __post_init__(self) -> None:
-        expect(self.rounds >= 1, self, "rounds", "a number of round trips >= 1")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
+    rounds: Annotated[int, Range("a number of round trips >= 1")] = 8  # of each turn
+    repeats: Turns = 5  # turns; more: steadier
 
     def rows(self) -> Iterator[Row]:
         rounds = self.rounds + WARM_UP

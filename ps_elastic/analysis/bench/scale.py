@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import run_phases, wide
 from ps_elastic.plugins import expect
 
@@ -26,13 +26,13 @@ class Scale(Benchmark):
     pushes: int = 240  # of each turn
     parameters: int = 16
     pause_s: float = 5e-4  # before each look; longer: surer that all messages are there
-    repeats: int = 5  # turns in each job
+    repeats: Turns = 5  # turns in each job
     sweeps: int = 1  # times that all jobs are run; more: steadier, and longer by the start of so many ranks
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(len(self.ranks) >= 2 and min(self.ranks) >= 2, self, "ranks", "two numbers of ranks or more, each >= 2")
         expect(self.pushes >= (WARM_UP + 2) * max(self.ranks), self, "pushes", "four pushes a rank or more")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
         expect(self.sweeps >= 1, self, "sweeps", "a number of sweeps >= 1")
 
     def rows(self) -> Iterator[Row]:

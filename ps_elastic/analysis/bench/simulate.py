@@ -9,8 +9,8 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.plugins import expect, parse_one_line
+from ps_elastic.analysis.bench.base import Benchmark, Row, Runs, Several, benchmarks, row
+from ps_elastic.plugins import Pushes, expect, parse_one_line
 from ps_elastic.policies import policies
 from ps_elastic.policies.events import Action, Push, PushId, Release, Step, event_text
 from ps_elastic.simulation.simulate import simulate
@@ -37,16 +37,14 @@ class Simulate(Benchmark):
     """
 
     workers: int = 4096
-    few: int = 64  # workers that the growth is measured from
-    pushes: int = 2_000  # of each run at least; and ten of each worker for its speed, four for how its cost grows
-    repeats: int = 3  # of each measurement and its baseline in turn; the best counts
+    few: Several = 64  # workers that the growth is measured from
+    pushes: Pushes = 2_000  # of each run at least; and ten of each worker for its speed, four for how its cost grows
+    repeats: Runs = 3  # of each measurement and its baseline in turn; the best counts
     rules: tuple[str, ...] = ()  # whose growth is measured; empty: every rule
 
     def __post_init__(self) -> None:
-        expect(self.few >= 2, self, "few", "a number of workers >= 2")
+        super().__post_init__()
         expect(self.workers >= self.few, self, "workers", f"a number of workers >= few = {self.few}")
-        expect(self.pushes >= 1, self, "pushes", "a number of pushes >= 1")
-        expect(self.repeats >= 1, self, "repeats", "a number of runs >= 1")
 
     def rows(self) -> Iterator[Row]:
         for headers_only in (True, False):

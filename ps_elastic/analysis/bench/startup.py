@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Ranks, Row, Turns, benchmarks, row
 from ps_elastic.analysis.bench.jobs import LIMIT_S, run_ranks
-from ps_elastic.plugins import expect
 
 _TASK = "{name: 'ps_elastic.analysis.bench.tasks:Wide', parameters: 1000}"
 
@@ -21,12 +20,8 @@ _TASK = "{name: 'ps_elastic.analysis.bench.tasks:Wide', parameters: 1000}"
 class Startup(Benchmark):
     """How long `ps-elastic --help` takes, and a run of one step beside a bare mpirun whose ranks only import torch."""
 
-    ranks: int = 3
-    repeats: int = 5  # turns; more: steadier
-
-    def __post_init__(self) -> None:
-        expect(self.ranks >= 2, self, "ranks", "a number of ranks >= 2")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
+    ranks: Ranks = 3
+    repeats: Turns = 5  # turns; more: steadier
 
     def rows(self) -> Iterator[Row]:
         helps, bares = [], []

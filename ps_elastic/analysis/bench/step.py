@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
-from ps_elastic.analysis.bench.jobs import Phase, run_phases
+from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
+from ps_elastic.analysis.bench.jobs import Phase, run_phases, steps_s
 from ps_elastic.plugins import expect
 
 RANKS = 3  # two workers and the server
@@ -27,14 +26,14 @@ class StepOverhead(Benchmark):
 
     sizes: tuple[int, ...] = (300_000, 3_000_000, 10_000_000)  # parameters
     steps: tuple[int, ...] = (80, 30, 12)  # of each turn, for each of the sizes
-    repeats: int = 5  # turns of each loop; more: steadier
+    repeats: Turns = 5  # turns of each loop; more: steadier
     batch_size: int = 32
     buckets: str | int = "whole"  # of our runs, as in a configuration
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(len(self.steps) == len(self.sizes), self, "steps", f"{len(self.sizes)} numbers, one for each size")
         expect(all(steps >= 2 for steps in self.steps), self, "steps", "numbers of steps >= 2")
-        expect(self.repeats >= 1, self, "repeats", "a number of turns >= 1")
 
     def rows(self) -> Iterator[Row]:
         plan = [
@@ -63,7 +62,7 @@ class StepOverhead(Benchmark):
 
 
 def _rows(size: int, found: dict[str, list[list[Any]]]) -> Iterator[Row]:
-    found["ours"] = [[None, *(_steps_s(run["replies"]) for run in turn[1:])] for turn in found["ours"]]
+    found["ours"] = [[None, *map(steps_s, turn[1:])] for turn in found["ours"]]
     each = {kind: [_step_ms(turn) for turn in turns] for kind, turns in found.items()}
     case, local = f"{size / 1e6:g} M parameters", median(each["local"])
     over = {
@@ -77,11 +76,6 @@ def _rows(size: int, found: dict[str, list[list[Any]]]) -> Iterator[Row]:
         baseline = over[kind] if over[kind] > 0 else None  # no ratio where a baseline came out below the local loop
         yield row(f"{case}, overhead", over["ours"], "ms", baseline, name, f"ratio <= {share}")
     yield row(f"{case}, whole step", median(each["ours"]), "ms", local, "local loop")
-
-
-def _steps_s(replies: dict[str, list[float]]) -> list[float]:
-    """Seconds from reply to reply."""
-    return [after - before for before, after in pairwise(replies["t_s"])]
 
 
 def _step_ms(turn: Sequence[Any]) -> float:

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Range, Time, Whole, expect
 from ps_elastic.tasks import Task, seeded
 
 INPUTS, CLASSES = 784, 10
@@ -28,16 +28,14 @@ class Wide(Task):
     compute_s: seconds that each gradient sleeps. tensors: how many tensors of equal size the model has.
     """
 
-    parameters: int = 1_000  # larger: more bytes a push
+    parameters: Whole = 1_000  # larger: more bytes a push
     tensors: int = 1  # more: smaller buckets are possible
-    compute_s: float = 0.0  # larger: a worker that is away for longer
-    batch_size: int = 1
+    compute_s: Time = 0.0  # larger: a worker that is away for longer
+    batch_size: Whole = 1
 
     def __post_init__(self) -> None:
-        expect(self.parameters >= 1, self, "parameters", "a whole number >= 1")
+        super().__post_init__()
         expect(1 <= self.tensors <= self.parameters, self, "tensors", "a whole number from 1 to parameters")
-        expect(self.compute_s >= 0, self, "compute_s", "a number of seconds >= 0")
-        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
 
     def model(self, seed: int) -> nn.Module:
         part, rest = divmod(self.parameters, self.tensors)
@@ -67,15 +65,9 @@ class Wide(Task):
 class Perceptron(Task):
     """A perceptron with two hidden layers of equal width and about `parameters` parameters, on random data."""
 
-    parameters: int = 300_000  # larger: wider
-    batch_size: int = 32
-    rounds: int = 8  # different batches, given in turn
-
-    def __post_init__(self) -> None:
-        fewest = INPUTS + CLASSES + 1
-        expect(self.parameters >= fewest, self, "parameters", f"a whole number >= {fewest}")
-        expect(self.batch_size >= 1, self, "batch_size", "a whole number >= 1")
-        expect(self.rounds >= 1, self, "rounds", "a whole number >= 1")
+    parameters: Annotated[int, Range(f"a whole number >= {INPUTS + CLASSES + 1}")] = 300_000  # larger: wider
+    batch_size: Whole = 32
+    rounds: Whole = 8  # different batches, given in turn
 
     @property
     def width(self) -> int:

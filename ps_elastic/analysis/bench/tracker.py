@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from statistics import median
 from time import process_time
 from typing import Any
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Row, Several, benchmarks, row
 from ps_elastic.cluster.threads import set_threads
 from ps_elastic.config.load import load
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Rounds
 from ps_elastic.records.writer import RunWriter
 from ps_elastic.runtime.build import make_parts, make_server, make_worker
 from ps_elastic.transport.messages import Message, Reply
@@ -34,22 +33,15 @@ class Tracking(Benchmark):
     them, and the lines. Synchronous views are those of the current version, so that their distance is known to be 0.
     """
 
-    workers: int = 3
+    workers: Several = 3
     batch_size: int = 32
-    rounds: int | None = None  # null: enough for the size of the model
-
-    def __post_init__(self) -> None:
-        expect(self.workers >= 2, self, "workers", "a number of workers >= 2")
-        expect(self.rounds is None or self.rounds >= 1, self, "rounds", "a number of rounds >= 1")
+    rounds: Rounds | None = None  # null: enough for the size of the model
 
     def rows(self) -> Iterator[Row]:
         for parameters, most in _MOST.items():
             for policy, target in (("asynchronous", most), ("synchronous", 0.01)):
-                folder = Path(tempfile.mkdtemp(prefix="ps-elastic-bench-"))
-                try:
-                    ours, step = self._compare(parameters, policy, folder)
-                finally:
-                    shutil.rmtree(folder)
+                with tempfile.TemporaryDirectory(prefix="ps-elastic-bench-") as folder:
+                    ours, step = self._compare(parameters, policy, Path(folder))
                 case = f"{policy}, {parameters / 1e6:g} M parameters"
                 yield row(case, 1e3 * ours, "ms/push", 1e3 * step, "a step without it", f"ratio <= {target}")
 
@@ -79,11 +71,7 @@ class _Run:
 
     def __init__(self, parameters: int, policy: str, mode: str, workers: int, batch_size: int, folder: Path) -> None:
         tree: dict[str, Any] = {
-            "task": {
-                "name": _TASK,
-                "parameters": parameters,
-                "batch_size": batch_size,
-            },
+            "task": {"name": _TASK, "parameters": parameters, "batch_size": batch_size},
             "policy": policy,
             "optimizer": {"lr": 1e-3, "momentum": 0.9},
             "train": {"samples": 1 << 40},

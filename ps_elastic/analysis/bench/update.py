@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row
+from ps_elastic.analysis.bench.base import Benchmark, Repeats, Row, benchmarks, row
 from ps_elastic.compressors.identity import Identity
 from ps_elastic.config.sections import Optimizer
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import Range, Threads
 from ps_elastic.policies.events import PushId, Step, Term
 from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.store import ParameterStore
@@ -37,14 +37,9 @@ class Update(Benchmark):
     one flat vector; a mean is made by add and div_ in place. On one thread the time is that of the processor.
     """
 
-    parameters: int = 10_000_000
-    repeats: int = 9
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        expect(self.parameters >= 64, self, "parameters", "a number of parameters >= 64")
-        expect(self.repeats >= 1, self, "repeats", "a number of repeats >= 1")
-        expect(self.threads >= 1, self, "threads", "a number of threads >= 1")
+    parameters: Annotated[int, Range("a number of parameters >= 64")] = 10_000_000
+    repeats: Repeats = 9
+    threads: Threads = 1
 
     def rows(self) -> Iterator[Row]:
         threads = torch.get_num_threads()
@@ -108,13 +103,19 @@ def _ours(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[
 
 def make_calculator(parameters: int, settings: dict[str, Any], measured: bool = True) -> ParameterStore:
     """A server's store for a model of one random tensor; unmeasured: it does not tell how far the model moved."""
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.randn(parameters, generator=torch.Generator().manual_seed(0)))
-    layout = Layout(model)
+    model = nn.ParameterList([torch.randn(parameters, generator=torch.Generator().manual_seed(0))])
+    return store_of(model, settings, measures=measured)
+
+
+def store_of(
+    model: nn.Module, settings: dict[str, Any], buckets: str | int = "whole", *, measures: bool = True, **how: Any
+) -> ParameterStore:
+    """A server's store for `model`, with the optimizer of these settings. how: see `ParameterStore`."""
+    layout = Layout(model, buckets)
     x = layout.empty()
     layout.attach(model, x)
-    made = FlatOptimizer(Optimizer(**settings), layout, x, measures=measured)
-    return ParameterStore(layout, x, made, [Identity()])
+    optimizer = FlatOptimizer(Optimizer(**settings), layout, x, measures=measures)
+    return ParameterStore(layout, x, optimizer, [Identity() for _ in layout.buckets], **how)
 
 
 def _torch(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[], object]:

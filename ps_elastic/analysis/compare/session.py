@@ -77,14 +77,8 @@ class Session:
         started = time.monotonic()
         try:
             with open(_log_beside(folder), "wb") as log:
-                code = self.run(
-                    self.comparison.config_file,
-                    self.comparison.workers + 1,
-                    cell.overrides,
-                    folder,
-                    stdout=log,
-                    stderr=log,
-                )
+                ranks = self.comparison.workers + 1
+                code = self.run(self.comparison.config_file, ranks, cell.overrides, folder, stdout=log, stderr=log)
         except (KeyboardInterrupt, Interrupted) as error:
             code = getattr(error, "exit_code", INTERRUPTED)
         finally:

@@ -257,12 +257,7 @@ class PolicyTotals:
             self.end(*self._last)
         total, most = self._staleness
         return {
-            "pushes": self.pushes,
-            "used": self.used,
-            "dropped": self.dropped,
-            "held": self.held,
-            "releases": self.releases,
-            "versions": self.versions,
+            **{name: getattr(self, name) for name in ("pushes", "used", "dropped", "held", "releases", "versions")},
             "staleness": {"mean": total / self.used, "max": most} if self.used else {"mean": None, "max": None},
             "wait_s": self.wait_s,
             "wait_share": self.wait_s / self.present_s if self.present_s else None,

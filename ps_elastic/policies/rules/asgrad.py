@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+from ps_elastic.plugins import OneOf, Range
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_shared_memory
 
 
 @policies.register("asgrad")
@@ -26,18 +25,13 @@ class AsGrad(Policy):
 
     jobs = 1 << 30  # as many as come
     # who gets the next jobs. pure: to those who finished; random: to workers drawn from all; shuffled: in random order
-    assignment: str = "shuffled"
-    wait: int = 1  # b, gradients of one server step; larger: less noise, fewer steps. With pure, p is minibatch SGD
+    assignment: Annotated[str, OneOf("pure, random or shuffled")] = "shuffled"
+    # b, gradients of one server step; larger: less noise, fewer steps. With pure, p is minibatch SGD
+    wait: Annotated[int, Range("a number of jobs >= 1")] = 1
     seed: int = 0  # seed of the random order
     drawn: int = field(default=0, init=False)
     members: list[int] = field(default_factory=list, init=False)  # workers that may get jobs: a joiner once it asked
     order: list[int] = field(default_factory=list, init=False)  # what is left of the permutation
-
-    def __post_init__(self) -> None:
-        if self.assignment not in ("pure", "random", "shuffled"):
-            raise ConfigError(f"got {self.assignment!r}, expected pure, random or shuffled", key="assignment")
-        if self.wait < 1:
-            raise ConfigError(f"got {self.wait}, expected a number of jobs >= 1", key="wait")
 
     def workers_needed(self) -> int:
         return self.wait

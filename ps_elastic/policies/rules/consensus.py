@@ -3,10 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, PushId, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.plugins import Quorum
+from ps_elastic.policies import Action, Ledger, Policy, Push, PushId, Release, Step, Term, policies
 from ps_elastic.policies.theory import Bound, Facts, exact, no_bound
 
 
@@ -23,11 +21,7 @@ class Consensus(Policy):
 
     units = ("model",)
     keeps_last = True
-    quorum: float = 1.0  # fraction of the workers whose model must be new; smaller: less waiting, older models
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quorum <= 1:
-            raise ConfigError(f"got {self.quorum}, expected 0 < quorum <= 1", key="quorum")
+    quorum: Quorum = 1.0  # fraction of the workers whose model must be new; smaller: less waiting, older models
 
     def declared_bound(self, facts: Facts) -> Bound:
         if self.quorum == 1:
@@ -35,12 +29,9 @@ class Consensus(Policy):
         return no_bound("none: the model is set, not stepped, so that its motion is no multiple of a step size")
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        yield from self._try(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._try(ledger)
-
-    def _try(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         if not ledger.held or len(ledger.held) < self.quorum * len(ledger.workers) - 1e-9:
             return
         newest = self._newest(ledger)

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import ZERO, Action, Drop, Push, PushId, Release, Step, Term, Wake
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.plugins import Duration, OneOf
+from ps_elastic.policies import ZERO, Action, Drop, Ledger, Policy, Push, PushId, Release, Step, Term, Wake, policies
 from ps_elastic.policies.theory import REPAID, Bound, Facts, b_crash, exact, owed_norm
 
 
@@ -23,18 +22,13 @@ class Deadline(Policy):
     Share: 1 (renormalise), q/p for q received (keep), 1 with the stand-ins counted (substitute).
     """
 
-    deadline_s: float = 1.0  # seconds after the first push of a round; larger: fewer are late, silent workers cost more
+    # seconds after the first push of a round; larger: fewer are late, silent workers cost more
+    deadline_s: Duration = 1.0
     # for a gradient that is late. renormalise: mean of the others; keep: each weighs 1/p still; substitute: a
     # placeholder of zero, and it is applied late
-    missing: str = "renormalise"
+    missing: Annotated[str, OneOf("renormalise, keep or substitute")] = "renormalise"
     opened: int = field(default=0, init=False)  # version that the round began with
     suspects: dict[int, None] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        if not self.deadline_s > 0:
-            raise ConfigError(f"got {self.deadline_s}, expected a number of seconds > 0", key="deadline_s")
-        if self.missing not in ("renormalise", "keep", "substitute"):
-            raise ConfigError(f"got {self.missing!r}, expected renormalise, keep or substitute", key="missing")
 
     @property
     def optimizers(self) -> tuple[str, ...]:  # type: ignore[override]

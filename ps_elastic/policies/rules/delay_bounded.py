@@ -3,11 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+from ps_elastic.plugins import Staleness
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_shared_memory
 
 
 @policies.register("delay_bounded")
@@ -24,23 +22,17 @@ class DelayBounded(Policy):
     """
 
     adds = True
-    bound: int = 4  # versions that a worker's copy may lack; 0 is synchronous, larger: staler, less waiting
-
-    def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ConfigError(f"got {self.bound}, expected a number of versions >= 0", key="bound")
+    bound: Staleness = 4  # versions that a worker's copy may lack; 0 is synchronous, larger: staler, less waiting
 
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(b_shared_memory(self.bound, facts.M), "bound M", every_push=self.bound == 0)
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        yield from self._use_held(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held:
-            yield from self._use_held(ledger)
-
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         oldest = next(iter(ledger.views.values()), None)  # views are in the order sent, which is that of versions
         if oldest is not None and ledger.version + 1 - oldest.version > self.bound:
             return

@@ -3,11 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+from ps_elastic.plugins import BelowOne, NotNegative
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, Term, policies
+from ps_elastic.policies.theory import b_shared_memory
 
 
 @policies.register("delay_compensated")
@@ -25,14 +23,9 @@ class DelayCompensated(Policy):
     units = ("gradient",)
     needs_views = True
     adaptive: bool = False  # divide `scale` by the running rms of the gradient, entry by entry
-    scale: float | None = None  # lambda; larger: stronger correction. null: that of the source, 0.04, or 2 if adaptive
-    decay: float = 0.95  # m, memory of the running mean square if adaptive; larger: longer
-
-    def __post_init__(self) -> None:
-        if self.scale is not None and self.scale < 0:
-            raise ConfigError(f"got {self.scale}, expected a number >= 0", key="scale")
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"got {self.decay}, expected a number >= 0 and < 1", key="decay")
+    # lambda; larger: stronger correction. null: that of the source, 0.04, or 2 if adaptive
+    scale: NotNegative | None = None
+    decay: BelowOne = 0.95  # m, memory of the running mean square if adaptive; larger: longer
 
     def declared_bound(self, facts: Facts) -> Bound:
         formula = f"tau M, M = {facts.M_applied:.4g} the rms of the compensated gradients"

@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf, sqrt
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Measure, Push, PushId, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
+from ps_elastic.plugins import OneOf, expect
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Measure, Policy, Push, PushId, Release, Step, policies
+from ps_elastic.policies.theory import b_missed_steps
 
 
 @policies.register("elastic_bound")
@@ -38,7 +37,7 @@ class ElasticBound(Policy):
     # is synchronous
     bound: float | str = "4M"
     # refreshed: measure a worker's copy that blocks; path: never, its cumulative step length counts
-    distance: str = "refreshed"
+    distance: Annotated[str, OneOf("refreshed or path")] = "refreshed"
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
     squares: float = field(default=0.0, init=False)  # of the payload norms of all pushes
     pushes: int = field(default=0, init=False)
@@ -46,10 +45,8 @@ class ElasticBound(Policy):
     granted: float = field(default=0.0, init=False)  # B that the last Step was made within
 
     def __post_init__(self) -> None:
-        if not self._number() >= 0:
-            raise ConfigError(f"got {self.bound!r}, expected a number >= 0, a multiple like 2M, or inf", key="bound")
-        if self.distance not in ("refreshed", "path"):
-            raise ConfigError(f"got {self.distance!r}, expected refreshed or path", key="distance")
+        super().__post_init__()
+        expect(self._number() >= 0, self, "bound", "a number >= 0, a multiple like 2M, or inf")
 
     @property
     def needs_views(self) -> bool:  # type: ignore[override]
@@ -74,13 +71,11 @@ class ElasticBound(Policy):
         self.squares += push.payload_norm**2
         self.pushes += 1
         self.measured.pop(push.id, None)
-        yield from self._use_held(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held:
-            yield from self._use_held(ledger)
-
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         count = len(ledger.held)
         share = min(1.0, count / max(1, len(ledger.workers)))
         budget = self.budget()

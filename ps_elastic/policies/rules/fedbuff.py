@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
+from ps_elastic.plugins import Range
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, Term, policies
+from ps_elastic.policies.theory import b_missed_steps
 
 
 @policies.register("fedbuff")
@@ -22,15 +21,10 @@ class FedBuff(Policy):
     Share: `rate`.
     """
 
-    k: int = 2  # pushes of one server step; larger: less noise, staler
-    rate: float = 1.0  # eta, server learning rate: it multiplies the step; smaller: smaller steps
+    k: Annotated[int, Range("a number of updates >= 1")] = 2  # pushes of one server step; larger: less noise, staler
+    # eta, server learning rate: it multiplies the step; smaller: smaller steps
+    rate: Annotated[float, Range("0 < rate <= 1")] = 1.0
     damped: bool = True  # weigh each by 1/sqrt(1 + staleness); false: alike
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"got {self.k}, expected a number of updates >= 1", key="k")
-        if not 0 < self.rate <= 1:
-            raise ConfigError(f"got {self.rate}, expected 0 < rate <= 1", key="rate")
 
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(b_missed_steps(facts.tau, self.rate, facts.M), "tau rate M", kind="observed")

@@ -3,11 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.plugins import Workers
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, exact, policies
 
 
 @policies.register("first_k")
@@ -22,11 +19,7 @@ class FirstK(Policy):
     Share: 1 (the source averages what it uses).
     """
 
-    k: int = 2  # gradients of one server step; larger: fewer are discarded, longer waits for stragglers
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"got {self.k}, expected a number of workers >= 1", key="k")
+    k: Workers = 2  # gradients of one server step; larger: fewer are discarded, longer waits for stragglers
 
     def workers_needed(self) -> int:
         return self.k
@@ -39,12 +32,9 @@ class FirstK(Policy):
             yield Drop(push.id, "late")
             yield Release((push.id.worker,))
         else:
-            yield from self._step(ledger)
+            yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._step(ledger)
-
-    def _step(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         if ledger.held and len(ledger.held) >= min(self.k, len(ledger.workers)):
             yield Step.mean(ledger.held)
             if ledger.waiting:

@@ -6,11 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step, Wake
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.plugins import Duration
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, Wake, exact
 
 
 @dataclass
@@ -24,12 +21,8 @@ class LayerRounds(Policy):
     """
 
     layerwise = True
-    deadline_s: float = 1.0  # seconds of a round; larger: more layers of slow workers, fewer rounds
+    deadline_s: Duration = 1.0  # seconds of a round; larger: more layers of slow workers, fewer rounds
     late: dict[int, None] = field(default_factory=dict, init=False)  # who computes for a round that is over
-
-    def __post_init__(self) -> None:
-        if not self.deadline_s > 0:
-            raise ConfigError(f"got {self.deadline_s}, expected a number of seconds > 0", key="deadline_s")
 
     def declared_bound(self, facts: Facts) -> Bound:
         return exact("0 against the server's model: every layer used is of its current version")

@@ -3,11 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_message_passing, b_reapplied
+from ps_elastic.plugins import Rounds
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_message_passing, b_reapplied
 
 
 @policies.register("message_passing")
@@ -26,11 +24,7 @@ class MessagePassing(Policy):
     """
 
     pipelines = adds = True
-    delay: int = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger: staler, less waiting
-
-    def __post_init__(self) -> None:
-        if self.delay < 1:
-            raise ConfigError(f"got {self.delay}, expected a number of rounds >= 1", key="delay")
+    delay: Rounds = 8  # rounds, more than update.pipeline; 1 is synchronous in pace, larger: staler, less waiting
 
     def longest_pipeline(self) -> int:
         return self.delay - 1
@@ -46,14 +40,11 @@ class MessagePassing(Policy):
         worker = push.id.worker
         yield Step.mean([push.id], share=1 / len(ledger.workers))
         if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
-            yield from self._release(ledger)
+            yield from self.try_again(ledger)
         elif self._may_go_on(worker, ledger):
             yield Release((worker,))
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._release(ledger)
-
-    def _release(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         ready = tuple(worker for worker in ledger.waiting if self._may_go_on(worker, ledger))
         if ready:
             yield Release(ready)

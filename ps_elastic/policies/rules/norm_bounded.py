@@ -2,12 +2,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import Push
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.plugins import Beta
+from ps_elastic.policies import Bound, Facts, Ledger, Push, policies
 from ps_elastic.policies.rules.scheduling import ElasticScheduler
-from ps_elastic.policies.theory import REPAID, Bound, Facts, b_norm_bounded, b_norm_bounded_announced, owed_norm
+from ps_elastic.policies.theory import REPAID, b_norm_bounded, b_norm_bounded_announced, owed_norm
 
 
 @policies.register("norm_bounded")
@@ -24,14 +22,10 @@ class NormBounded(ElasticScheduler):
     """
 
     # fraction of the sum of norms that ends a round; 1 is synchronous, smaller: less waiting, larger D
-    beta: float = 0.8
+    beta: Beta = 0.8
     norms: dict[int, float] = field(default_factory=dict, init=False)  # last known, by worker
     total: float = field(default=0.0, init=False)  # of `norms`
     here: float = field(default=0.0, init=False)  # of the pushes held
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta <= 1:
-            raise ConfigError(f"got {self.beta}, expected 0 < beta <= 1", key="beta")
 
     def declared_bound(self, facts: Facts) -> Bound:
         M = owed_norm(facts)

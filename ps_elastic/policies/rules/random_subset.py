@@ -4,11 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.plugins import Pushes
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, exact, policies
 
 
 @policies.register("random_subset")
@@ -24,13 +21,9 @@ class RandomSubset(Policy):
     """
 
     lockstep = True
-    q: int = 2  # pushes of one server step; larger: fewer are discarded, less noise. p: all of them
+    q: Pushes = 2  # pushes of one server step; larger: fewer are discarded, less noise. p: all of them
     seed: int = 0  # seed of the draws
     rounds: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        if self.q < 1:
-            raise ConfigError(f"got {self.q}, expected a number of pushes >= 1", key="q")
 
     def workers_needed(self) -> int:
         return self.q
@@ -39,14 +32,11 @@ class RandomSubset(Policy):
         return exact()
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        if not ledger.computing:
-            yield from self._end_round(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held and not ledger.computing:
-            yield from self._end_round(ledger)
-
-    def _end_round(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held or ledger.computing:
+            return
         self.rounds += 1
         here = sorted(ledger.held)
         chosen = set(Random(f"{self.seed}:{self.rounds}").sample(here, min(self.q, len(here))))

@@ -3,11 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.plugins import Gradients
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, exact, policies
 
 
 @policies.register("rennala")
@@ -21,11 +18,7 @@ class Rennala(Policy):
     Share: 1.
     """
 
-    batch: int = 4  # S, gradients of one server step; larger: less noise, fewer steps
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"got {self.batch}, expected a number of gradients >= 1", key="batch")
+    batch: Gradients = 4  # S, gradients of one server step; larger: less noise, fewer steps
 
     def declared_bound(self, facts: Facts) -> Bound:
         return exact()

@@ -3,11 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Drop, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_shared_memory
+from ps_elastic.plugins import Versions
+from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_shared_memory
 
 
 @policies.register("ringmaster")
@@ -23,11 +21,7 @@ class Ringmaster(Policy):
 
     # R, versions of staleness from which a gradient is discarded; larger: fewer are, staler. 1: only fresh ones are
     # used
-    delay: int = 4
-
-    def __post_init__(self) -> None:
-        if self.delay < 1:
-            raise ConfigError(f"got {self.delay}, expected a number of versions >= 1", key="delay")
+    delay: Versions = 4
 
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(b_shared_memory(self.delay - 1, facts.M), "(delay - 1) M", every_push=self.delay == 1)

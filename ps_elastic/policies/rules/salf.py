@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import Action, Step, Term
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.plugins import expect
+from ps_elastic.policies import Action, Ledger, Step, Term, policies
 from ps_elastic.policies.rules.layer_rounds import LayerRounds
 from ps_elastic.policies.theory import p_layer_empty
 
@@ -35,10 +34,10 @@ class Salf(LayerRounds):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.empty, str):
-            if self.empty not in ("uniform", "estimated"):
-                raise ConfigError(f"got {self.empty!r}, expected uniform, estimated or a list of numbers", key="empty")
-        elif not all(0 <= p < 1 for p in self.empty):
-            raise ConfigError(f"got {list(self.empty)}, expected probabilities from 0 to below 1", key="empty")
+            known = self.empty in ("uniform", "estimated")
+            expect(known, self, "empty", "uniform, estimated or a list of numbers")
+        else:
+            expect(all(0 <= p < 1 for p in self.empty), self, "empty", "probabilities from 0 to below 1")
 
     def on_start(self, ledger: Ledger) -> Iterator[Action]:
         layers = ledger.bucket[1]

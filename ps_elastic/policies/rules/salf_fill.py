@@ -2,9 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import Step
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import Ledger, Step, policies
 from ps_elastic.policies.rules.layer_rounds import LayerRounds
 
 

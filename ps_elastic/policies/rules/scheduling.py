@@ -6,9 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ps_elastic.policies.base import Policy
-from ps_elastic.policies.events import ZERO, Action, Drop, Push, PushId, Release, Step, Term
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.policies import ZERO, Action, Drop, Ledger, Policy, Push, PushId, Release, Step, Term
 
 
 @dataclass
@@ -46,12 +44,9 @@ class ElasticScheduler(Policy):
         if push.base < self.opened:
             yield ledger.amend(push.id) if push.id in ledger.debts else Drop(push.id, "late")
             yield Release((push.id.worker,), self.own(ledger))
-        yield from self._try(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._try(ledger)
-
-    def _try(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         if not ledger.held or (ledger.computing and not self.enough(ledger)):
             return
         missing = sorted(p for p, v in ledger.views.items() if v.version >= self.opened and p not in ledger.debts)

@@ -3,11 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_missed_steps
+from ps_elastic.plugins import Steps
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_missed_steps
 
 
 @policies.register("softsync")
@@ -21,11 +19,8 @@ class Softsync(Policy):
     Share: 1/n, the source's.
     """
 
-    n: int = 1  # server steps of a round; 1: p gradients a step, p: one gradient a step. Larger: smaller steps, staler
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ConfigError(f"got {self.n}, expected a number of steps >= 1", key="n")
+    # server steps of a round; 1: p gradients a step, p: one gradient a step. Larger: smaller steps, staler
+    n: Steps = 1
 
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(b_missed_steps(facts.tau, 1 / self.n, facts.M), "tau M/n", kind="observed")

@@ -3,11 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, b_stale_synchronous
+from ps_elastic.plugins import Lead
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, policies
+from ps_elastic.policies.theory import b_stale_synchronous
 
 
 @policies.register("stale_synchronous")
@@ -23,11 +21,7 @@ class StaleSynchronous(Policy):
     """
 
     adds = True
-    bound: int = 4  # worker steps ahead of the slowest; 0 is synchronous in pace, larger: staler, less waiting
-
-    def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ConfigError(f"got {self.bound}, expected a number of steps >= 0", key="bound")
+    bound: Lead = 4  # worker steps ahead of the slowest; 0 is synchronous in pace, larger: staler, less waiting
 
     def declared_bound(self, facts: Facts) -> Bound:
         scale = facts.p / facts.fewest  # the share is that of the workers left
@@ -37,14 +31,11 @@ class StaleSynchronous(Policy):
         worker = push.id.worker
         yield Step.mean([push.id], share=1 / len(ledger.workers))
         if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
-            yield from self._release(ledger)
+            yield from self.try_again(ledger)
         elif ledger.clock(worker) - ledger.slowest <= self.bound:
             yield Release((worker,))
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        yield from self._release(ledger)
-
-    def _release(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
         ready = tuple(w for w in ledger.waiting if ledger.clock(w) - ledger.slowest <= self.bound)
         if ready:
             yield Release(ready)

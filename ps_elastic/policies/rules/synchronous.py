@@ -2,10 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, exact
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, exact, policies
 
 
 @policies.register("synchronous")

@@ -3,11 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import Policy, policies
-from ps_elastic.policies.events import Action, Push, Release, Step
-from ps_elastic.policies.ledger import Ledger
-from ps_elastic.policies.theory import Bound, Facts, no_bound
+from ps_elastic.plugins import NotNegative
+from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Release, Step, no_bound, policies
 
 
 @policies.register("value_bounded")
@@ -25,13 +22,9 @@ class ValueBounded(Policy):
     units = ("gradient",)
     optimizers = ("sgd",)
     bounds_views = True
-    threshold: float = 10.0  # v_0 in gradient units, of what a worker's copy lacks; larger: staler, less waiting
+    threshold: NotNegative = 10.0  # v_0 in gradient units, of what a worker's copy lacks; larger: staler, less waiting
     falling: bool = True  # divide it by sqrt(version + 1); false: v_0 at every version
     norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
-
-    def __post_init__(self) -> None:
-        if not self.threshold >= 0:
-            raise ConfigError(f"got {self.threshold}, expected a number >= 0", key="threshold")
 
     def declared_bound(self, facts: Facts) -> Bound:
         if not facts.plain:
@@ -40,13 +33,11 @@ class ValueBounded(Policy):
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         self.norms += push.payload_norm
-        yield from self._use_held(ledger)
+        yield from self.try_again(ledger)
 
-    def on_leave(self, worker: int, ledger: Ledger) -> Iterator[Action]:
-        if ledger.held:
-            yield from self._use_held(ledger)
-
-    def _use_held(self, ledger: Ledger) -> Iterator[Action]:
+    def try_again(self, ledger: Ledger) -> Iterator[Action]:
+        if not ledger.held:
+            return
         p = max(1, len(ledger.workers))
         oldest = ledger.oldest_view
         if oldest is not None:

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Annotated
 
-from ps_elastic.errors import ConfigError
-from ps_elastic.policies.base import policies
-from ps_elastic.policies.events import PushId
-from ps_elastic.policies.ledger import Ledger
+from ps_elastic.plugins import OneOf, Quorum
+from ps_elastic.policies import Bound, Facts, Ledger, PushId, no_bound, policies
 from ps_elastic.policies.rules.scheduling import ElasticScheduler
-from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, Bound, Facts, b_variance_bounded, no_bound
+from ps_elastic.policies.theory import EQUAL_DATA, REPAID, SMALL_STEP, b_variance_bounded
 
 
 @policies.register("variance_bounded")
@@ -27,14 +26,9 @@ class VarianceBounded(ElasticScheduler):
     """
 
     # fraction of the workers whose push ends a round; 1 is synchronous, smaller: less waiting, larger D
-    quorum: float = 0.5
-    substitute: str = "own"  # placeholder gradient. own: each worker's own; mean: the mean of the received
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quorum <= 1:
-            raise ConfigError(f"got {self.quorum}, expected 0 < quorum <= 1", key="quorum")
-        if self.substitute not in ("own", "mean"):
-            raise ConfigError(f"got {self.substitute!r}, expected own or mean", key="substitute")
+    quorum: Quorum = 0.5
+    # placeholder gradient. own: each worker's own; mean: the mean of the received
+    substitute: Annotated[str, OneOf("own or mean")] = "own"
 
     def declared_bound(self, facts: Facts) -> Bound:
         if facts.momentum:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from ps_elastic.compressors.base import Compressor, Payload
 from ps_elastic.config.plugin import from_line
 from ps_elastic.errors import PolicyError
-from ps_elastic.plugins import Registry
+from ps_elastic.plugins import Checked, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ def no_drift() -> Tensor:
     raise PolicyError("a combiner needs the view of a term that has none")
 
 
-class Combiner(ABC):
+class Combiner(Checked, ABC):
     """A dataclass; a Step names it in the one-line form (`delay_compensated:scale=0.04`).
 
     There is one for each name and bucket, so that a method may keep state (a running mean) in plain attributes. One

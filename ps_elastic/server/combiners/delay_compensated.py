@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, zeros_like
 
 from ps_elastic.compressors.base import Compressor
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Decay, NotNegative
 from ps_elastic.server.combiners.base import Combiner, Part, combiners
 
 _EPSILON = 1e-7  # the source's, under the root
@@ -23,15 +23,9 @@ class DelayCompensated(Combiner):
     (arXiv 1609.08326): DC-ASGD-c and DC-ASGD-a.
     """
 
-    scale: float = 0.04  # lambda; larger: stronger correction
-    decay: float | None = None  # of MS; larger: it remembers longer. null: lambda is constant
+    scale: NotNegative = 0.04  # lambda; larger: stronger correction
+    decay: Decay = None  # of MS; larger: it remembers longer. null: lambda is constant
     mean_square: Tensor | None = field(default=None, init=False, repr=False, compare=False)  # MS (n,)
-
-    def __post_init__(self) -> None:
-        if not self.scale >= 0:
-            raise ConfigError(f"got {self.scale}, expected a number >= 0", key="scale")
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise ConfigError(f"got {self.decay}, expected a number >= 0 and < 1, or null", key="decay")
 
     def combine(self, compressor: Compressor, parts: Sequence[Part], out: Tensor) -> None:
         out.zero_()

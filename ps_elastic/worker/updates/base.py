@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from ps_elastic.plugins import Registry
+from ps_elastic.plugins import Checked, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Update(ABC):
+class Update(Checked, ABC):
     """A dataclass whose init fields are its YAML keys under `update:`. Each worker has its own, with its own state."""
 
     units: ClassVar[str] = "gradient"  # what it pushes: "gradient" (times alpha), "update" (scaled), or "model"

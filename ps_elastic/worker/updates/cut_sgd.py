@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Duration
 from ps_elastic.worker.updates.base import Update, updates
 
 
@@ -19,11 +19,7 @@ class CutSgd(Update):
     model updates", 2024 (arXiv 2403.18375).
     """
 
-    deadline_s: float = 1.0  # seconds from the reply; larger: more layers. The policy's own, less a message each way
-
-    def __post_init__(self) -> None:
-        if not self.deadline_s > 0:
-            raise ConfigError(f"got {self.deadline_s}, expected a number of seconds > 0", key="deadline_s")
+    deadline_s: Duration = 1.0  # seconds from the reply; larger: more layers. The policy's own, less a message each way
 
     @property
     def cut_s(self) -> float:  # type: ignore[override]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ps_elastic.errors import ConfigError
+from ps_elastic.plugins import Steps
 from ps_elastic.worker.updates.base import Update, updates
 
 
@@ -23,11 +23,10 @@ class LocalSgd(Update):
     """
 
     units = "update"
-    local_steps: int = 4  # H, worker steps from one push to the next; larger: fewer messages, larger D
+    local_steps: Steps = 4  # H, worker steps from one push to the next; larger: fewer messages, larger D
 
     def __post_init__(self) -> None:
-        if self.local_steps < 1:
-            raise ConfigError(f"got {self.local_steps}, expected a number of steps >= 1", key="local_steps")
+        super().__post_init__()
         self._start: Tensor | None = None
 
     def run(self, gradient: Callable[[], float], x: Tensor, g: Tensor, alpha: float, version: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ps_elastic.plugins import expect
+from ps_elastic.plugins import BelowOne, NotNegative, Positive, UpToOne, Versions
 from ps_elastic.worker.updates.base import Update, updates
 
 _EPSILON = 1e-8  # beside the root of the second moment
@@ -32,21 +32,16 @@ class Sisa(Update):
 
     units = "model"
     moves = False
-    sigma: float = 1.5  # penalty for leaving the common model; larger: smaller steps, workers closer together
-    rho: float = 1000.0  # weight of q; larger: smaller steps
-    ridge: float = 1e-3  # lambda, L2 penalty; larger: smaller parameters
+    sigma: Positive = 1.5  # penalty for leaving the common model; larger: smaller steps, workers closer together
+    rho: NotNegative = 1000.0  # weight of q; larger: smaller steps
+    ridge: NotNegative = 1e-3  # lambda, L2 penalty; larger: smaller parameters
     precondition: bool = True  # q = sqrt(m), SISA; false: q = 1, PISA (which needs a far smaller rho)
-    beta: float = 0.999  # memory of m; larger: longer
-    mu: float = 0.997  # sigma is divided by it; smaller: steps shrink sooner. 1: sigma is constant
-    growth_every: int = 10  # versions from one such division to the next; larger: steps shrink later
+    beta: BelowOne = 0.999  # memory of m; larger: longer
+    mu: UpToOne = 0.997  # sigma is divided by it; smaller: steps shrink sooner. 1: sigma is constant
+    growth_every: Versions = 10  # versions from one such division to the next; larger: steps shrink later
 
     def __post_init__(self) -> None:
-        expect(self.sigma > 0, self, "sigma", "a number > 0")
-        expect(self.rho >= 0, self, "rho", "a number >= 0")
-        expect(self.ridge >= 0, self, "ridge", "a number >= 0")
-        expect(0 <= self.beta < 1, self, "beta", "a number >= 0 and < 1")
-        expect(0 < self.mu <= 1, self, "mu", "a number > 0 and <= 1")
-        expect(self.growth_every >= 1, self, "growth_every", "a number of versions >= 1")
+        super().__post_init__()
         self._multiplier: Tensor | None = None  # pi (d,)
         self._moment: Tensor | None = None  # m (d,), not yet corrected for its start at 0
         self._rounds = 0

@@ -20,19 +20,12 @@ from ps_elastic.transport.collectives import JobFailed, ending_all, meet
 from ps_elastic.transport.mpi import MPI
 
 PHASES: Mapping[str, Callable[..., Any]] = {
-    "train": runs.train,
-    "send": runs.send,
-    "weigh": runs.weigh,
-    "blocking_server": bare.blocking_server,
-    "echo": bare.echo,
-    "exchange": bare.exchange,
-    "ping_pong": bare.ping_pong,
-    "hogwild": lockfree.hogwild,
-    "lost": lockfree.lost,
-    "local": rivals.local,
-    "ddp": rivals.ddp,
-    "allreduce": rivals.allreduce,
-}
+    phase.__name__: phase
+    for phase in (
+        runs.train, runs.send, runs.weigh, bare.blocking_server, bare.echo, bare.exchange, bare.ping_pong,
+        lockfree.hogwild, lockfree.lost, rivals.local, rivals.ddp, rivals.allreduce,
+    )
+}  # fmt: skip
 
 
 def main() -> None:
