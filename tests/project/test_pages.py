@@ -30,8 +30,8 @@ MADE = {
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    yield importlib.import_module("pages")
-    sys.modules.pop("pages", None)
+    yield importlib.import_module("pages_from_code")
+    sys.modules.pop("pages_from_code", None)
 
 
 def test_every_page_is_as_the_code_has_it(pages: ModuleType) -> None:
