@@ -267,7 +267,8 @@ class Checked:
     """A dataclass with ranges: what is made otherwise than from a configuration is within them too."""
 
     def __post_init__(self) -> None:
-        check_ranges(type(self), vars(self))
+        cls: type = type(self)
+        check_ranges(cls, {key: getattr(self, key) for key in ranges(cls)})
 
 
 def expect(ok: bool, section: Any, key: str, expected: str) -> None:

@@ -1,7 +1,5 @@
 """Measurements that can be repeated, each with what it is compared to; one per file."""
 
-from __future__ import annotations
-
 from ps_elastic.analysis.bench.base import Benchmark, Row, benchmarks, row, run_all, run_benchmark
 
 __all__ = ["Benchmark", "Row", "benchmarks", "row", "run_all", "run_benchmark"]

@@ -16,6 +16,7 @@ from ps_elastic.cluster.environment import find_mpi
 from ps_elastic.cluster.launcher import run_heard
 from ps_elastic.errors import Interrupted, PlatformError
 
+PERCEPTRON = "ps_elastic.analysis.bench.tasks:Perceptron"
 LIMIT_S = 240.0  # longest a job may take, on a machine busy with other things
 _SAID = 2000  # characters of what a job said that its error repeats
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}  # all ranks are on this host

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
-from ps_elastic.analysis.bench.jobs import Phase, run_phases, steps_s
+from ps_elastic.analysis.bench.jobs import PERCEPTRON, Phase, run_phases, steps_s
 from ps_elastic.plugins import Workers, expect
 
 WARM_UP = 5  # steps of each worker that are not counted
@@ -78,11 +78,7 @@ class LockFree(Benchmark):
         cases: list[dict[str, Any]] = []
         wanted = [(kind, made) for kind, made in KINDS.items() if first or made[1]]
         for size, steps in zip(self.sizes, self.steps, strict=True):
-            task = {
-                "name": "ps_elastic.analysis.bench.tasks:Perceptron",
-                "parameters": size,
-                "batch_size": self.batch_size,
-            }
+            task = {"name": PERCEPTRON, "parameters": size, "batch_size": self.batch_size}
             samples = steps * self.workers * self.batch_size
             case = {"task": task, "workers": self.workers, "steps": steps, "rate": LR / self.workers}
             cases += case, {**case, "steps_write": False}

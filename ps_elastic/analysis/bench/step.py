@@ -6,7 +6,7 @@ from statistics import mean, median
 from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, Turns, benchmarks, row
-from ps_elastic.analysis.bench.jobs import Phase, run_phases, steps_s
+from ps_elastic.analysis.bench.jobs import PERCEPTRON, Phase, run_phases, steps_s
 from ps_elastic.plugins import expect
 
 RANKS = 3  # two workers and the server
@@ -49,7 +49,7 @@ class StepOverhead(Benchmark):
     def _turn(self, size: int, steps: int, turn: int) -> Iterator[tuple[str, Phase]]:
         task = {"parameters": size, "batch_size": self.batch_size}
         config = {
-            "task": {"name": "ps_elastic.analysis.bench.tasks:Perceptron", **task},
+            "task": {"name": PERCEPTRON, **task},
             "policy": "synchronous",
             "optimizer": {"lr": 0.01, "momentum": 0.9},
             "buckets": self.buckets,

@@ -11,6 +11,7 @@ from time import process_time
 from typing import Any
 
 from ps_elastic.analysis.bench.base import Benchmark, Row, Several, benchmarks, row
+from ps_elastic.analysis.bench.jobs import PERCEPTRON
 from ps_elastic.cluster.threads import set_threads
 from ps_elastic.config.load import load
 from ps_elastic.plugins import Rounds
@@ -18,7 +19,6 @@ from ps_elastic.records.writer import RunWriter
 from ps_elastic.runtime.build import make_parts, make_server, make_worker
 from ps_elastic.transport.messages import Message, Reply
 
-_TASK = "ps_elastic.analysis.bench.tasks:Perceptron"
 _MOST = {300_000: 0.03, 10_000_000: 0.10}  # of a step, by parameters
 _ROUNDS = {300_000: 40, 10_000_000: 9}  # in which every worker pushes once
 
@@ -71,7 +71,7 @@ class _Run:
 
     def __init__(self, parameters: int, policy: str, mode: str, workers: int, batch_size: int, folder: Path) -> None:
         tree: dict[str, Any] = {
-            "task": {"name": _TASK, "parameters": parameters, "batch_size": batch_size},
+            "task": {"name": PERCEPTRON, "parameters": parameters, "batch_size": batch_size},
             "policy": policy,
             "optimizer": {"lr": 1e-3, "momentum": 0.9},
             "train": {"samples": 1 << 40},

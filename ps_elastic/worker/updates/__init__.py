@@ -1,7 +1,5 @@
 """What a worker does between pull and push; one way per file."""
 
-from __future__ import annotations
-
 from ps_elastic.worker.updates.base import Update, updates
 
 __all__ = ["Update", "updates"]
