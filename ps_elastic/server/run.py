@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ps_elastic.errors import WireError
-from ps_elastic.policies.events import Applied, PushId
+from ps_elastic.policies.events import Applied, Push, PushId
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.protocols import Store
@@ -78,20 +78,6 @@ class Run:
             nbytes = self._gathered.pop(worker).nbytes
         self.totals.note_push(worker, nbytes, head.samples, head.loss, max(map(len, self._held)), head.waited_s)
 
-    def use(self, push: PushId, samples: int, shard: int) -> None:
-        """A push, or its part of this shard, is used for the first time."""
-        totals = self.totals
-        self._used += samples * self._sizes[shard]
-        totals.samples = self._used // self._size
-        if self._schedule is not None:
-            self.alpha = self._schedule(totals.samples)
-        if totals.samples >= self._budget:
-            self.over = True
-        if len(self._sizes) > 1:
-            self.met(push, used=True)
-        else:
-            totals.used += 1
-
     def met(self, push: PushId, *, used: bool) -> None:
         """A push, or a part of one, met its end; the last of its parts is that of the push."""
         if len(self._sizes) > 1:
@@ -103,13 +89,29 @@ class Run:
         self.totals.used += used
         self.totals.dropped += not used
 
-    def stepped(self, version: int, now: float) -> None:
-        """A shard's part of the model is `version` now: it may be time to evaluate the whole."""
-        told, self._version = self._version + 1, max(self._version, version)
-        evaluator = self._evaluator
-        if evaluator is not None and self.totals.samples >= evaluator.due:
+    def stepped(self, version: int, fresh: Sequence[Push], samples: int, shard: int, now: float) -> None:
+        """A shard's part of the model is `version` now: it may be time to evaluate the whole.
+
+        fresh: pushes of so many samples, or their parts of this shard, that were used for the first time.
+        """
+        totals, evaluator = self.totals, self._evaluator
+        self._used += samples * self._sizes[shard]
+        totals.samples = self._used // self._size
+        if self._schedule is not None:
+            self.alpha = self._schedule(totals.samples)
+        if totals.samples >= self._budget:
+            self.over = True
+        if len(self._sizes) > 1:
+            for push in fresh:
+                self.met(push.id, used=True)
+        else:
+            totals.used += len(fresh)
+        told = self._version + 1
+        if version > self._version:
+            self._version = version
+        if evaluator is not None and totals.samples >= evaluator.due:
             assert self._x is not None
-            evaluator.submit(self._x, self.totals.samples, told, now)
+            evaluator.submit(self._x, totals.samples, told, now)
 
     def left(self, worker: int) -> None:
         """`worker` is about to go: what is not here of its push will not come."""

@@ -84,6 +84,8 @@ class Difference:
         if form is None:
             form = self._forms[a.size] = _Sum.of(self.room[: a.size])
         np.subtract(a, b, form.array)
+        if not form.flat.size and LEAST < (total := float(form.rest.dot(form.rest))) < MOST:  # as below, but sooner
+            return total
         return form.square()
 
     @quiet
