@@ -38,11 +38,11 @@ class Waiting(NamedTuple):
 class Debts:
     """owed: the debts, by the missing push. alpha: the largest step size since any of their steps, as of the last one.
 
-    note: is told of uses that wait no more, and when. is_ideal: distances are those from the settled model.
+    note: is told of each use that waits no more, and when. is_ideal: distances are those from the settled model.
     """
 
     def __init__(
-        self, store: Store, measures: BoundFacts, note: Callable[[Sequence[Use], float], None], *, is_ideal: bool
+        self, store: Store, measures: BoundFacts, note: Callable[[Use, float], None], *, is_ideal: bool
     ) -> None:
         self.owed: dict[PushId, Owed] = {}
         self.alpha, self.is_ideal = 0.0, is_ideal
@@ -127,7 +127,7 @@ class Debts:
         self._uses.pop(use.id, None)
         distance = use.distance if ideal is None else ideal.distance
         assert distance is not None
-        self._note([use._replace(distance=distance, scaled=over(distance, use.largest))], now)
+        self._note(use._replace(distance=distance, scaled=over(distance, use.largest)), now)
         return [(use.id, distance)]
 
 

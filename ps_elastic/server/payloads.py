@@ -56,7 +56,8 @@ class Payloads:
 
     def free(self, pushes: Iterable[PushId]) -> None:
         for push in pushes:
-            self.of.pop(push, None)
+            if push in self.of:
+                del self.of[push]
             if self.dense:
                 self.dense.pop(push, None)
 

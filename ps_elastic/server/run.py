@@ -56,6 +56,7 @@ class Run:
         self.over = False  # the run has all it wants: every reply from now on says stop
         self._ledgers, self._held = ledgers, [ledger.held for ledger in ledgers]
         self._sizes, self._size, self._used = sizes, sum(sizes), 0  # used: samples x parameters
+        self._parts = len(sizes)  # of a push
         self._schedule = alpha if callable(alpha) else None
         self.alpha = alpha(0) if callable(alpha) else alpha  # the step size after the samples used so far
         self._budget, self._evaluator, self._x, self._version = budget, evaluator, x, 0
@@ -68,22 +69,29 @@ class Run:
         self.owed[worker] = head.step
         if self._evaluator and head.statistics is not None:
             self._evaluator.statistics[worker] = head.statistics.copy()
-        if len(self._sizes) > 1:
+        if self._parts > 1:
             gathered = self._gathered.get(worker)
             if gathered is None or gathered.first.step != head.step:
                 gathered = self._gathered[worker] = Gathered(head)
             gathered.count, gathered.nbytes = gathered.count + 1, gathered.nbytes + nbytes
-            if gathered.count < len(self._sizes):
+            if gathered.count < self._parts:
                 return
             nbytes = self._gathered.pop(worker).nbytes
-        self.totals.note_push(worker, nbytes, head.samples, head.loss, max(map(len, self._held)), head.waited_s)
+        totals, held = self.totals, len(self._held[0]) if self._parts == 1 else max(map(len, self._held))
+        totals.pushes += 1
+        totals.samples_computed += head.samples
+        totals.bytes_up += nbytes
+        if held > totals.held_max:
+            totals.held_max = held
+        totals.loss = head.loss
+        totals.waited[worker] = head.waited_s
 
     def met(self, push: PushId, *, used: bool) -> None:
         """A push, or a part of one, met its end; the last of its parts is that of the push."""
-        if len(self._sizes) > 1:
+        if self._parts > 1:
             met = self._met.setdefault(push, [])
             met.append(used)
-            if len(met) < len(self._sizes):
+            if len(met) < self._parts:
                 return
             used = any(self._met.pop(push))
         self.totals.used += used
@@ -101,7 +109,7 @@ class Run:
             self.alpha = self._schedule(totals.samples)
         if totals.samples >= self._budget:
             self.over = True
-        if len(self._sizes) > 1:
+        if self._parts > 1:
             for push in fresh:
                 self.met(push.id, used=True)
         else:

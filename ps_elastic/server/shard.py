@@ -107,24 +107,27 @@ class Shard:
                 self._pipelining.left(worker)
         return outgoing
 
-    def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
+    def push(self, parts: Sequence[PushMessage], now: float) -> Outgoing:
         """As `event`, of a push that came in `parts`."""
-        (worker, step), ledger = push.id, self.ledger
-        member = ledger.workers.get(worker)
-        if member is not None and step > member.seen + 1:
+        head, run, ledger, nbytes = parts[0], self._run, self.ledger, 0
+        for part in parts:
+            for array in part.arrays:
+                nbytes += array.nbytes
+        id = worker, step = PushId(head.worker, head.step)
+        push = Push(id, head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, run.units, head.ahead)
+        if worker in ledger.workers and step > ledger.workers[worker].seen + 1:
             outgoing = self.ending(worker, push, now)
         else:
             outgoing = self._carry_out(begin(self.policy, ledger, push, now), now)
-        if push.id in ledger.held and push.id not in self.arrived:
-            head = parts[0]
-            self.store.take(push.id, parts)
-            self.arrived[push.id], self._samples[push.id] = push, head.samples
+        if id in ledger.held and id not in self.arrived:
+            self.store.take(id, parts)
+            self.arrived[id], self._samples[id] = push, head.samples
             if self._pipelining is not None:
                 self._pipelining.arrive(push)
                 if (outcome := self.outcomes.answered.pop(worker, None)) is not None:  # no reply has answered it
-                    self.outcomes.tell(PushId(worker, self._run.owed[worker]), outcome)
-            self.borrowed[worker] = push.id
-            self._run.arrived(head, push.nbytes)
+                    self.outcomes.tell(PushId(worker, run.owed[worker]), outcome)
+            self.borrowed[worker] = id
+            run.arrived(head, nbytes)
         return outgoing
 
     def keep(self, worker: int) -> None:
@@ -165,15 +168,15 @@ class Shard:
                 self._carried_out(now)
             for action in actions:
                 take(ledger, action)
-                if isinstance(action, Step):  # a match of classes with their fields takes several times as long
+                if type(action) is Step:  # a match of classes with their fields takes several times as long
                     self._step(action, now)
                 elif isinstance(action, Release):
                     for worker in action.workers:
                         if (reply := self._release(worker, self)) is not None:
                             yield worker, reply
-                elif isinstance(action, Drop):
+                elif type(action) is Drop:
                     self._drop(action, now)
-                elif isinstance(action, Measure):
+                elif type(action) is Measure:
                     for push in action.pushes:
                         note_measured(ledger, Measured(push, self._meter.measure(push)))
                 if freed or owed:
@@ -189,8 +192,8 @@ class Shard:
         """Forget the payloads that nobody needs any more, and what debts were closed."""
         ledger, pipelining, debts = self.ledger, self._pipelining, self._debts
         for push in ledger.freed:
-            self.arrived.pop(push, None)
-            self._samples.pop(push, None)
+            if push in self.arrived:
+                del self.arrived[push], self._samples[push]
             if pipelining is not None:
                 pipelining.freed(push)
         self.store.free(ledger.freed)
@@ -212,7 +215,7 @@ class Shard:
         else:
             alpha = run.alpha
             moved, fresh = self._use(step, alpha, version, now)
-        self._measures.note_step(step, fresh, moved)
+        self._measures.note_step((step, fresh, moved))
         samples = 0
         for push in fresh:
             samples += self._samples[push.id]
@@ -240,8 +243,9 @@ class Shard:
             debts.watch(views)
         moved = self.store.apply(step, scale, views if self._is_exact else ())
         measures, promised, outcomes, owed = self._measures, self._promised, self.outcomes, self._run.owed
-        weights, known = dict[PushId, float](), list[Use]()
-        for use in meter.uses(step, arrived, version, alpha):
+        weights, uses = dict[PushId, float](), meter.uses(step, arrived, version, alpha)
+        known = uses if not owes else [] if waits else [use for use in uses if use.push is not None]
+        for use in uses:
             id = worker, nth = use.id
             if promised is not None or use.shares > measures.shares:
                 measures.note_use(use, promised)
@@ -254,8 +258,6 @@ class Shard:
                 weights[id] = weight
             if waits:
                 use = debts.hold(use)
-            else:
-                known.append(use)
             del sent[id]  # the step ended it
             outcome = Outcome("used", use.distance, weight)
             if worker in owed and owed[worker] == nth:
@@ -263,7 +265,8 @@ class Shard:
             else:
                 outcomes.tell(id, outcome)
         if known:
-            self._note(known, now)
+            self._totals.note_used(*known)
+            self._tracker.later(self._lines, known, now, lines=len(known))
         if pipelining is not None:
             pipelining.used(weights)  # not sooner: what the step uses was in no model before it
         meter.stepped(share, moved, version, alpha, self._oldest)
@@ -271,10 +274,10 @@ class Shard:
             debts.stepped(step, alpha, meter.steps)
         return moved / alpha if alpha else share * self.store.direction_norm(), fresh
 
-    def _note(self, uses: Sequence[Use], now: float) -> None:
-        """Pushes are used, and what is to be known of that is known."""
-        self._totals.note_used(*uses)
-        self._tracker.later(self._lines, uses, now, lines=len(uses))
+    def _note(self, use: Use, now: float) -> None:
+        """A push is used, and what is to be known of that is known."""
+        self._totals.note_used(use)
+        self._tracker.later(self._lines, (use,), now)
 
     def _amend(self, step: Step, now: float) -> tuple[float, float, list[Push]]:
         """Repay a debt; return the largest alpha since it was made, the motion divided by it, and the push."""

@@ -69,7 +69,7 @@ class SingleBlock:
         terms, _, combine, apply = step
         if combine != "mean" or apply != "step" or not rate or self._responses or self._views.reapplied:
             return self._general(step, rate, views)
-        payloads, versions, vectors = self._payloads, self._views.versions, list[Tensor]()
+        payloads, versions, vectors, count = self._payloads, self._views.versions, list[Tensor](), len(terms)
         for push, weight, missing in terms:
             if weight != 1 or missing is not None or push not in payloads:
                 return self._general(step, rate, views)
@@ -93,10 +93,10 @@ class SingleBlock:
                 self._views.end(push)
         snapshots.let_go(*ended)
         copy, stepper = snapshots.move_on(), self._stepper
-        total = vectors[0] if len(vectors) == 1 else self._sum(vectors)
+        total = vectors[0] if count == 1 else self._sum(vectors)
         stepper.count += 1
         kept = None if copy is None else copy.array
-        return math.sqrt(stepper.change(self._block, total, float(len(vectors)), rate, kept))
+        return math.sqrt(stepper.change(self._block, total, float(count), rate, kept))
 
     def _sum(self, vectors: Sequence[Tensor]) -> Tensor:
         """In the order given; of two or more."""

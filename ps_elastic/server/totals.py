@@ -61,7 +61,8 @@ class Mean:
                 self._count += times
                 self._sum += times * value
                 self._squares += times * value * value
-                self._max = max(self._max, value)
+                if value > self._max:
+                    self._max = value
 
     def _add_up(self, new: Iterable[float]) -> None:
         values = [value for value in new if value - value == 0]  # finite, sooner than by a call
@@ -112,15 +113,6 @@ class Totals:
         self.helped: float | None = None  # the share of them that workers made
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
 
-    def note_push(self, worker: int, nbytes: int, samples: int, loss: float, held: int, waited_s: float) -> None:
-        self.pushes += 1
-        self.samples_computed += samples
-        self.bytes_up += nbytes
-        if held > self.held_max:
-            self.held_max = held
-        self.loss = loss
-        self.waited[worker] = waited_s
-
     def _add_uses(self, uses: Sequence[Use]) -> None:
         _, pushes, versions, distances, scaled, *_ = zip(*uses, strict=True)
         self.staleness.note_all(map(sub, versions, map(attrgetter("base"), pushes)))
@@ -167,6 +159,9 @@ class BoundFacts:
         self.most = self.fewest = workers  # live at a time
         self.gradients, self.pushes, self.applied, self.residuals = Mean(), mean(), mean(), Mean()
         self._steps = Rows(self._add_steps, self.gradients, self.pushes, self.applied, self.residuals)
+        # A step, the pushes that it used, those for the first time with their headers, and how far the model moved
+        # over alpha.
+        self.note_step = self._steps.note
         self.shares = 0.0  # of the steps between a view and its use, most
         self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
@@ -190,18 +185,15 @@ class BoundFacts:
         """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
         self.owed, self.lateness = max(self.owed, count), max(self.lateness, lateness)
 
-    def note_step(self, step: Step, fresh: Sequence[Push], moved: float) -> None:
-        """A step moved the model by alpha x `moved`, of the pushes `fresh` that were used for the first time."""
-        self._steps.note((step, fresh, moved))
-
     def _add_steps(self, rows: Sequence[tuple[Step, Sequence[Push], float]]) -> None:
         pushes, applied = list[Push](), list[tuple[float, int]]()
         for step, fresh, moved in rows:
             pushes += fresh
             if step.apply != "amend":  # which moves the model by what earlier steps owed
-                applied.append((moved / step.share, len(fresh)))
-                if len(fresh) > 1 and step.combine == "mean":
-                    self._add_deviation(step, fresh, moved / step.share)
+                count, direction = len(fresh), moved / step.share
+                applied.append((direction, count))
+                if count > 1 and step.combine == "mean":
+                    self._add_deviation(step, fresh, direction)
         self.applied.note_times(applied)
         if pushes:
             _, _, norms, payload_norms, residual_norms, *_ = zip(*pushes, strict=True)
