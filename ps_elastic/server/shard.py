@@ -209,36 +209,29 @@ class Shard:
         self._settle(drop.push, Outcome("dropped"))
 
     def _step(self, step: Step, now: float) -> None:
-        run, version = self._run, self.ledger.version
+        run, version, samples = self._run, self.ledger.version, 0
         if step.apply == "amend":
             alpha, moved, fresh = self._amend(step, now)
         else:
             alpha = run.alpha
             moved, fresh = self._use(step, alpha, version, now)
         self._measures.note_step((step, fresh, moved))
-        samples = 0
         for push in fresh:
             samples += self._samples[push.id]
         run.stepped(version + 1, fresh, samples, self._bucket, now)
         note_applied(self.ledger, self._applied(version + 1, moved, alpha))
 
     def _use(self, step: Step, alpha: float, version: int, now: float) -> tuple[float, list[Push]]:
-        """Make the step, and tell of the views of the pushes that it uses for the first time, and of those it owes.
-
-        Returns ||x_new - x_old|| / alpha, and these pushes.
-        """
+        """Make the step; return ||x_new - x_old|| / alpha, and the pushes that it uses for the first time."""
         meter, debts, pipelining, arrived = self._meter, self._debts, self._pipelining, self.arrived
-        terms, share, _, _ = step
         sent, views, fresh, owes = meter.sent, list[PushId](), list[Push](), bool(debts.owed)
-        for push, _, missing in terms:
-            if missing is not None:
-                owes = True
-                if missing in sent:
-                    views.append(missing)
-            elif push in sent:
-                views.append(push)
-                fresh.append(arrived[push])
-        scale = (alpha if self._scaled else 1.0) * share
+        for push, _, missing in step.terms:
+            owes = owes or missing is not None
+            if (view := push if missing is None else missing) in sent:
+                views.append(view)
+                if missing is None:
+                    fresh.append(arrived[push])
+        scale = (alpha if self._scaled else 1.0) * step.share
         if waits := debts.is_ideal and bool(debts.owed):
             debts.watch(views)
         moved = self.store.apply(step, scale, views if self._is_exact else ())
@@ -269,10 +262,10 @@ class Shard:
             self._tracker.later(self._lines, known, now, lines=len(known))
         if pipelining is not None:
             pipelining.used(weights)  # not sooner: what the step uses was in no model before it
-        meter.stepped(share, moved, version, alpha, self._oldest)
+        meter.stepped(step.share, moved, version, alpha, self._oldest)
         if owes:
             debts.stepped(step, alpha, meter.steps)
-        return moved / alpha if alpha else share * self.store.direction_norm(), fresh
+        return moved / alpha if alpha else step.share * self.store.direction_norm(), fresh
 
     def _note(self, use: Use, now: float) -> None:
         """A push is used, and what is to be known of that is known."""
@@ -292,10 +285,9 @@ class Shard:
 
     def lend(self, view: PushId) -> tuple[int, Any]:
         """The version and the model that the push `view` is to be computed on; both are remembered."""
-        ledger, debts = self.ledger, self._debts
-        given = ledger.views[view]
+        given, debts = self.ledger.views[view], self._debts
         self._meter.give(view, given.version, debts.alpha if debts.owed else 0.0)
-        return given.version, self.store.give(view, given, ledger.applied.alpha if self._scaled else 1.0)
+        return given.version, self.store.give(view, given, self.ledger.applied.alpha if self._scaled else 1.0)
 
     def _settle(self, push: PushId, outcome: Outcome) -> None:
         """`push` has met its end: so does its view, and its worker is told with the next reply."""
