@@ -172,9 +172,10 @@ class Kept(Mean):
         super().note_all(new)
         self._values += new
 
-    def note_times(self, value: float, times: int) -> None:
-        super().note_times(value, times)
-        if times != 1:
+    def note_times(self, new: Iterable[tuple[float, int]]) -> None:
+        new = list(new)
+        super().note_times(new)
+        for value, times in new:
             self._values += [value] * times
 
 

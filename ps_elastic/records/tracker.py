@@ -69,6 +69,7 @@ class Tracker:
     def __init__(self, rank: int, write: Callable[[str], None], batch: int = 1) -> None:
         self.rank, self._write, self._batch = rank, write, batch
         self._later: list[tuple[Callable[..., str], tuple[Any, ...]]] = []
+        self._waiting = 0  # lines of these
         self._forms: dict[tuple[str, ...], str] = {}  # (event, names of fields) -> the line without its values
 
     def note(self, event: str, t_s: float, **fields: Any) -> None:
@@ -79,17 +80,20 @@ class Tracker:
         texts = [_TEXTS.get(type(value), _text)(value) for value in fields.values()]
         self._write(form % (number(t_s), *texts))
 
-    def later(self, make: Callable[..., str], *values: Any) -> None:
-        """Log the line that `make(*values)` gives: when a batch of them is there, before any other, or by `tell`."""
+    def later(self, make: Callable[..., str], *values: Any, lines: int = 1) -> None:
+        """Log so many `lines`, which `make(*values)` gives: when a batch is there, before any other, or by `tell`."""
         self._later.append((make, values))
-        if len(self._later) >= self._batch:
+        self._waiting += lines
+        if self._waiting >= self._batch:
             self.tell()
 
     def tell(self) -> None:
         """Make the lines that wait."""
         if self._later:
-            waiting, self._later = self._later, []  # not made again if the disk refuses them
-            self._write("\n".join([make(*values) for make, values in waiting]))
+            waiting, self._later, self._waiting = self._later, [], 0  # not made again if the disk refuses them
+            text = "\n".join([make(*values) for make, values in waiting])
+            for lines in [text] if self._batch > 1 else text.split("\n"):
+                self._write(lines)
 
     def _form(self, event: str, *names: str) -> str:
         start = f'{{"event": {json.dumps(event)}, "t_s": %s, "rank": {self.rank}'

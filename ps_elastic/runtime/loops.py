@@ -13,6 +13,7 @@ from typing import Protocol
 from ps_elastic.errors import Stalled, WireError, describe, exit_code
 from ps_elastic.server.server import Server
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
+from ps_elastic.vectors.norms import quiet
 from ps_elastic.worker.worker import Worker
 
 _TICK_S = 0.1  # longest the server waits for a message
@@ -43,6 +44,7 @@ class Channel(Protocol):
         """Whether everything sent has left."""
 
 
+@quiet
 def serve(
     server: Server,
     endpoint: Channel,
@@ -185,6 +187,7 @@ def take_turns(
     inbox: deque[Message] = deque()
     send_buffer: dict[int, deque[list[Message]]] = {rank: deque() for rank in workers}  # pushes on the way
 
+    @quiet
     def deliver(replies: Iterable[tuple[int, Reply]]) -> None:
         for rank, reply in replies:
             worker = workers[rank]

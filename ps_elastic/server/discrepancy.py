@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 from ps_elastic.policies.events import Push, PushId, ReplyId, Step, repeated
@@ -13,6 +14,7 @@ from ps_elastic.server.protocols import Store
 
 _WIDER = 1 + 4e-6  # a distance, and the moves whose sum bounds it, are good to norms.ACCURACY = 1.2e-6 each
 _TRIM = 1024
+_weight = itemgetter(1)  # of a term
 
 
 class Sent(NamedTuple):
@@ -74,43 +76,52 @@ class DiscrepancyMeter:
         first = next(iter(self.sent.values()), None)
         return version if first is None else first.version
 
-    def watch(self, step: Step) -> list[PushId]:
-        """The views that the step about to be made uses for the first time or owes, and is to measure."""
-        views = list[PushId]()
-        if self._mode == "exact":
-            for push, _, missing in step.terms:
-                if (view := missing or push) in self.sent:
-                    views.append(view)
-        return views
+    def uses(self, step: Step, arrived: Mapping[PushId, Push], version: int, alpha: float) -> list[Use]:
+        """How far the views were of the pushes that `step`, from `version`, uses for the first time or owes.
 
-    def used(self, id: PushId, push: Push | None, version: int, alpha: float, weight: float, share: float) -> Use:
-        """The step from `version` used the push `id`, or owes it (then `push` is None): how far its view was.
-
-        The store has made the step, but `stepped` and the step sizes were not told of it yet. alpha: of that step.
+        The store has made the step, but `stepped` was not told of it yet. arrived: the headers of those it uses.
         """
-        given, path_then, shares_then, largest, path = self.sent[id]
-        if given != version:
-            # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
-            path += (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
-            if (since := self._step_sizes.largest(given)) > largest:
-                largest = since
-        mode = self._mode
-        distance = self._store.distance_when_used(id) if mode == "exact" else path if mode == "bound" else math.nan
-        shares, scaled = (
-            self._shares - shares_then,
-            distance / largest if largest else (0.0 if distance == 0 else math.nan),
-        )
-        return Use(id, push, version, distance, scaled, path, shares, largest, alpha, weight, share)
+        terms, share, combine, _ = step
+        total = 1.0 if combine == "sum" else sum(map(_weight, terms))
+        sent, mode, falling, uses = self.sent, self._mode, self._step_sizes.falling, list[Use]()
+        for push, weight, missing in terms:
+            view = push if missing is None else missing
+            if view not in sent:
+                continue
+            given, path_then, shares_then, largest, path = sent[view]
+            if given != version:
+                # The sum of moves bounds the distance only to rounding: widen it by what the roundings can amount to.
+                path += (self._path - path_then) * _WIDER + 2 * math.ulp(self._path)
+                first, most = falling[0]
+                since = most if first >= given else self._step_sizes.largest(given)
+                if since > largest:
+                    largest = since
+            distance = path if mode == "bound" else math.nan
+            if mode == "exact":
+                distance = self._store.distance_when_used(view)
+            scaled = distance / largest if largest else (0.0 if distance == 0 else math.nan)
+            header = arrived[view] if missing is None else None
+            shares = self._shares - shares_then
+            uses.append(
+                Use(view, header, version, distance, scaled, path, shares, largest, alpha, weight / total, share)
+            )
+        return uses
 
-    def stepped(self, share: float, moved: float) -> None:
-        """A step moved the model by ||x_new - x_old|| = `moved`."""
+    def stepped(self, share: float, moved: float, version: int, alpha: float, oldest: Callable[[int], int]) -> None:
+        """The step from `version` moved the model by ||x_new - x_old|| = `moved`; the rest: see StepSizes.note."""
         self._path += moved
         self._shares += share
         self.steps += 1
+        falling = self._step_sizes.falling
+        if len(falling) == 1 and falling[0][1] <= alpha:  # as it is where the step size stays
+            falling[0] = version, alpha
+        else:
+            self._step_sizes.note(version, alpha, oldest)
 
-    def amended(self, moved: float) -> None:
+    def amended(self, moved: float, version: int, alpha: float, oldest: Callable[[int], int]) -> None:
         """As `stepped`, of one that repaid a debt."""
         self._path += moved
+        self._step_sizes.note(version, alpha, oldest)
 
     def measure(self, view: PushId) -> float:
         """||x - v|| / (largest alpha since the view was sent); 0 if that is 0."""
@@ -123,22 +134,24 @@ def over(distance: float, largest: float) -> float:
     return distance / largest if largest else (0.0 if distance == 0 else math.nan)
 
 
-def use_line(use: Use, now: float, rank: int, x: str, end: str) -> str:
-    """As `note` of the tracker would write it, in a quarter of the time: one line for every push.
+def use_lines(uses: Iterable[Use], now: float, rank: int, x: str, end: str) -> str:
+    """As `note` of the tracker would write them, in a quarter of the time: one line for every push.
 
-    x: the model that distances are from, "srv" or "ideal". end: of the line.
+    x: the model that distances are from, "srv" or "ideal". end: of a line.
     """
-    _, push, version, distance, scaled, path, _, _, alpha, weight, share = use
-    assert push is not None
-    (worker, step), base, norm, payload_norm, residual_norm, _, _, _ = push
-    text = repr if math.isfinite(distance + scaled + path + norm + payload_norm + residual_norm) else number
-    return (
-        f'{{"event": "used", "t_s": {now!r}, "rank": {rank}, "worker": {worker}, "step": {step}, '
-        f'"base": {base}, "version": {version}, "x": "{x}", "staleness": {version - base}, "discrepancy": '
-        f'{text(distance)}, "B": {text(scaled)}, "step_size": {repeated(alpha)}, "path_length": {text(path)}, '
-        f'"norm": {text(norm)}, "payload_norm": {text(payload_norm)}, "residual_norm": {text(residual_norm)}, '
-        f'"weight": {repeated(weight)}, "share": {repeated(share)}{end}'
-    )
+    lines = list[str]()
+    for _, push, version, distance, scaled, path, _, _, alpha, weight, share in uses:
+        assert push is not None
+        (worker, step), base, norm, payload_norm, residual_norm, _, _, _ = push
+        text = repr if math.isfinite(distance + scaled + path + norm + payload_norm + residual_norm) else number
+        lines.append(
+            f'{{"event": "used", "t_s": {now!r}, "rank": {rank}, "worker": {worker}, "step": {step}, '
+            f'"base": {base}, "version": {version}, "x": "{x}", "staleness": {version - base}, "discrepancy": '
+            f'{text(distance)}, "B": {text(scaled)}, "step_size": {repeated(alpha)}, "path_length": {text(path)}, '
+            f'"norm": {text(norm)}, "payload_norm": {text(payload_norm)}, "residual_norm": {text(residual_norm)}, '
+            f'"weight": {repeated(weight)}, "share": {repeated(share)}{end}'
+        )
+    return "\n".join(lines)
 
 
 class StepSizes:
@@ -148,12 +161,12 @@ class StepSizes:
     """
 
     def __init__(self) -> None:
-        self._falling: list[tuple[int, float]] = []  # (version, alpha): each the largest since its version
+        self.falling: list[tuple[int, float]] = []  # (version, alpha): each the largest since its version
         self._trim_at = _TRIM
 
     def note(self, version: int, alpha: float, oldest: Callable[[int], int]) -> None:
         """The step from `version` is made with `alpha`; nobody will ask for what was before version oldest(version)."""
-        falling = self._falling
+        falling = self.falling
         if len(falling) > self._trim_at:
             del falling[: bisect_left(falling, (oldest(version),))]
             self._trim_at = _TRIM + 2 * len(falling)
@@ -163,7 +176,7 @@ class StepSizes:
 
     def largest(self, since: int) -> float:
         """The largest step size of the steps made from version `since` on; 0 without any."""
-        falling = self._falling
+        falling = self.falling
         if falling and falling[0][0] >= since:
             return falling[0][1]
         at = bisect_left(falling, (since,))  # before any of that version

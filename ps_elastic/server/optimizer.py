@@ -77,12 +77,12 @@ class FlatOptimizer:
         self, settings: Optimizer, layout: Layout, x: Tensor, moments: Sequence[Tensor] = (), *, measures: bool = True
     ) -> None:
         self.x, self._settings = x, settings
-        self._count, kernels = 0, kernels_for(layout.size)
+        kernels = kernels_for(layout.size)
         self._runs = _runs(settings, layout)
         self.difference = Difference(max(stop - start for start, stop, _ in self._runs), kernels)
         self._moments = list(moments) or [torch.zeros_like(x) for _ in range(moment_count(settings))]
-        self._blocks = [Block.of(run, x, self._moments, self.difference.room) for run in self._runs]
-        self._stepper = make_stepper(settings, self.difference, kernels, measures)
+        self.blocks = [Block.of(run, x, self._moments, self.difference.room) for run in self._runs]
+        self.stepper = make_stepper(settings, self.difference, kernels, measures)
 
     @property
     def stops(self) -> list[int]:
@@ -95,28 +95,21 @@ class FlatOptimizer:
         gradient: (d,), or of each block in turn, asked for when the pass has come to it.
         """
         self.go_on()
-        return self._pass(gradient, self._stepper.change, rate, sweep)
-
-    def at_once(self, gradient: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
-        """As `step` with gradient / divisor (d,), of a model that is one block; be `quiet`."""
-        self._count += 1
-        self._stepper.begin(self._count)
-        return math.sqrt(self._stepper.change(self._blocks[0], gradient, divisor, rate, kept))
+        return self._pass(gradient, self.stepper.change, rate, sweep)
 
     def go_on(self) -> int:
         """Begin the next step, which `step_block` makes; return its number, from 1."""
-        self.go_to(self._count + 1)
-        return self._count
+        self.stepper.count += 1
+        return self.stepper.count
 
     def go_to(self, count: int) -> None:
         """Be in step `count`, begun by another who shares x and moments."""
-        self._count = count
-        self._stepper.begin(count)
+        self.stepper.count = count
 
     @quiet
     def step_block(self, i: int, gradient: Tensor, divisor: float, rate: float) -> float:
         """What `step` does to block i; return the square of its move. Every block once, in any order, makes a step."""
-        return self._stepper.change(self._blocks[i], gradient, divisor, rate, None)
+        return self.stepper.change(self.blocks[i], gradient, divisor, rate, None)
 
     def assign(self, model: Tensor | Iterable[Quotient], sweep: Sweep | None = None) -> float:
         """x <- model, given as the gradient of a step is; return ||x_new - x_old||."""
@@ -140,7 +133,7 @@ class FlatOptimizer:
         square, moved = self.difference.square, 0.0
         views, squares, kept = sweep.arrays() if sweep else _NOTHING
         quotients = self.cut(vector) if isinstance(vector, Tensor) else vector
-        for block, (part, divisor) in zip(self._blocks, quotients, strict=True):
+        for block, (part, divisor) in zip(self.blocks, quotients, strict=True):
             for i, view in enumerate(views):
                 squares[i] += square(block.array, view[block.start : block.stop])
             moved += change(block, part, divisor, rate, None if kept is None else kept[block.start : block.stop])
@@ -148,7 +141,7 @@ class FlatOptimizer:
 
     def cut(self, vector: Tensor, divisor: float = 1.0) -> Iterator[Quotient]:
         """`vector` (d,), to be divided, as a step takes it."""
-        return ((block.of_vector(vector), divisor) for block in self._blocks)
+        return ((block.of_vector(vector), divisor) for block in self.blocks)
 
     def respond(self, rate: float) -> Response:
         """What a step at `rate` makes of a gradient of 1 (SGD only). Raises PolicyError with Adam."""

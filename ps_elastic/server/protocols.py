@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -64,7 +64,7 @@ class Store(Model, Protocol):
     def take(self, push: PushId, parts: Sequence[PushMessage]) -> None: ...
     # Copy the payload out of the transport's memory, if it is still needed.
     def keep(self, push: PushId) -> None: ...
-    def free(self, push: PushId) -> None: ...
+    def free(self, pushes: Iterable[PushId]) -> None: ...
 
     # The model that the push `view` is to be computed on, as a numpy array that stays as it is until x changes.
     def give(self, view: PushId, given: View, alpha: float) -> Any: ...
@@ -77,7 +77,7 @@ class Store(Model, Protocol):
     # ||x - v||_2 of a view given.
     def distance(self, view: PushId) -> float: ...
 
-    # Take the terms of the step that `apply` or `amend` makes next.
+    # Take the terms of the step that `amend` makes next.
     def combine(self, step: Step) -> None: ...
     # Make the next version, `rate` = alpha x share; return ||x_new - x_old||. views: of the pushes that the step uses;
     # their distances are measured on the way, and those of its terms end.

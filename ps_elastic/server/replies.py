@@ -101,30 +101,36 @@ class PlainReplies(Replies):
         self._last.pop(worker, None)
 
     def release(self, worker: int, shard: Shard) -> Reply | None:
-        if (step := self._run.owed.pop(worker, None)) is not None:
-            return self.reply(worker, step)
-        if not self._run.over:
-            shard.queue(worker)
-        return None
-
-    def reply(self, worker: int, step: int) -> Reply:
-        run, shard = self._run, self._shards[0]
-        shard.keep(worker)
-        ledger, outcomes = shard.ledger, shard.outcomes
+        run = self._run
+        step = run.owed.pop(worker, None)
+        if step is None:
+            if not run.over:
+                shard.queue(worker)
+            return None
+        if worker in shard.borrowed and shard.borrowed[worker] in shard.arrived:
+            shard.keep(worker)
+        ledger, outcomes, last = shard.ledger, shard.outcomes, self._last
         version, model = ledger.version, None
         if not run.over:
             version, model = shard.lend(PushId(worker, ledger.workers[worker].seen + 1))
             run.totals.bytes_down += model.nbytes
-        last = self._last.get(worker)
-        if last is not None and last.step == step:
-            reply = last._replace(version=version, model=model)
+        if worker in last and last[worker].step == step:
+            reply = last[worker]._replace(version=version, model=model)
         else:
+            settled: tuple[Settled, ...] = ()
             if outcomes.settled:
-                (what, discrepancy, weight), settled = outcomes.take(worker, MOST_SETTLED)
+                outcome, settled = outcomes.take(worker, MOST_SETTLED)
             else:
-                (what, discrepancy, weight), settled = outcomes.answered.pop(worker, HELD), ()
+                outcome = outcomes.answered.pop(worker, HELD)
+            what, discrepancy, weight = outcome
             reply = Reply(worker, step, version, model, what, discrepancy, run.alpha, weight, settled)
-        self._last[worker] = reply
+        last[worker] = reply
+        return reply
+
+    def reply(self, worker: int, step: int) -> Reply:
+        self._run.owed[worker] = step
+        reply = self.release(worker, self._shards[0])
+        assert reply is not None
         return reply
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ps_elastic.errors import WireError
-from ps_elastic.policies.events import Applied, PushId
+from ps_elastic.policies.events import Applied, Push, PushId
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.protocols import Store
@@ -56,6 +56,7 @@ class Run:
         self.over = False  # the run has all it wants: every reply from now on says stop
         self._ledgers, self._held = ledgers, [ledger.held for ledger in ledgers]
         self._sizes, self._size, self._used = sizes, sum(sizes), 0  # used: samples x parameters
+        self._parts = len(sizes)  # of a push
         self._schedule = alpha if callable(alpha) else None
         self.alpha = alpha(0) if callable(alpha) else alpha  # the step size after the samples used so far
         self._budget, self._evaluator, self._x, self._version = budget, evaluator, x, 0
@@ -68,48 +69,57 @@ class Run:
         self.owed[worker] = head.step
         if self._evaluator and head.statistics is not None:
             self._evaluator.statistics[worker] = head.statistics.copy()
-        if len(self._sizes) > 1:
+        if self._parts > 1:
             gathered = self._gathered.get(worker)
             if gathered is None or gathered.first.step != head.step:
                 gathered = self._gathered[worker] = Gathered(head)
             gathered.count, gathered.nbytes = gathered.count + 1, gathered.nbytes + nbytes
-            if gathered.count < len(self._sizes):
+            if gathered.count < self._parts:
                 return
             nbytes = self._gathered.pop(worker).nbytes
-        self.totals.note_push(worker, nbytes, head.samples, head.loss, max(map(len, self._held)), head.waited_s)
+        totals, held = self.totals, len(self._held[0]) if self._parts == 1 else max(map(len, self._held))
+        totals.pushes += 1
+        totals.samples_computed += head.samples
+        totals.bytes_up += nbytes
+        if held > totals.held_max:
+            totals.held_max = held
+        totals.loss = head.loss
+        totals.waited[worker] = head.waited_s
 
-    def use(self, push: PushId, samples: int, shard: int) -> None:
-        """A push, or its part of this shard, is used for the first time."""
-        totals = self.totals
+    def met(self, push: PushId, *, used: bool) -> None:
+        """A push, or a part of one, met its end; the last of its parts is that of the push."""
+        if self._parts > 1:
+            met = self._met.setdefault(push, [])
+            met.append(used)
+            if len(met) < self._parts:
+                return
+            used = any(self._met.pop(push))
+        self.totals.used += used
+        self.totals.dropped += not used
+
+    def stepped(self, version: int, fresh: Sequence[Push], samples: int, shard: int, now: float) -> None:
+        """A shard's part of the model is `version` now: it may be time to evaluate the whole.
+
+        fresh: pushes of so many samples, or their parts of this shard, that were used for the first time.
+        """
+        totals, evaluator = self.totals, self._evaluator
         self._used += samples * self._sizes[shard]
         totals.samples = self._used // self._size
         if self._schedule is not None:
             self.alpha = self._schedule(totals.samples)
         if totals.samples >= self._budget:
             self.over = True
-        if len(self._sizes) > 1:
-            self.met(push, used=True)
+        if self._parts > 1:
+            for push in fresh:
+                self.met(push.id, used=True)
         else:
-            totals.used += 1
-
-    def met(self, push: PushId, *, used: bool) -> None:
-        """A push, or a part of one, met its end; the last of its parts is that of the push."""
-        if len(self._sizes) > 1:
-            met = self._met.setdefault(push, [])
-            met.append(used)
-            if len(met) < len(self._sizes):
-                return
-            used = any(self._met.pop(push))
-        self.totals.used += used
-        self.totals.dropped += not used
-
-    def stepped(self, version: int, now: float) -> None:
-        """A shard's part of the model is `version` now: it may be time to evaluate the whole."""
-        told, self._version = self._version + 1, max(self._version, version)
-        evaluator = self._evaluator
-        if evaluator is not None and self.totals.samples >= evaluator.due:
+            totals.used += len(fresh)
+        told = self._version + 1
+        if version > self._version:
+            self._version = version
+        if evaluator is not None and totals.samples >= evaluator.due:
             assert self._x is not None
-            evaluator.submit(self._x, self.totals.samples, told, now)
+            evaluator.submit(self._x, totals.samples, told, now)
 
     def left(self, worker: int) -> None:
         """`worker` is about to go: what is not here of its push will not come."""

@@ -9,6 +9,7 @@ arrays says that its worker was cut off before it: to the shard that is an Asked
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from ps_elastic.config.sections import Target
 from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
-from ps_elastic.policies.events import Asked, Done, Joined, Left, Push, PushId, Woke
+from ps_elastic.policies.events import Asked, Done, Joined, Left, PushId, Woke
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
@@ -63,7 +64,10 @@ class Server:
         self.policy, self._joined = policies[0], joined
         self.store: Model = joined or stores[0]
         self.totals, self.measures = Totals(workers, target), measures or BoundFacts(workers)
-        self.tracker, self._units, self._evaluator = tracker, units, evaluator
+        self.tracker, self._evaluator = tracker, evaluator
+        # Whether results of evaluations come, and whether anything can be due by the clock, while messages do.
+        self._evaluates = evaluator is not None and evaluator.due < math.inf
+        self._ticks = self._evaluates or any(type(policy).on_wake is not Policy.on_wake for policy in policies)
         self.lost_workers: list[int] = []
         ledgers = [
             Ledger(
@@ -113,24 +117,30 @@ class Server:
             yield worker, self._replies.reply(worker, 0)
 
     def receive(self, message: Message, now: float) -> Outgoing:
-        """Take one message in. Raises TaskError for a worker that failed, WireError for what cannot be."""
-        return chain(self._take(message, now), self.tick(now))
+        """Take one message in. Raises TaskError for a worker that failed, WireError for what cannot be.
+
+        The message is noted at once; the replies are to be taken from what this returns.
+        """
+        outgoing = self._take(message, now)
+        return chain(outgoing, self.tick(now)) if self._ticks else outgoing
 
     def take(self, message: Message, now: float) -> Outgoing:
         """As `receive`, but leave a Wake that is due to `tick`: more messages may be here at the same time."""
         outgoing = self._take(message, now)
-        return chain(outgoing, self._report(now)) if self._evaluator is not None else outgoing
+        return chain(outgoing, self._report(now)) if self._evaluates else outgoing
 
     def _take(self, message: Message, now: float) -> Outgoing:
-        """Note the message at once; the replies are to be taken from what this returns."""
-        if isinstance(message, PushMessage):
-            if self._joined is not None:
-                return self._take_bucket(message, now)
-            parts = self._assembler.add(message) if message.buckets > 1 else [message]
-            (shard,) = self.shards
-            if message.buckets > 1:
-                shard.store.foresee(message)
-            return shard.push(header(parts, self._units), parts, now) if parts else iter(())
+        if type(message) is not PushMessage:
+            return self._take_control(message, now)
+        if self._joined is not None:
+            return self._take_bucket(message, now)
+        if message.buckets == 1:
+            return self.shards[0].push((message,), now)
+        parts = self._assembler.add(message)
+        self.shards[0].store.foresee(message)
+        return self.shards[0].push(parts, now) if parts else iter(())
+
+    def _take_control(self, message: Message, now: float) -> Outgoing:
         match message:
             case Ask():
                 return self._take_ask(message, now)
@@ -148,7 +158,7 @@ class Server:
             raise WireError(f"worker {worker}: got bucket {bucket}, expected one of {len(self.shards)}")
         shard = self.shards[bucket]
         if message.arrays:
-            return shard.push(header([message], self._units), [message], now)
+            return shard.push((message,), now)
         member = shard.ledger.workers.get(worker)
         is_new = member is not None and member.seen < step
         outgoing = shard.ending(worker, Asked(worker, step), now)
@@ -216,15 +226,3 @@ class Server:
         for shard in self.shards:
             if self._joined is None or not shard.ledger.done:
                 yield from shard.event(Done(), now)
-
-
-def header(parts: list[PushMessage], units: str) -> Push:
-    """What the rule sees of a push."""
-    head, nbytes = parts[0], 0
-    for part in parts:
-        for array in part.arrays:
-            nbytes += array.nbytes
-    return Push(
-        PushId(head.worker, head.step), head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, units,
-        head.ahead,
-    )  # fmt: skip

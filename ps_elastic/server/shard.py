@@ -7,9 +7,8 @@ takes whole pushes has one shard; a layerwise rule has one for each bucket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 from ps_elastic.policies.base import Policy
@@ -30,7 +29,7 @@ from ps_elastic.policies.events import (
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.transitions import note_applied, note_measured
 from ps_elastic.server.debts import Debts
-from ps_elastic.server.discrepancy import DiscrepancyMeter, StepSizes, Use, use_line
+from ps_elastic.server.discrepancy import DiscrepancyMeter, StepSizes, Use, use_lines
 from ps_elastic.server.outcomes import Outcome, Outcomes
 from ps_elastic.server.pipelining import Pipelining
 from ps_elastic.server.protocols import Store
@@ -38,7 +37,6 @@ from ps_elastic.server.run import Run, own_rate, with_reach
 from ps_elastic.transport.messages import PushMessage, Reply, Settled
 
 Outgoing = Iterator[tuple[int, Reply]]
-_weight = itemgetter(1)  # of a term
 
 
 class Shard:
@@ -66,25 +64,25 @@ class Shard:
             self._applied = partial(with_reach, store, run)
         self._step_sizes = StepSizes()
         self._meter = DiscrepancyMeter(store, self._step_sizes, discrepancy)
-        is_exact, x = discrepancy == "exact", policy.view_of
-        promises = is_exact and x == "srv" and type(policy).limit is not Policy.limit
+        self._is_exact, x = discrepancy == "exact", policy.view_of
+        promises = self._is_exact and x == "srv" and type(policy).limit is not Policy.limit
         self._promised = policy.limit if promises else None  # of what is known at a use
         self._own_rate = partial(own_rate, run, ledger)
         self._scaled = run.units == "gradient"  # pushes are multiplied by the step size: updates are already
         self._bucket = ledger.bucket[0]
         self._named = {"bucket": self._bucket} if ledger.layerwise else {}  # in lines of the log
         end = f', "bucket": {self._bucket}}}' if ledger.layerwise else "}"
-        self._line = partial(use_line, rank=run.tracker.rank, x=x, end=end)
-        self._debts = Debts(store, run.measures, self._note, is_ideal=is_exact and x == "ideal")
-        self._arrived: dict[PushId, Push] = {}
+        self._lines = partial(use_lines, rank=run.tracker.rank, x=x, end=end)
+        self._debts = Debts(store, run.measures, self._note, is_ideal=self._is_exact and x == "ideal")
+        self.arrived: dict[PushId, Push] = {}  # the headers of payloads that are here
         self._samples: dict[PushId, int] = {}  # that a push which is here is worth
-        self._borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
+        self.borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
         self.outcomes = Outcomes(self._bucket)
-        self._keeps_all = is_exact or not ledger.pipeline  # else payloads are not kept for views alone
+        self._keeps_all = self._is_exact or not ledger.pipeline  # else payloads are not kept for views alone
         self._pipelining: Pipelining | None = None
         if ledger.pipeline:
             self._pipelining = Pipelining(
-                ledger, store, self._meter, self._step_sizes, run.measures, self._own_rate, self._arrived
+                ledger, store, self._meter, self._step_sizes, run.measures, self._own_rate, self.arrived
             )
         self._oldest = self._meter.oldest if self._pipelining is None else self._pipelining.oldest
 
@@ -109,30 +107,33 @@ class Shard:
                 self._pipelining.left(worker)
         return outgoing
 
-    def push(self, push: Push, parts: list[PushMessage], now: float) -> Outgoing:
+    def push(self, parts: Sequence[PushMessage], now: float) -> Outgoing:
         """As `event`, of a push that came in `parts`."""
-        (worker, step), ledger = push.id, self.ledger
-        member = ledger.workers.get(worker)
-        if member is not None and step > member.seen + 1:
+        head, run, ledger, nbytes = parts[0], self._run, self.ledger, 0
+        for part in parts:
+            for array in part.arrays:
+                nbytes += array.nbytes
+        id = worker, step = PushId(head.worker, head.step)
+        push = Push(id, head.base, head.norm, head.payload_norm, head.residual_norm, nbytes, run.units, head.ahead)
+        if worker in ledger.workers and step > ledger.workers[worker].seen + 1:
             outgoing = self.ending(worker, push, now)
         else:
             outgoing = self._carry_out(begin(self.policy, ledger, push, now), now)
-        if push.id in ledger.held and push.id not in self._arrived:
-            head = parts[0]
-            self.store.take(push.id, parts)
-            self._arrived[push.id], self._samples[push.id] = push, head.samples
+        if id in ledger.held and id not in self.arrived:
+            self.store.take(id, parts)
+            self.arrived[id], self._samples[id] = push, head.samples
             if self._pipelining is not None:
                 self._pipelining.arrive(push)
                 if (outcome := self.outcomes.answered.pop(worker, None)) is not None:  # no reply has answered it
-                    self.outcomes.tell(PushId(worker, self._run.owed[worker]), outcome)
-            self._borrowed[worker] = push.id
-            self._run.arrived(head, push.nbytes)
+                    self.outcomes.tell(PushId(worker, run.owed[worker]), outcome)
+            self.borrowed[worker] = id
+            run.arrived(head, nbytes)
         return outgoing
 
     def keep(self, worker: int) -> None:
         """`worker` is answered, and its push may be overwritten: keep what will be read again."""
-        push = self._borrowed.pop(worker, None)
-        if push is not None and push in self._arrived and (self._keeps_all or push in self.ledger.held):
+        push = self.borrowed.pop(worker, None)
+        if push in self.arrived and (self._keeps_all or push in self.ledger.held):
             self.store.keep(push)
 
     def give(self, worker: int) -> tuple[int, Any]:
@@ -167,15 +168,15 @@ class Shard:
                 self._carried_out(now)
             for action in actions:
                 take(ledger, action)
-                if isinstance(action, Step):  # a match of classes with their fields takes several times as long
+                if type(action) is Step:  # a match of classes with their fields takes several times as long
                     self._step(action, now)
                 elif isinstance(action, Release):
                     for worker in action.workers:
                         if (reply := self._release(worker, self)) is not None:
                             yield worker, reply
-                elif isinstance(action, Drop):
+                elif type(action) is Drop:
                     self._drop(action, now)
-                elif isinstance(action, Measure):
+                elif type(action) is Measure:
                     for push in action.pushes:
                         note_measured(ledger, Measured(push, self._meter.measure(push)))
                 if freed or owed:
@@ -191,11 +192,11 @@ class Shard:
         """Forget the payloads that nobody needs any more, and what debts were closed."""
         ledger, pipelining, debts = self.ledger, self._pipelining, self._debts
         for push in ledger.freed:
-            self._arrived.pop(push, None)
-            self._samples.pop(push, None)
+            if push in self.arrived:
+                del self.arrived[push], self._samples[push]
             if pipelining is not None:
                 pipelining.freed(push)
-            self.store.free(push)
+        self.store.free(ledger.freed)
         ledger.freed.clear()
         if debts.owed:
             self.outcomes.tell_late(debts.forgiven(ledger.debts, now, ended=ledger.done))
@@ -208,80 +209,79 @@ class Shard:
         self._settle(drop.push, Outcome("dropped"))
 
     def _step(self, step: Step, now: float) -> None:
-        meter, run, version, fresh = self._meter, self._run, self.ledger.version, list[Push]()
-        alpha, sent = run.alpha, meter.sent
-        self.store.combine(step)
-        for id, _, missing in step.terms:
-            if missing is None and id in sent:
-                fresh.append(self._arrived[id])
-                run.use(id, self._samples[id], self._bucket)
+        run, version, samples = self._run, self.ledger.version, 0
         if step.apply == "amend":
-            alpha, moved = self._amend(step.terms[0].push, now)
+            alpha, moved, fresh = self._amend(step, now)
         else:
-            moved = self._use(step, alpha, now)
-            self._measures.note_step(step, fresh, moved)
-        self._step_sizes.note(version, alpha, self._oldest)
-        run.stepped(version + 1, now)
+            alpha = run.alpha
+            moved, fresh = self._use(step, alpha, version, now)
+        self._measures.note_step((step, fresh, moved))
+        for push in fresh:
+            samples += self._samples[push.id]
+        run.stepped(version + 1, fresh, samples, self._bucket, now)
         note_applied(self.ledger, self._applied(version + 1, moved, alpha))
 
-    def _use(self, step: Step, alpha: float, now: float) -> float:
-        """Make the step, and tell of the views of the pushes that it uses for the first time, and of those it owes.
-
-        Returns ||x_new - x_old|| / alpha.
-        """
-        meter, debts, pipelining, arrived = self._meter, self._debts, self._pipelining, self._arrived
-        terms, share, version, sent = step.terms, step.share, self.ledger.version, self._meter.sent
-        scale = (alpha if self._scaled else 1.0) * share
-        views = meter.watch(step)
-        if waits := bool(debts.owed):
+    def _use(self, step: Step, alpha: float, version: int, now: float) -> tuple[float, list[Push]]:
+        """Make the step; return ||x_new - x_old|| / alpha, and the pushes that it uses for the first time."""
+        meter, debts, pipelining, arrived = self._meter, self._debts, self._pipelining, self.arrived
+        sent, views, fresh, owes = meter.sent, list[PushId](), list[Push](), bool(debts.owed)
+        for push, _, missing in step.terms:
+            owes = owes or missing is not None
+            if (view := push if missing is None else missing) in sent:
+                views.append(view)
+                if missing is None:
+                    fresh.append(arrived[push])
+        scale = (alpha if self._scaled else 1.0) * step.share
+        if waits := debts.is_ideal and bool(debts.owed):
             debts.watch(views)
-            waits = debts.is_ideal
-        moved, measures, promised = self.store.apply(step, scale, views), self._measures, self._promised
-        total = 1.0 if step.combine == "sum" else sum(map(_weight, terms))
-        weights: dict[PushId, float] = {}
-        owes = False
-        for push, weight, missing in terms:
-            weight /= total
-            if missing is not None:
-                owes = True
-                if missing in sent:
-                    use = meter.used(missing, None, version, alpha, weight, share)
-                    measures.note_use(use, promised)
-                    debts.hold(use)
-            elif push in sent:
-                if pipelining is not None:
-                    pipelining.use(push)
-                    weights[push] = scale * weight
-                use = meter.used(push, arrived[push], version, alpha, weight, share)
-                if promised is not None or use.shares > measures.shares:
-                    measures.note_use(use, promised)
-                if waits:
-                    use = debts.hold(use)
-                else:
-                    self._totals.note_used(use)
-                    self._tracker.later(self._line, use, now)
-                self._settle(push, Outcome("used", use.distance, scale * weight))
+        moved = self.store.apply(step, scale, views if self._is_exact else ())
+        measures, promised, outcomes, owed = self._measures, self._promised, self.outcomes, self._run.owed
+        weights, uses = dict[PushId, float](), meter.uses(step, arrived, version, alpha)
+        known = uses if not owes else [] if waits else [use for use in uses if use.push is not None]
+        for use in uses:
+            id = worker, nth = use.id
+            if promised is not None or use.shares > measures.shares:
+                measures.note_use(use, promised)
+            if use.push is None:
+                debts.hold(use)
+                continue
+            weight = scale * use.weight
+            if pipelining is not None:
+                pipelining.use(id)
+                weights[id] = weight
+            if waits:
+                use = debts.hold(use)
+            del sent[id]  # the step ended it
+            outcome = Outcome("used", use.distance, weight)
+            if worker in owed and owed[worker] == nth:
+                outcomes.answered[worker] = outcome
+            else:
+                outcomes.tell(id, outcome)
+        if known:
+            self._totals.note_used(*known)
+            self._tracker.later(self._lines, known, now, lines=len(known))
         if pipelining is not None:
             pipelining.used(weights)  # not sooner: what the step uses was in no model before it
-        meter.stepped(share, moved)
-        if owes or debts.owed:
+        meter.stepped(step.share, moved, version, alpha, self._oldest)
+        if owes:
             debts.stepped(step, alpha, meter.steps)
-        return moved / alpha if alpha else share * self.store.direction_norm()
+        return moved / alpha if alpha else step.share * self.store.direction_norm(), fresh
 
     def _note(self, use: Use, now: float) -> None:
         """A push is used, and what is to be known of that is known."""
         self._totals.note_used(use)
-        self._tracker.later(self._line, use, now)
+        self._tracker.later(self._lines, (use,), now)
 
-    def _amend(self, missing: PushId, now: float) -> tuple[float, float]:
-        """Repay the debt on `missing`; return (largest alpha since it was made, motion divided by it)."""
-        alpha, push = self._debts.owed[missing].alpha, self._arrived[missing]
+    def _amend(self, step: Step, now: float) -> tuple[float, float, list[Push]]:
+        """Repay a debt; return the largest alpha since it was made, the motion divided by it, and the push."""
+        missing = step.terms[0].push
+        alpha, push = self._debts.owed[missing].alpha, self.arrived[missing]
+        self.store.combine(step)
         moved = self.store.amend(missing)
         self._settle(missing, Outcome("used"))
-        self._meter.amended(moved)
-        self._measures.note_push(push)
+        self._meter.amended(moved, self.ledger.version, alpha, self._oldest)
         self.outcomes.tell_late(self._debts.repaid(push, now))
-        return alpha, moved / alpha if alpha else 0.0
+        return alpha, moved / alpha if alpha else 0.0, [push]
 
     def lend(self, view: PushId) -> tuple[int, Any]:
         """The version and the model that the push `view` is to be computed on; both are remembered."""

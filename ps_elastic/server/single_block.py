@@ -20,7 +20,6 @@ from ps_elastic.server.optimizer import FlatOptimizer, Response
 from ps_elastic.server.payloads import Payloads
 from ps_elastic.server.views import KeptViews
 from ps_elastic.vectors.layout import Layout
-from ps_elastic.vectors.norms import quiet
 
 Apply = Callable[[Step, float, Sequence[PushId]], float]  # as `apply` of a store
 
@@ -29,7 +28,7 @@ class SingleBlock:
     """Makes steps of x (d,), which is one block and one bucket.
 
     responses: of the debts that are open. distances: filled with those of the views of each step. general: makes the
-    steps that are not the plain mean of pushes, or from views of their own.
+    steps that are not the plain mean of pushes, or from views of their own. Be `quiet`.
     """
 
     def __init__(
@@ -43,8 +42,9 @@ class SingleBlock:
         general: Apply,
     ) -> None:
         self._array, self._room = x.numpy(), torch.empty_like(x)
-        self._optimizer, self._payloads, self._views = optimizer, payloads, views
-        self._responses, self._copies = responses, views.snapshots.copies
+        self._block, self._stepper, self._square = optimizer.blocks[0], optimizer.stepper, optimizer.difference.square
+        self._payloads, self._responses = payloads.of, responses
+        self._views, self._snapshots, self._copies = views, views.snapshots, views.snapshots.copies
         self._distances, self._general = distances, general
 
     @classmethod
@@ -64,38 +64,39 @@ class SingleBlock:
         single = len(layout.buckets) == 1 and len(optimizer.stops) == 1 and type(compressors[0]) is Identity
         return cls(x, optimizer, payloads, views, responses, distances, general) if single else None
 
-    @quiet
     def apply(self, step: Step, rate: float, views: Sequence[PushId]) -> float:
         """As `Store.apply`."""
         terms, _, combine, apply = step
-        kept_views = self._views
-        if combine != "mean" or apply != "step" or self._responses or kept_views.reapplied:
+        if combine != "mean" or apply != "step" or not rate or self._responses or self._views.reapplied:
             return self._general(step, rate, views)
-        payloads, vectors = self._payloads.of, list[Tensor]()
+        payloads, versions, vectors, count = self._payloads, self._views.versions, list[Tensor](), len(terms)
         for push, weight, missing in terms:
             if weight != 1 or missing is not None or push not in payloads:
                 return self._general(step, rate, views)
             vectors.append(payloads[push][0][0])
-        versions, snapshots, apart = kept_views.versions, kept_views.snapshots, dict[int, float]()
-        distances = self._distances
         for view in views:
             if view not in versions:
                 return self._general(step, rate, views)
-        square, array = self._optimizer.difference.square, self._array
+        distances, apart, snapshots = self._distances, dict[int, float](), self._snapshots
+        apart[snapshots.version] = 0.0
         distances.clear()
         for view in views:
             version = versions[view]
-            if version == snapshots.version:
-                distances[view] = 0.0
-            else:
-                if version not in apart:
-                    apart[version] = math.sqrt(square(array, self._copies[version].array))
-                distances[view] = apart[version]
+            if version not in apart:
+                apart[version] = math.sqrt(self._square(self._array, self._copies[version].array))
+            distances[view] = apart[version]
+        ended = list[int]()
         for push, _, _ in terms:
-            kept_views.end(push)
-        copy = snapshots.move_on()
-        total = vectors[0] if len(vectors) == 1 else self._sum(vectors)
-        return self._optimizer.at_once(total, float(len(terms)), rate, None if copy is None else copy.array)
+            if push in versions:
+                ended.append(versions.pop(push))
+            else:
+                self._views.end(push)
+        snapshots.let_go(*ended)
+        copy, stepper = snapshots.move_on(), self._stepper
+        total = vectors[0] if count == 1 else self._sum(vectors)
+        stepper.count += 1
+        kept = None if copy is None else copy.array
+        return math.sqrt(stepper.change(self._block, total, float(count), rate, kept))
 
     def _sum(self, vectors: Sequence[Tensor]) -> Tensor:
         """In the order given; of two or more."""

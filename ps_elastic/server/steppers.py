@@ -58,10 +58,9 @@ Change = Callable[[Block, Tensor, float, float, np.ndarray | None], float]
 
 
 class Stepper(Protocol):
-    """Makes steps, block by block."""
+    """Makes steps, block by block. count: of the step that is being made, from 1."""
 
-    def begin(self, count: int) -> None:
-        """What follows is step `count`, from 1."""
+    count: int
 
     def change(self, block: Block, g: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
         """Make the step on a block, with gradient g / divisor (n,); return the square of the move.
@@ -77,13 +76,9 @@ class TorchStepper:
     def __init__(self, settings: Optimizer, difference: Difference, measures: bool) -> None:
         self._settings, self._difference, self._measures = settings, difference, measures
         self._adam = torch._fused_adam_ if settings.name == "adam" else torch._fused_adamw_
-        self._count, self._steps = 0, torch.zeros(())  # the same number, as the two kernels want it
+        self.count, self._steps = 0, torch.zeros(())  # the second follows the first, as Adam's kernels want it
+        self._followed = 0
         self._divisor = torch.ones(())  # of the gradient: the kernels divide by it
-
-    def begin(self, count: int) -> None:
-        self._count = count
-        if self._settings.name != "sgd":
-            self._steps.fill_(count)
 
     def change(self, block: Block, g: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
         s, old = self._settings, block.old if kept is None else kept
@@ -94,10 +89,13 @@ class TorchStepper:
         if s.name == "sgd":
             torch._fused_sgd_(
                 block.xs, [g], block.moments[0], weight_decay=decay, momentum=s.momentum, lr=rate, dampening=0.0,
-                nesterov=s.nesterov, maximize=False, is_first_step=self._count == 1, grad_scale=scale,
+                nesterov=s.nesterov, maximize=False, is_first_step=self.count == 1, grad_scale=scale,
             )  # fmt: skip
         else:
             first, second = block.moments
+            if self._followed != self.count:
+                self._followed = self.count
+                self._steps.fill_(self.count)
             self._adam(
                 block.xs, [g], first, second, [], [self._steps], lr=rate, beta1=s.betas[0], beta2=s.betas[1],
                 weight_decay=decay, eps=s.eps, amsgrad=False, maximize=False, grad_scale=scale,
@@ -110,15 +108,12 @@ class CompiledStepper:
 
     def __init__(self, settings: Optimizer, plain: TorchStepper, kernels: ModuleType, measures: bool) -> None:
         self._settings, self._plain, self._kernels, self._measures = settings, plain, kernels, measures
-        self._count, self._kernel = 0, cache(self._make)
-
-    def begin(self, count: int) -> None:
-        self._count = count
-        self._plain.begin(count)
+        self.count, self._kernel = 0, cache(self._make)
 
     def change(self, block: Block, g: Tensor, divisor: float, rate: float, kept: np.ndarray | None) -> float:
-        s, t = self._settings, self._count
+        s, t = self._settings, self.count
         if t == 1 and s.momentum and s.name == "sgd":
+            self._plain.count = t
             return self._plain.change(block, g, divisor, rate, kept)
         if kept is not None:
             np.copyto(kept, block.array)
@@ -167,9 +162,10 @@ def agree(settings: Optimizer, plain: TorchStepper, compiled: CompiledStepper) -
         half, old = x.numel() // 2, np.empty(x.numel(), np.float32)
         blocks = [Block.of(run, x, moments, old) for run in ((0, half, True), (half, x.numel(), False))]
         for count, (divisor, g) in enumerate(zip((1.0, 3.0, 1.0, 2.0), gradients, strict=True), 1):
-            stepper.begin(count)
+            stepper.count = count
             for block in blocks:
                 stepper.change(block, block.of_vector(g).clone(), divisor, 0.1 / count, None)
+        stepper.count = 0
 
     return same_bits(partial(steps, plain), partial(steps, compiled), vectors=1 + many + 4)
 

@@ -116,6 +116,7 @@ class ParameterStore:
 
     def _in_general(self, step: Step, rate: float, views: Sequence[PushId]) -> float:
         """In one pass over x."""
+        self.combine(step)
         terms = step.terms
         owed = [missing for _, _, missing in terms if missing is not None]
         gradient: Tensor | Iterable[Quotient] | None = None

@@ -35,18 +35,6 @@ class Mean:
         if len(new) == _BATCH:
             self._add()
 
-    def note_times(self, value: float, times: int) -> None:
-        """As `times` notes of `value`."""
-        if times == 1:
-            self.note(value)
-            return
-        self._add()
-        if times and math.isfinite(value):
-            self._count += times
-            self._sum += times * value
-            self._squares += times * value * value
-            self._max = max(self._max, value)
-
     def as_dict(self, *names: str) -> dict[str, float | None]:
         """The statistics called `names` ("mean", "rms", "max"); null where nothing was noted."""
         if self.gather is not None:
@@ -65,6 +53,17 @@ class Mean:
         self._add()
         self._add_up(new)
 
+    def note_times(self, new: Iterable[tuple[float, int]]) -> None:
+        """As so many notes of each value."""
+        self._add()
+        for value, times in new:
+            if times and value - value == 0:
+                self._count += times
+                self._sum += times * value
+                self._squares += times * value * value
+                if value > self._max:
+                    self._max = value
+
     def _add_up(self, new: Iterable[float]) -> None:
         values = [value for value in new if value - value == 0]  # finite, sooner than by a call
         if values:
@@ -78,36 +77,22 @@ Row = TypeVar("Row")
 
 
 class Rows(Generic[Row]):
-    """Means of values that come together: rows are kept as they are, and their columns added up, many at a time."""
+    """What several means are made of, row by row: `add` notes the rows there, many at a time."""
 
-    def __init__(self, columns: Callable[[list[Row]], Iterable[Iterable[float]]], *means: Mean) -> None:
-        self._columns, self._means, self._rows = columns, means, list[Row]()
+    def __init__(self, add: Callable[[Sequence[Row]], None], *means: Mean) -> None:
+        self._add, self._rows = add, list[Row]()
         for mean in means:
-            mean.gather = self._add
+            mean.gather = self.gather
 
-    def note(self, row: Row) -> None:
-        rows = self._rows
-        rows.append(row)
-        if len(rows) == _BATCH:
-            self._add()
+    def note(self, *rows: Row) -> None:
+        self._rows += rows
+        if len(self._rows) >= _BATCH:
+            self.gather()
 
-    def _add(self) -> None:
+    def gather(self) -> None:
         if self._rows:
-            for mean, column in zip(self._means, self._columns(self._rows), strict=True):
-                mean.note_all(column)
-            self._rows.clear()
-
-
-def _of_uses(uses: Sequence[Use]) -> Iterable[Iterable[float]]:
-    """Staleness, distance and B of each."""
-    _, pushes, versions, distances, scaled, *_ = zip(*uses, strict=True)
-    return map(sub, versions, map(attrgetter("base"), pushes)), distances, scaled
-
-
-def _of_pushes(pushes: Sequence[Push]) -> Iterable[Iterable[float]]:
-    """The norms of each."""
-    _, _, norms, payload_norms, residual_norms, *_ = zip(*pushes, strict=True)
-    return norms, payload_norms, residual_norms
+            rows, self._rows = self._rows, []
+            self._add(rows)
 
 
 class Totals:
@@ -118,8 +103,8 @@ class Totals:
         self.samples = self.samples_computed = self.pushes = self.used = self.dropped = 0
         self.held_max = self.bytes_up = self.bytes_down = 0
         self.staleness, self.discrepancy, self.scaled = Mean(), Mean(), Mean()
-        # How far the view of a push was that is used, or a part of one; its `push` is here.
-        self.note_used = Rows(_of_uses, self.staleness, self.discrepancy, self.scaled).note
+        # How far the views of pushes were that are used, or of parts; `push` of each is here.
+        self.note_used = Rows(self._add_uses, self.staleness, self.discrepancy, self.scaled).note
         self.loss = math.nan  # of the last push
         self.metrics: dict[str, float] = {}
         self.target = target
@@ -128,14 +113,11 @@ class Totals:
         self.helped: float | None = None  # the share of them that workers made
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
 
-    def note_push(self, worker: int, nbytes: int, samples: int, loss: float, held: int, waited_s: float) -> None:
-        self.pushes += 1
-        self.samples_computed += samples
-        self.bytes_up += nbytes
-        if held > self.held_max:
-            self.held_max = held
-        self.loss = loss
-        self.waited[worker] = waited_s
+    def _add_uses(self, uses: Sequence[Use]) -> None:
+        _, pushes, versions, distances, scaled, *_ = zip(*uses, strict=True)
+        self.staleness.note_all(map(sub, versions, map(attrgetter("base"), pushes)))
+        self.discrepancy.note_all(distances)
+        self.scaled.note_all(scaled)
 
     def note_evaluation(self, evaluation: Evaluation) -> bool:
         """Take the metrics in; whether the target is reached by them."""
@@ -176,7 +158,10 @@ class BoundFacts:
     def __init__(self, workers: int, mean: Callable[[], Mean] = Mean) -> None:
         self.most = self.fewest = workers  # live at a time
         self.gradients, self.pushes, self.applied, self.residuals = Mean(), mean(), mean(), Mean()
-        self.note_push = Rows(_of_pushes, self.gradients, self.pushes, self.residuals).note  # it is used, or repaid
+        self._steps = Rows(self._add_steps, self.gradients, self.pushes, self.applied, self.residuals)
+        # A step, the pushes that it used, those for the first time with their headers, and how far the model moved
+        # over alpha.
+        self.note_step = self._steps.note
         self.shares = 0.0  # of the steps between a view and its use, most
         self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
@@ -200,18 +185,24 @@ class BoundFacts:
         """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
         self.owed, self.lateness = max(self.owed, count), max(self.lateness, lateness)
 
-    def note_step(self, step: Step, fresh: Sequence[Push], moved: float) -> None:
-        """A step moved the model by alpha x `moved`, of the pushes `fresh` that were used for the first time."""
-        direction = moved / step.share
-        if len(fresh) == 1:
-            self.applied.note(direction)
-            self.note_push(fresh[0])
-            return
-        self.applied.note_times(direction, len(fresh))
-        for push in fresh:
-            self.note_push(push)
-        if len(fresh) < 2 or step.combine != "mean":
-            return
+    def _add_steps(self, rows: Sequence[tuple[Step, Sequence[Push], float]]) -> None:
+        pushes, applied = list[Push](), list[tuple[float, int]]()
+        for step, fresh, moved in rows:
+            pushes += fresh
+            if step.apply != "amend":  # which moves the model by what earlier steps owed
+                count, direction = len(fresh), moved / step.share
+                applied.append((direction, count))
+                if count > 1 and step.combine == "mean":
+                    self._add_deviation(step, fresh, direction)
+        self.applied.note_times(applied)
+        if pushes:
+            _, _, norms, payload_norms, residual_norms, *_ = zip(*pushes, strict=True)
+            self.gradients.note_all(norms)
+            self.pushes.note_all(payload_norms)
+            self.residuals.note_all(residual_norms)
+
+    def _add_deviation(self, step: Step, fresh: Sequence[Push], direction: float) -> None:
+        """How far the pushes of a step are from their mean, where the step is along the mean of them and of zeros."""
         pushes = terms = 0
         for id, weight, _ in step.terms:
             if id.worker or id == ZERO:  # not the mean of the others
@@ -219,12 +210,15 @@ class BoundFacts:
                     return
                 pushes, terms = pushes + (id.worker > 0), terms + 1
         if pushes == len(fresh):
-            mean = direction * terms / len(fresh)
-            self._deviation += max(0.0, sum([push.payload_norm**2 for push in fresh]) - len(fresh) * mean**2)
-            self._freedom += len(fresh) - 1
+            mean, squares = direction * terms / pushes, 0.0
+            for push in fresh:
+                squares += push.payload_norm**2
+            self._deviation += max(0.0, squares - pushes * mean**2)
+            self._freedom += pushes - 1
 
     def facts(self, tau: int, optimizer: Optimizer, units: str) -> Facts:
         """tau: largest staleness of a push used. units: of the pushes."""
+        self._steps.gather()
         plain = optimizer.name == "sgd" and not optimizer.momentum and not optimizer.weight_decay
         push, applied = (mean.as_dict("rms")["rms"] or 0.0 for mean in (self.pushes, self.applied))
         scaled = units == "gradient"

@@ -48,8 +48,9 @@ class KeptViews:
                     self.snapshots.vector(given.version).clone(), vector, response
                 )
             elif self._keeps:
-                self.snapshots.hold(given.version)
-                self.versions[view] = given.version
+                self.versions[view] = version = given.version
+                holders = self.snapshots.holders  # as `hold`, at the price of none
+                holders[version] = holders[version] + 1 if version in holders else 1
         if view in self._own:
             return self._own[view].numpy()
         # Without kept versions a reply that is sent again carries the newest model: no farther than it is counted.
@@ -170,20 +171,21 @@ class Snapshots:
     def __init__(self, x: Tensor) -> None:
         self.x, self.version = x, 0
         self.peak = 0  # most copies alive at once
-        self._holders = {0: 0}
+        self.holders = dict[int, int]()  # version -> how many hold it
         self.copies: dict[int, Copy] = {}
         self._pool: list[Copy] = []
 
     def hold(self, version: int) -> None:
-        self._holders[version] = self._holders.get(version, 0) + 1
+        self.holders[version] = self.holders.get(version, 0) + 1
 
-    def let_go(self, version: int) -> None:
-        self._holders[version] -= 1
-        if not self._holders[version]:
-            del self._holders[version]
-            copy = self.copies.pop(version, None)
-            if copy is not None:
-                self._pool.append(copy)
+    def let_go(self, *versions: int) -> None:
+        holders = self.holders
+        for version in versions:
+            holders[version] -= 1
+            if not holders[version]:
+                del holders[version]
+                if version in self.copies:
+                    self._pool.append(self.copies.pop(version))
 
     def vector(self, version: int) -> Tensor:
         """The model (d,) as it was at `version`, which somebody must hold unless it is the current one."""
@@ -207,7 +209,7 @@ class Snapshots:
         read until then.
         """
         copy = None
-        if self._holders.get(self.version) and self.version not in self.copies:
+        if self.version in self.holders and self.version not in self.copies:
             copy = self._place()
         self.version += 1
         return copy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -49,8 +49,9 @@ class WrittenStore:
     def keep(self, push: PushId) -> None:
         """Nothing of it is in the transport's memory."""
 
-    def free(self, push: PushId) -> None:
-        self._left.pop(push, None)
+    def free(self, pushes: Iterable[PushId]) -> None:
+        for push in pushes:
+            self._left.pop(push, None)
 
     def give(self, view: PushId, given: View, alpha: float) -> Any:
         """The live model: the worker copies it when it likes, whatever is written meanwhile."""
@@ -70,6 +71,7 @@ class WrittenStore:
         self._moved = sum(abs(term.weight) * self._left[term.push].norm for term in step.terms) / total
 
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        self.combine(step)
         self.snapshots.advance()
         return rate * self._moved
 

@@ -8,7 +8,7 @@ the others add in squares, and so do the moves of the model since a view was sen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -68,8 +68,9 @@ class HeaderStore:
     def keep(self, push: PushId) -> None:
         """Nothing lies in anybody's memory."""
 
-    def free(self, push: PushId) -> None:
-        self._payloads.pop(push, None)
+    def free(self, pushes: Iterable[PushId]) -> None:
+        for push in pushes:
+            self._payloads.pop(push, None)
 
     def give(self, view: PushId, given: View, alpha: float) -> Weight:
         self._views.setdefault(view, self._moved)
@@ -122,6 +123,7 @@ class HeaderStore:
         return self._distances[view]
 
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        self.combine(step)
         self._distances = {view: self.distance(view) for view in views}
         self._version += 1
         mu, direction = self._optimizer.momentum, self._combined
@@ -131,9 +133,11 @@ class HeaderStore:
         elif mu:
             heavy = self._momentum
             direction = self._momentum = mu * heavy[0] + direction[0], mu * mu * heavy[1] + direction[1]
-        for term in step.terms:
-            if term.stands_for is not None:
-                self._owed[term.stands_for] = rate
+        for push, _, missing in step.terms:
+            if missing is not None:
+                self._owed[missing] = rate
+            else:
+                self._views.pop(push, None)
         return self._move(direction, rate)
 
     def amend(self, missing: PushId) -> float:

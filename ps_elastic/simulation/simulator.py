@@ -20,6 +20,7 @@ from ps_elastic.server.server import Server
 from ps_elastic.simulation.costs import Cores, Durations, NetworkLinks
 from ps_elastic.simulation.nodes import Node, VirtualWorker
 from ps_elastic.transport.messages import Ask, Farewell, Message, PushMessage, Reply
+from ps_elastic.vectors.norms import quiet
 
 MESSAGE_BYTES = 112  # of a message without arrays
 MOST_WAKES = 10_000  # in a row, at one time
@@ -57,6 +58,7 @@ class Simulator:
         with _patient_collector():
             return self._run()
 
+    @quiet
     def _run(self) -> float:
         server, heap = self._server, self._heap
         joining = sum(len(entry.ranks or ()) for entry in self._plan.faults.join)

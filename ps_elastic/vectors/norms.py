@@ -80,10 +80,13 @@ class Difference:
         self.square: Callable[[np.ndarray, np.ndarray], float] = self._square if kernels is None else kernels.distance
 
     def _square(self, a: np.ndarray, b: np.ndarray) -> float:
-        form = self._forms.get(a.size)
-        if form is None:
-            form = self._forms[a.size] = _Sum.of(self.room[: a.size])
+        size, forms = a.size, self._forms
+        if size not in forms:
+            forms[size] = _Sum.of(self.room[:size])
+        form = forms[size]
         np.subtract(a, b, form.array)
+        if not form.flat.size and LEAST < (total := float(form.rest.dot(form.rest))) < MOST:  # as below, but sooner
+            return total
         return form.square()
 
     @quiet

@@ -219,7 +219,7 @@ def test_a_pass_measures_the_views_and_keeps_those_that_others_hold(apply: str, 
         old, view = bench.x.clone(), bench.given.pop(push)
         bench.push(push)
         moved = bench.step(Term(push), views=[push], apply=apply)
-        store.free(push)
+        store.free([push])
         assert math.isclose(store.distance_when_used(push), apart(old, view), rel_tol=2 * ACCURACY)
         assert math.isclose(moved, apart(bench.x, old), rel_tol=2 * ACCURACY)
         bench.give(PushId(push.worker, push.step + 1))

@@ -9,10 +9,14 @@ from helpers import Desk
 from ps_elastic.config.sections import Target
 from ps_elastic.errors import ConfigError
 from ps_elastic.policies.events import Push, PushId
+from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.rules.asynchronous import Asynchronous
+from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.discrepancy import Use
 from ps_elastic.server.evaluator import Evaluation
-from ps_elastic.server.totals import Mean, Totals
+from ps_elastic.server.run import Run
+from ps_elastic.server.totals import BoundFacts, Mean, Totals
+from ps_elastic.transport.messages import PushMessage
 
 
 def use(staleness: int, distance: float, scaled: float) -> Use:
@@ -34,10 +38,14 @@ def test_the_maximum_of_negative_values_is_one_of_them() -> None:
 
 
 def test_pushes_bytes_and_samples_are_counted() -> None:
-    totals = Totals(2)
-    totals.note_push(1, 100, 32, 0.5, held=1, waited_s=0.25)
-    totals.note_push(2, 50, 32, 0.7, held=2, waited_s=0.5)
-    totals.note_push(1, 100, 16, 0.4, held=1, waited_s=1.0)
+    totals, ledger = Totals(2), Ledger([1, 2])
+    run = Run([ledger], [1], totals, BoundFacts(2), Tracker(0, print), "gradient", 0.1, 1 << 10, None, None)
+    ledger.held[PushId(1, 1)] = Push(PushId(1, 1), 0)
+    run.arrived(PushMessage(1, 1, 0, (), samples=32, loss=0.5, waited_s=0.25), 100)
+    ledger.held[PushId(2, 1)] = Push(PushId(2, 1), 0)
+    run.arrived(PushMessage(2, 1, 0, (), samples=32, loss=0.7, waited_s=0.5), 50)
+    del ledger.held[PushId(2, 1)]
+    run.arrived(PushMessage(1, 2, 0, (), samples=16, loss=0.4, waited_s=1.0), 100)
     summary = totals.summary(4.0)
     expected = {"pushes": 3, "samples_computed": 80, "bytes_up": 250, "held_max": 2, "samples": 0, "used": 0}
     assert {key: summary[key] for key in expected} == expected

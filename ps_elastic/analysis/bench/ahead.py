@@ -87,7 +87,7 @@ class Rounds:
         store.apply(Step(terms), 1e-4)
         ended = process_time()
         for term in terms:
-            store.free(term.push)
+            store.free([term.push])
         return here - started, ended - here
 
 

@@ -96,7 +96,7 @@ def _ours(name: str, parameters: int, pushes: int, measured: bool) -> Callable[[
         store.combine(step)
         store.apply(step, 1e-4)
         for term in step.terms:
-            store.free(term.push)
+            store.free([term.push])
 
     return update
 

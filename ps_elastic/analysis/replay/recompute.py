@@ -25,6 +25,7 @@ from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import make_parts, make_server, shared_workers
 from ps_elastic.transport.messages import Ask, PushMessage, Reply
 from ps_elastic.vectors import kernels
+from ps_elastic.vectors.norms import quiet
 from ps_elastic.worker.worker import Worker
 
 
@@ -200,6 +201,7 @@ class _Run:
         due = self._workers[push.worker].step < push.step and push.worker in self._replies
         return due or bucket in self._made.get(push.worker, {})
 
+    @quiet
     def _deliver(self, replies: Iterator[tuple[int, Reply]]) -> None:
         """Keep what a worker is to go on from; a second copy of a reply is not needed, and a stop ends nothing here."""
         compute_on(self._server_threads)
