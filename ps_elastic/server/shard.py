@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from ps_elastic.policies.base import Policy
-from ps_elastic.policies.decide import begin, end, take
+from ps_elastic.policies.decide import TAKES, begin, end
 from ps_elastic.policies.events import (
     Action,
     Applied,
@@ -166,7 +166,7 @@ class Shard:
             if freed:
                 self._carried_out(now)
             for action in actions:
-                take(ledger, action)
+                TAKES[type(action)](ledger, action)
                 if isinstance(action, Step):  # a match of classes with their fields takes several times as long
                     self._step(action, now)
                 elif isinstance(action, Release):
