@@ -49,9 +49,6 @@ from ps_elastic.policies.events import (
     Step,
     Wake,
     Woke,
-    actions_text,
-    event_text,
-    repeated,
 )
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.transitions import (
@@ -115,8 +112,7 @@ def end(ledger: Ledger, *, broken_off: bool = False) -> None:
             extra = f', "bucket": {index}{opening}{extra}'
         if ledger.closed:
             extra += f', "closed": {[list(push) for push in ledger.closed]}'
-        acts = actions_text(ledger.acts)
-        ledger.log(f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{acts}]{extra}}}')
+        ledger.log((event, now, tuple(ledger.acts), extra))
     ledger.acts.clear()
     if ledger.closed:
         ledger.closed.clear()

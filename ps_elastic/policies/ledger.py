@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from ps_elastic.errors import PolicyError, WireError
-from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term
+from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term, Told
 
 
 class View(NamedTuple):
@@ -75,7 +75,7 @@ class Ledger:
         keeps_last: bool = False,
         own_views: bool = False,
         pipeline: int = 0,
-        log: Callable[[str], None] | None = None,
+        log: Callable[[Told], None] | None = None,
         bucket: tuple[int, int] | None = None,
     ) -> None:
         self.workers: dict[int, Member] = {worker: Member() for worker in workers}

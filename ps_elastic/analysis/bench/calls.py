@@ -70,7 +70,7 @@ class CallCount(Benchmark):
         parts = make_parts(config, self.workers)
         folder = Path(tempfile.mkdtemp(prefix="ps-elastic-bench-"))
         record = RunWriter(folder, 0)
-        log = record.events().write
+        log = record.events().note
         server, evaluator = make_server(config, parts, self.workers, record.tracker, log, background=False)
         try:
             rounds = _Rounds(server, parts.layout.size, self.workers)
