@@ -120,10 +120,10 @@ class HeaderStore:
             payloads[made] = self._combined
 
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
-        self._distances.clear()
+        distances, self._version = self._distances, self._version + 1
+        distances.clear()
         for view in views:
-            self._distances[view] = self.distance(view)
-        self._version += 1
+            distances[view] = self.distance(view)
         mu, direction = self._optimizer.momentum, self._combined
         if self._optimizer.name != "sgd":  # every coordinate moves by about the rate, whatever the gradient
             scale = sqrt(self._size) / (_norm(direction) or 1.0)
@@ -131,9 +131,9 @@ class HeaderStore:
         elif mu:
             heavy = self._momentum
             direction = self._momentum = mu * heavy[0] + direction[0], mu * mu * heavy[1] + direction[1]
-        for term in step.terms:
-            if term.stands_for is not None:
-                self._owed[term.stands_for] = rate
+        for _, _, missing in step.terms:
+            if missing is not None:
+                self._owed[missing] = rate
         return self._move(direction, rate)
 
     def amend(self, missing: PushId) -> float:

@@ -6,10 +6,8 @@ At equal times what was decided first happens first, and the rule's Wake comes l
 
 from __future__ import annotations
 
-import gc
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -60,10 +58,6 @@ class Simulator:
 
     def run(self) -> float:
         """Run to the end. Raises Stalled, WorkersLost, and what a worker or a rule raises."""
-        with _patient_collector():
-            return self._run()
-
-    def _run(self) -> float:
         server, heap, arriving = self._server, self._heap, self._arriving
         joining = sum(len(entry.ranks or ()) for entry in self._plan.faults.join)
         for happening in self._plan.happenings(len(self._nodes) + joining):
@@ -294,18 +288,3 @@ class Simulator:
         left = len(server.ledger.workers)
         if left < self._min_workers and not server.ledger.done:
             raise WorkersLost(f"{left} workers are left at {at:g} virtual s, expected at least {self._min_workers}")
-
-
-@contextmanager
-def _patient_collector() -> Iterator[None]:
-    """Within, the garbage collector looks at young objects every 100,000 instead of every 700.
-
-    Thousands of pushes that are held are no garbage, but it goes through them again and again: a quarter of the time
-    of synchronous rounds of 4,096 workers.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

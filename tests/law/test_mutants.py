@@ -112,7 +112,7 @@ PROMISES: list[Mutant] = [
     ("decide", "    if now > ledger.now:\n        ledger.now = now", "    ledger.now = now"),
     ("rules.synchronous", "        if ledger.computing:\n            return ()\n", ""),
     ("rules.first_k", 'yield Drop(push.id, "late")', "pass"),
-    ("rules.asynchronous", "share=1 / len(ledger.workers)", "share=1"),
+    ("rules.asynchronous", "1 / len(ledger.workers)", "1"),
     ("rules.stale_synchronous", "share=1 / len(ledger.workers)", "share=1"),
     ("rules.stale_synchronous", "elif ledger.clock(worker) - ledger.slowest <= self.bound:", "else:"),
     (
