@@ -30,7 +30,8 @@ def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bo
     """Check that the policy of RUN/config.yaml orders what RUN/events.jsonl says, byte for byte; exit 6 if not.
 
     With --recompute, server and workers compute everything again. With --policy, tell what other policies
-    would have ordered on the recorded arrivals. A run log that was cut or edited is refused; so is one of another ps_elastic.
+    would have ordered on the recorded arrivals. A run log that was cut or edited is refused; so is one that another
+    ps_elastic wrote.
     """
     if recompute and policies:
         raise click.UsageError("--recompute repeats the run and --policy asks another rule: use one of them")

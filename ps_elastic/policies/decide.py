@@ -12,7 +12,7 @@ Who carries the actions out does so in a loop of its own:
         raise
     end(ledger)
 
-`ledger.freed` has the payloads that nobody needs any more, after `begin` and after each `take`, until it is emptied.
+`ledger.freed` has the payloads that nobody needs any more, after `begin` and after each action, until it is emptied.
 `decide` is that loop as an iterator, for those who are not in a hurry.
 """
 
@@ -22,6 +22,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ps_elastic.errors import PolicyError
+from ps_elastic.policies.actions import (
+    check_stalled,
+    take_drop,
+    take_measure,
+    take_note,
+    take_release,
+    take_step,
+    take_wake,
+)
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.events import (
     Action,
@@ -40,13 +49,9 @@ from ps_elastic.policies.events import (
     Step,
     Wake,
     Woke,
-    actions_text,
-    event_text,
-    repeated,
 )
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.policies.transitions import (
-    check_stalled,
     finish,
     note_applied,
     note_asked,
@@ -56,11 +61,6 @@ from ps_elastic.policies.transitions import (
     note_push,
     note_start,
     start_job,
-    take_drop,
-    take_measure,
-    take_release,
-    take_step,
-    take_wake,
 )
 
 Decision = tuple["Action | None", tuple[PushId, ...]]
@@ -76,9 +76,18 @@ def begin(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterable[
         ledger.now = now
     ledger.turn = policy, event, now, None
     try:
-        ignored, actions = _NOTES[type(event)](policy, ledger, event)
+        if type(event) is not Push:
+            ignored, actions = _NOTES[type(event)](policy, ledger, event)
+        elif ignored := note_push(ledger, event):
+            actions = ()
+        elif ledger.done:
+            actions = Drop(event.id, "done"), Release((event.id.worker,))
+        elif ledger.jobs > 1:
+            actions = _next_job_first(policy, event, ledger)
+        else:
+            actions = policy.on_push(event, ledger)
     except PolicyError as error:
-        raise _blame(ledger, error) from None
+        raise ledger.breach(str(error)) from None
     if ignored:
         ledger.turn = policy, event, now, ignored
     return actions if type(actions) is tuple else _blaming(ledger, actions)
@@ -86,17 +95,7 @@ def begin(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterable[
 
 def take(ledger: Ledger, action: Action) -> None:
     """Let an action take effect. Raises PolicyError naming the rule where it breaks a law."""
-    kind = type(action)
-    try:
-        if ledger.owed:
-            raise PolicyError(f"the server left {ledger.owed} unanswered")
-        if kind not in _TAKES:
-            raise PolicyError(f"yielded {action!r}; expected a Step, Drop, Release, Wake or Measure")
-        if ledger.log is not None:
-            ledger.acts.append(action)  # its text is made when all is done: nobody waits for that
-        _TAKES[kind](ledger, action)
-    except PolicyError as error:
-        raise _blame(ledger, error) from None
+    TAKES[type(action)](ledger, action)
 
 
 def end(ledger: Ledger, *, broken_off: bool = False) -> None:
@@ -113,15 +112,14 @@ def end(ledger: Ledger, *, broken_off: bool = False) -> None:
             extra = f', "bucket": {index}{opening}{extra}'
         if ledger.closed:
             extra += f', "closed": {[list(push) for push in ledger.closed]}'
-        acts = actions_text(ledger.acts)
-        ledger.acts.clear()
-        ledger.log(f'{{{event_text(event)}, "t_s": {repeated(now)}, "rank": 0, "actions": [{acts}]{extra}}}')
+        ledger.log((event, now, tuple(ledger.acts), extra))
+    ledger.acts.clear()
     if ledger.closed:
         ledger.closed.clear()
     if not broken_off:
         if ledger.owed:
-            raise _blame(ledger, PolicyError(f"the server left {ledger.owed} unanswered"))
-        if len(ledger.waiting) == len(ledger.workers):
+            raise ledger.unanswered()
+        if not ledger.views:
             check_stalled(ledger)
     ledger.turn = None
 
@@ -166,22 +164,7 @@ def _blaming(ledger: Ledger, actions: Iterable[Action]) -> Iterator[Action]:
     try:
         yield from actions
     except PolicyError as error:
-        raise _blame(ledger, error) from None
-
-
-def _blame(ledger: Ledger, error: PolicyError) -> PolicyError:
-    policy, event, _, _ = ledger.turn
-    return PolicyError(f"rule {type(policy).__name__} on {event}: {error}")
-
-
-def _on_push(policy: Policy, ledger: Ledger, push: Push) -> tuple[str | None, Iterable[Action]]:
-    if ignored := note_push(ledger, push):
-        return ignored, ()
-    if ledger.done:
-        return None, (Drop(push.id, "done"), Release((push.id.worker,)))
-    if ledger.jobs > 1:
-        return None, _next_job_first(policy, push, ledger)
-    return None, policy.on_push(push, ledger)
+        raise ledger.breach(str(error)) from None
 
 
 def _next_job_first(policy: Policy, push: Push, ledger: Ledger) -> Iterator[Action]:
@@ -237,7 +220,6 @@ class _Again(Release):
 
 
 _NOTES: dict[type, Callable[[Policy, Ledger, Any], tuple[str | None, Iterable[Action]]]] = {
-    Push: _on_push,
     Asked: _on_asked,
     Joined: _on_joined,
     Left: _on_left,
@@ -246,11 +228,19 @@ _NOTES: dict[type, Callable[[Policy, Ledger, Any], tuple[str | None, Iterable[Ac
     Applied: _on_start,
 }
 ANSWERS: dict[type, Callable[[Ledger, Any], None]] = {Applied: note_applied, Measured: note_measured}
-_TAKES: dict[type, Callable[[Ledger, Any], None]] = {
-    Step: take_step,
-    Drop: take_drop,
-    Release: take_release,
-    Wake: take_wake,
-    Measure: take_measure,
-    _Again: lambda ledger, action: None,
-}
+
+
+def _unknown(ledger: Ledger, action: object) -> None:
+    raise ledger.breach(f"yielded {action!r}; expected a Step, Drop, Release, Wake or Measure")
+
+
+class _Takes(dict[type, Callable[[Ledger, Any], None]]):
+    """How an action takes effect, by its class: what `take` looks up, for those who are in a hurry."""
+
+    def __missing__(self, kind: type) -> Callable[[Ledger, Any], None]:
+        return _unknown
+
+
+TAKES = _Takes(
+    {Step: take_step, Drop: take_drop, Release: take_release, Wake: take_wake, Measure: take_measure, _Again: take_note}
+)

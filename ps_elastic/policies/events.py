@@ -8,7 +8,7 @@ immutable tuples, and each has one text form, so that a run's log can be compare
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -158,17 +158,47 @@ repeated = lru_cache(8, typed=True)(repr)  # of a number that comes again and ag
 _NAMES = {cls.__name__.lower(): cls for cls in (Push, Asked, Joined, Left, Woke, Done, Applied, Measured)}
 
 
+Told = tuple[Event, float, Sequence["Action | Applied | Measured"], str]
+"""An event, its time in seconds, the actions that it gave with the answers to them, and what else its line says."""
+
+
+def lines_of(told: Iterable[Told]) -> list[str]:
+    """Lines of events.jsonl. Many are made together, so that caches are warm for all but the first."""
+    told = list(told)
+    events = event_texts([event for event, _, _, _ in told])
+    actions = actions_texts([actions for _, _, actions, _ in told])
+    return [
+        f'{{{event}, "t_s": {now!r}, "rank": 0, "actions": [{acts}]{more}}}'
+        for event, acts, (_, now, _, more) in zip(events, actions, told, strict=True)
+    ]
+
+
 def event_text(event: Event) -> str:
     """The event as the inside of a JSON object, without its braces; floats read back the same."""
-    if type(event) is Push:  # the hot one
+    return event_texts([event])[0]
+
+
+def event_texts(events: Iterable[Event]) -> list[str]:
+    """The `event_text` of each."""
+    texts: list[str] = []
+    for event in events:
+        if type(event) is not Push:
+            texts.append(_rare_event_text(event))
+            continue
         (worker, step), base, norm, payload_norm, residual_norm, nbytes, units, ahead = event
-        if (total := norm + payload_norm + residual_norm) - total == 0:  # finite, sooner than by a call
-            more = f', "ahead": {ahead}' if ahead else ""
-            return (
-                f'"event": "push", "worker": {worker}, "step": {step}, "base": {base}, "norm": {norm!r}, '
-                f'"payload_norm": {payload_norm!r}, "residual_norm": {residual_norm!r}, "nbytes": {nbytes}, '
-                f'"units": "{units}"{more}'
-            )
+        if (total := norm + payload_norm + residual_norm) - total != 0:  # not finite, sooner than by a call
+            texts.append(_rare_event_text(event))
+            continue
+        more = f', "ahead": {ahead}' if ahead else ""
+        texts.append(
+            f'"event": "push", "worker": {worker}, "step": {step}, "base": {base}, "norm": {norm!r}, '
+            f'"payload_norm": {payload_norm!r}, "residual_norm": {residual_norm!r}, "nbytes": {nbytes}, '
+            f'"units": "{units}"{more}'
+        )
+    return texts
+
+
+def _rare_event_text(event: Event) -> str:
     fields = event._asdict()
     if type(event) is Push and not event.ahead:
         del fields["ahead"]
@@ -194,27 +224,35 @@ def event_of(record: dict[str, Any]) -> Event:
 
 
 def actions_text(actions: Iterable[Action | Applied | Measured]) -> str:
-    """Actions, and the answers to them, as the items of a JSON list, each a list: all of a line of the log at once.
+    """Actions, and the answers to them, as the items of a JSON list, each a list.
 
     A Step is `["step", [[worker, step, weight, stands_for], ...], share, combine, apply]`.
     """
-    texts = ""
-    for action in actions:
-        if type(action) is Step:
-            terms, share, combine, apply = action
-            uses = ""
-            for (worker, step), weight, stands_for in terms:
-                uses += f", [{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
-            texts += f', ["step", [{uses[2:]}], {repeated(share)}, "{combine}", "{apply}"]'
-        elif type(action) is Applied and (total := sum(action)) - total == 0:  # finite
-            version, moved, alpha, coast, gain, rounding = action
-            texts += f', ["applied", {version}, {moved!r}, {repeated(alpha)}, {coast!r}, {gain!r}, {rounding!r}]'
-        elif type(action) is Release:
-            workers, own = action
-            texts += f', ["release", {list(workers)}, {own!r}]'
-        else:
-            texts += f", {_rare_text(action)}"
-    return texts[2:]
+    return actions_texts([actions])[0]
+
+
+def actions_texts(of: Iterable[Iterable[Action | Applied | Measured]]) -> list[str]:
+    """The `actions_text` of each."""
+    found: list[str] = []
+    for actions in of:
+        texts = ""
+        for action in actions:
+            if type(action) is Step:
+                terms, share, combine, apply = action
+                uses = ""
+                for (worker, step), weight, stands_for in terms:
+                    uses += f", [{worker}, {step}, {weight!r}, {'null' if stands_for is None else list(stands_for)}]"
+                texts += f', ["step", [{uses[2:]}], {repeated(share)}, "{combine}", "{apply}"]'
+            elif type(action) is Applied and (total := sum(action)) - total == 0:  # finite
+                version, moved, alpha, coast, gain, rounding = action
+                texts += f', ["applied", {version}, {moved!r}, {repeated(alpha)}, {coast!r}, {gain!r}, {rounding!r}]'
+            elif type(action) is Release:
+                workers, own = action
+                texts += f', ["release", {list(workers)}, {own!r}]'
+            else:
+                texts += f", {_rare_text(action)}"
+        found.append(texts[2:])
+    return found
 
 
 def _rare_text(action: Action | Applied | Measured) -> str:

@@ -1,7 +1,7 @@
 """What the server remembers about every push, view and debt, and the laws that hold of it.
 
-decide.py is the only writer: it notes an event (`note_`, transitions.py), asks the rule, and lets each action take
-effect (`take_`) as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
+decide.py is the only writer: it notes an event (transitions.py), asks the rule, and lets each action take effect
+(actions.py) as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
 
 1. a push is used or dropped exactly once; only one kept by a debt, by `own` or by `keeps_last` may be used again;
 2. at most one reply per unanswered push or ask;
@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from ps_elastic.errors import PolicyError, WireError
-from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term
+from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, PushId, Step, Term, Told
 
 
 class View(NamedTuple):
@@ -50,7 +50,7 @@ class Member:
 
     def __init__(self) -> None:
         self.seen = self.assigned = self.clock = 0
-        self.due: PushId | None = None  # the push that the last Release assigned to it
+        self.due = ZERO  # its push under way, or the first of several
         self.last: PushId | None = None  # its last used push, where the rule keeps it
         self.newest: PushId | None = None  # its push that waits for a reply, where the reply may contain it
         self.pipeline_state = PipelineState()  # where it may run ahead
@@ -75,7 +75,7 @@ class Ledger:
         keeps_last: bool = False,
         own_views: bool = False,
         pipeline: int = 0,
-        log: Callable[[str], None] | None = None,
+        log: Callable[[Told], None] | None = None,
         bucket: tuple[int, int] | None = None,
     ) -> None:
         self.workers: dict[int, Member] = {worker: Member() for worker in workers}
@@ -92,12 +92,13 @@ class Ledger:
         self.started = self.done = False
         self.wake_at: float | None = None
         self._refs: dict[PushId, int] = {}
-        # What follows is for decide.py and transitions.py alone.
+        # What follows is for decide.py and what it calls alone.
         self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
         self.gone: dict[int, Member] = {}  # a worker that comes back must not repeat a PushId
         self.at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
-        # Views in the order sent, which is the order of `travelled`; a plain dict finds its first key in O(p).
-        self.unmeasured: OrderedDict[PushId, float] = OrderedDict()
+        # Once a rule has asked for the oldest: views in the order sent, which is that of `travelled`. A plain dict
+        # finds its first key in O(p).
+        self.unmeasured: OrderedDict[PushId, None] | None = None
         self.measured: list[tuple[float, PushId]] = []  # heap, entries may be stale
         self.owed: Step | list[PushId] | None = None  # what the server has still to answer
         self.freed: list[PushId] = []  # payloads that nobody needs any more, until who keeps them has emptied this
@@ -137,8 +138,11 @@ class Ledger:
         heap = self.measured
         while heap and ((view := self.views.get(heap[0][1])) is None or view.travelled != heap[0][0]):
             heappop(heap)
+        if self.unmeasured is None:
+            known = {push for travelled, push in heap if push in self.views and self.views[push].travelled == travelled}
+            self.unmeasured = OrderedDict.fromkeys(push for push in self.views if push not in known)
         first = next(iter(self.unmeasured), None)
-        if heap and (first is None or heap[0][0] < self.unmeasured[first]):
+        if heap and (first is None or heap[0][0] < self.views[first].travelled):
             return heap[0][1]
         return first
 
@@ -154,20 +158,28 @@ class Ledger:
         debt = self.debts[push]
         return Step((Term(push, debt.part), Term(debt.stand_in, -debt.part)), combine="sum", apply="amend")
 
-    # What follows is for transitions.py alone: views first, then payloads that must live on, then clocks.
+    def breach(self, what: str) -> PolicyError:
+        """The error of a rule that broke a law: which one, and on what event."""
+        policy, event, _, _ = self.turn
+        return PolicyError(f"rule {type(policy).__name__} on {event}: {what}")
+
+    def unanswered(self) -> PolicyError:
+        return self.breach(f"the server left {self.owed} unanswered")
+
+    # What follows is for what decide.py calls alone: views first, then payloads that must live on.
 
     def keep_own(self, worker: int, member: Member) -> PushId:
         """The last push of a worker whose next view contains it."""
         own_push = PushId(worker, member.seen)
         if own_push not in self.held and own_push not in self._refs:
-            raise PolicyError(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
+            raise self.breach(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
         self.ref(own_push)
         return own_push
 
     def answer_ahead(self, worker: int, member: Member, own: float) -> None:
         """A reply: the worker may be computing already, on an older one; else this is what it goes on with."""
         if own:
-            raise PolicyError(f"worker {worker} is released with own = {own}, but it re-applies its own pushes itself")
+            raise self.breach(f"worker {worker} is released with own = {own}, but it re-applies its own pushes itself")
         pipeline_state = member.pipeline_state
         pipeline_state.told = member.seen
         given = PipelinedReply(
@@ -182,13 +194,14 @@ class Ledger:
     def send_on(self, worker: int, member: Member, oldest: PipelinedReply) -> None:
         """Let the next push be under way; no reply older than `oldest` is its view."""
         member.assigned = member.seen + 1
-        push = PushId(worker, member.assigned)
+        member.due = push = PushId(worker, member.assigned)
         self.views[push] = View(oldest.version, 0.0, None, oldest.travelled, oldest.sent_at)
         heappush(self.measured, (oldest.travelled, push))  # views come in no order here
 
     def take_view(self, push: PushId) -> View:
         """The view of a push that is under way no more."""
-        self.unmeasured.pop(push, None)
+        if self.unmeasured is not None:
+            self.unmeasured.pop(push, None)
         return self.views.pop(push)
 
     def forget(self, push: PushId) -> None:
@@ -228,13 +241,6 @@ class Ledger:
             del self._refs[push]
             if push not in self.held:
                 self.freed.append(push)
-
-    def settle_slowest(self) -> None:
-        """Bring `slowest` up to the least clock there is."""
-        at = self.at_clock
-        while self.workers and not at.get(self.slowest):
-            at.pop(self.slowest, None)
-            self.slowest += 1
 
 
 class PipelinedReply(NamedTuple):

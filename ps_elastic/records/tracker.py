@@ -44,15 +44,34 @@ class Lines:
 
 
 class SealedLines(Lines):
-    """Lines that can be told later from a cut or edited copy: `count` of them, with `sha256`, are in the file."""
+    """Lines that can be told later from a cut or edited copy: `count` of them, with `sha256`, are in the file.
 
-    def __init__(self, path: Path) -> None:
+    batch: so many of those that `make` gives are made and written together.
+    """
+
+    def __init__(self, path: Path, make: Callable[[list[Any]], list[str]], batch: int) -> None:
         super().__init__(path)
         self.count, self._hash = 0, hashlib.sha256()
+        self._make, self._batch, self._told = make, batch, list[Any]()
 
     @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
+
+    def note(self, told: Any) -> None:
+        """Write the line that is made of `told`: when a batch of them is there, or on `flush`."""
+        self._told.append(told)
+        if len(self._told) >= self._batch:
+            self._tell()
+
+    def flush(self) -> None:
+        if self._told:
+            self._tell()
+        super().flush()
+
+    def _tell(self) -> None:
+        waiting, self._told = self._told, []  # not made again if the disk refuses them
+        self.write("\n".join(self._make(waiting)))
 
     def _put(self, data: bytes) -> None:
         super()._put(data)

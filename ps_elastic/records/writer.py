@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ps_elastic import __version__
 from ps_elastic.plugins import searched
+from ps_elastic.policies.events import lines_of
 from ps_elastic.records.checkpoint import _saved
 from ps_elastic.records.run_dir import write_json
 from ps_elastic.records.tracker import Lines, SealedLines, Tracker
@@ -40,9 +41,9 @@ class RunWriter:
         self._events: SealedLines | None = None
         self._rested_at = time.monotonic()
 
-    def events(self) -> Lines:
+    def events(self) -> SealedLines:
         """The log of events and actions, events.jsonl."""
-        self._events = SealedLines(self.directory / "events.jsonl")
+        self._events = SealedLines(self.directory / "events.jsonl", lines_of, _BATCH)
         self._files.append(self._events)
         return self._events
 

@@ -16,6 +16,7 @@ from ps_elastic.compressors.identity import Identity
 from ps_elastic.config.compatibility import refuse_alone
 from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PlatformError
+from ps_elastic.policies.events import Told
 from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
@@ -112,7 +113,7 @@ def make_server(
     parts: Parts,
     workers: int,
     tracker: Tracker,
-    log: Callable[[str], None],
+    log: Callable[[Told], None],
     *,
     background: bool,
     x: Tensor | None = None,
@@ -164,7 +165,7 @@ def assemble_server(
     layout: Layout,
     workers: int,
     tracker: Tracker,
-    log: Callable[[str], None],
+    log: Callable[[Told], None],
     make_store: Callable[[Layout, slice], Store],
     *,
     x: Tensor | None = None,

@@ -32,7 +32,7 @@ def run_in_process(
         make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, records[rank].tracker)
         for rank in range(1, workers + 1)
     ]
-    log = records[0].events().write
+    log = records[0].events().note
     server, evaluator = make_server(config, parts, workers, records[0].tracker, log, background=False)
     live = Live(server, config, quiet=quiet)
     started = time.perf_counter()

@@ -134,7 +134,7 @@ def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
     if step_memory is not None:
         step_memory.make(look=lambda: end.look())  # before any worker begins
     server, evaluator = make_server(
-        config, parts, workers, record.tracker, record.events().write, background=True, x=x, copies=copies,
+        config, parts, workers, record.tracker, record.events().note, background=True, x=x, copies=copies,
         distances=distances, sharing=step_memory,
         # Who runs ahead gets models that stay as they are, and small models are copied into their message.
         readers=end if end.lends and not config.update.pipeline else None,

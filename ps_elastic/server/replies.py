@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ps_elastic.policies.events import PushId
 from ps_elastic.server.layers import JoinedModel
 from ps_elastic.server.outcomes import HELD, Outcome, of_parts
 from ps_elastic.server.protocols import LedgerView
@@ -112,7 +111,7 @@ class PlainReplies(Replies):
         ledger, outcomes, last = shard.ledger, shard.outcomes, self._last
         version, model = ledger.version, None
         if not run.over:
-            version, model = shard.lend(PushId(worker, ledger.workers[worker].seen + 1))
+            version, model = shard.lend(ledger.workers[worker].due)
             run.totals.bytes_down += model.nbytes
         if worker in last and last[worker].step == step:
             reply = last[worker]._replace(version=version, model=model)

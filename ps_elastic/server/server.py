@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ps_elastic.config.sections import Target
 from ps_elastic.errors import LOST, TaskError, WireError, WorkersLost
 from ps_elastic.policies.base import Policy
-from ps_elastic.policies.events import Asked, Done, Joined, Left, PushId, Woke
+from ps_elastic.policies.events import Asked, Done, Joined, Left, PushId, Told, Woke
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.evaluator import Evaluator
@@ -50,7 +50,7 @@ class Server:
         alpha: Callable[[int], float] | float,
         budget: int,
         tracker: Tracker,
-        log: Callable[[str], None] | None = None,
+        log: Callable[[Told], None] | None = None,
         *,
         joined: JoinedModel | None = None,
         evaluator: Evaluator | None = None,

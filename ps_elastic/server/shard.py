@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ps_elastic.policies.base import Policy
-from ps_elastic.policies.decide import begin, end, take
+from ps_elastic.policies.decide import TAKES, begin, end
 from ps_elastic.policies.events import (
     Action,
     Applied,
@@ -167,7 +167,7 @@ class Shard:
             if freed:
                 self._carried_out(now)
             for action in actions:
-                take(ledger, action)
+                TAKES[type(action)](ledger, action)
                 if type(action) is Step:  # a match of classes with their fields takes several times as long
                     self._step(action, now)
                 elif isinstance(action, Release):

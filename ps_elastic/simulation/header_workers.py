@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ps_elastic.config.sections import Norms
@@ -86,8 +87,11 @@ class LayerHeaderWorker(HeaderWorker):
 def modelled(settings: Norms, worker: int, seed: int, samples: Callable[[], int]) -> Iterator[Headers]:
     """Norms by the model of `settings`; samples(): used so far. Nothing is compressed away."""
     if not settings.spread and settings.half_life_samples is None:
-        yield from repeat((settings.initial, settings.initial, 0.0))
-    random = generator(seed, "norms", worker)
+        return repeat((settings.initial, settings.initial, 0.0))
+    return _drawn(settings, generator(seed, "norms", worker), samples)
+
+
+def _drawn(settings: Norms, random: Random, samples: Callable[[], int]) -> Iterator[Headers]:
     while True:
         noise = math.exp(random.gauss(0.0, settings.spread)) if settings.spread else 1.0
         norm = settings.at(samples()) * noise

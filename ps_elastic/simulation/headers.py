@@ -53,6 +53,7 @@ class HeaderStore:
         self._combined = self._moved = self._momentum = (0.0, 0.0)
         self._version = 0
         self._distances: dict[PushId, float] = {}  # of the views that the last step measured
+        self.distance_when_used = self._distances.__getitem__
         self._settlement: HeaderSettlement | None = None
         self._settled_at = -1  # version at which it began
 
@@ -119,13 +120,12 @@ class HeaderStore:
         if len(terms) < len(step.terms):
             payloads[made] = self._combined
 
-    def distance_when_used(self, view: PushId) -> float:
-        return self._distances[view]
-
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
         self.combine(step)
-        self._distances = {view: self.distance(view) for view in views}
-        self._version += 1
+        distances, self._version = self._distances, self._version + 1
+        distances.clear()
+        for view in views:
+            distances[view] = self.distance(view)
         mu, direction = self._optimizer.momentum, self._combined
         if self._optimizer.name != "sgd":  # every coordinate moves by about the rate, whatever the gradient
             scale = sqrt(self._size) / (_norm(direction) or 1.0)

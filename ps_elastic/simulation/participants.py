@@ -39,7 +39,7 @@ class ComputingParticipants:
 
     def server(self, workers: int, record: RunWriter) -> Server:
         self._directory = record.directory
-        log = record.events().write
+        log = record.events().note
         made, self._evaluator = make_server(
             self._config, self._parts, workers, record.tracker, log, background=False, copies=self.copies,
             keeps_versions=True,  # a worker computes on a model that was sent long before
@@ -81,7 +81,7 @@ class HeaderParticipants:
         def store(part: Layout, buckets: slice) -> Store:
             return HeaderStore(config.optimizer, part, coherence)
 
-        log = record.events().write
+        log = record.events().note
         return assemble_server(config, self._layout, workers, record.tracker, log, store, join=joined)
 
     def worker(self, rank: int, server: Server) -> VirtualWorker:

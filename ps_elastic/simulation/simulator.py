@@ -6,9 +6,8 @@ At equal times what was decided first happens first, and the rule's Wake comes l
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -24,6 +23,9 @@ from ps_elastic.vectors.norms import quiet
 
 MESSAGE_BYTES = 112  # of a message without arrays
 MOST_WAKES = 10_000  # in a row, at one time
+
+
+Happens = tuple[float, int, Callable[[Any, Any], None], Any, Any]  # time, number, what is called with which arguments
 
 
 class Simulator:
@@ -45,22 +47,20 @@ class Simulator:
         self._faulty, self._finished = bool(plan.faults), False
         # Nobody queues and nothing is lost or late: with a reply it is known when the push that answers it is sent.
         self._plain = not (self._faulty or cores or service_s) and wires.unlimited
+        self._computes_at_once = type(self)._compute is Simulator._compute
         self._latency_s = wires.latency_s
         self._service_s, self._ask_again_s, self._silence_s = service_s, ask_again_s, silence_s
         self._deadline_s, self._min_workers, self._on_turn = deadline_s, min_workers, on_turn
         self._nodes = {rank: Node(rank, make(rank), durations.of(rank)) for rank in range(1, workers + 1)}
-        self._heap: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []  # (time, number, act, arguments)
+        self._heap: list[Happens] = []
+        self._arriving: deque[Happens] = deque()  # what comes in the order in which it is known
         self._number = 0
         self._heard, self._limit = 0.0, min(silence_s, deadline_s)
 
+    @quiet
     def run(self) -> float:
         """Run to the end. Raises Stalled, WorkersLost, and what a worker or a rule raises."""
-        with _patient_collector():
-            return self._run()
-
-    @quiet
-    def _run(self) -> float:
-        server, heap = self._server, self._heap
+        server, heap, arriving = self._server, self._heap, self._arriving
         joining = sum(len(entry.ranks or ()) for entry in self._plan.faults.join)
         for happening in self._plan.happenings(len(self._nodes) + joining):
             self._at(happening.at_s, self._happen, happening)
@@ -71,8 +71,9 @@ class Simulator:
         ledger = server.ledger
         while not self._finished:
             wake = ledger.wake_at
-            if heap and (wake is None or heap[0][0] <= wake):
-                self.now, _, act, subject, what = heappop(heap)
+            nearest = arriving if arriving and not (heap and heap[0] < arriving[0]) else heap
+            if nearest and (wake is None or nearest[0][0] <= wake):
+                self.now, _, act, subject, what = heappop(heap) if nearest is heap else arriving.popleft()
                 wakes = 0
                 act(subject, what)
             elif wake is not None:
@@ -136,13 +137,16 @@ class Simulator:
         if node.arrived != inf or reply.step != node.machine.step:
             return
         node.arrived, duration = arrives, node.draw()
-        begins, ends = self._span(node, reply.step + 1, arrives, duration)
-        self._compute(node, reply, begins, ends)
+        if self._plain and self._computes_at_once:
+            self._number += 1
+            heappush(self._heap, (arrives + duration, self._number, self._finish, node, reply))
+        else:
+            begins, ends = self._span(node, reply.step + 1, arrives, duration)
+            self._compute(node, reply, begins, ends)
 
     def _compute(self, node: Node, reply: Reply, begins: float, ends: float) -> None:
         """A worker computes the push after `reply` from `begins` to `ends`."""
-        self._number += 1
-        heappush(self._heap, (ends, self._number, self._finish, node, reply))
+        self._at(ends, self._finish, node, reply)
 
     def _span(self, node: Node, step: int, begins: float, duration: float) -> tuple[float, float]:
         """From when to when the worker computes its push `step`, which it can begin at `begins`."""
@@ -162,14 +166,15 @@ class Simulator:
         messages = node.machine.compute(reply, arrived, now, arrived - node.since)
         if self._plain:
             self._number += 1
-            heappush(self._heap, (now + self._latency_s, self._number, self._take, node, messages))
+            self._arriving.append((now + self._latency_s, self._number, self._take, node, messages))
         else:
             self._send_push(node, messages)
-        self._finished_push(node)
+        node.arrived, node.since, node.sent = inf, now, now
+        if node.leaving or not node.armed:
+            self._rest(node)
 
-    def _finished_push(self, node: Node) -> None:
-        """All of a worker's push is on its way: from now on it waits."""
-        node.arrived, node.since, node.sent = inf, self.now, self.now
+    def _rest(self, node: Node) -> None:
+        """All of a worker's push is on its way: from now on it waits, or goes."""
         if node.leaving:
             self._go(node)
         elif not node.armed:
@@ -204,15 +209,17 @@ class Simulator:
 
     def _take(self, node: Node, messages: list[Message]) -> None:
         """Messages are at the server, which deals with them when it is free."""
-        kind, server, nodes, send = type(messages[0]), self._server, self._nodes, self._send
-        at = self.now
-        if not self._plain:
+        kind, server, plain, at = type(messages[0]), self._server, self._plain, self.now
+        if not plain:
             at = self._wires.serve(at, self._service_s if kind is PushMessage else 0.0)
         if kind is not Ask:  # those who wait ask again and again while nobody gets on
             self._heard = at
         for message in messages:
             for rank, answer in server.take(message, at):
-                send(nodes[rank], answer, at)
+                if plain and answer.model is not None:
+                    self._begin(self._nodes[rank], answer, at + self._latency_s)
+                else:
+                    self._send(self._nodes[rank], answer, at)
         if kind is Farewell:
             self._finished = server.finished
         if self._on_turn is not None:
@@ -283,18 +290,3 @@ class Simulator:
         left = len(server.ledger.workers)
         if left < self._min_workers and not server.ledger.done:
             raise WorkersLost(f"{left} workers are left at {at:g} virtual s, expected at least {self._min_workers}")
-
-
-@contextmanager
-def _patient_collector() -> Iterator[None]:
-    """Within, the garbage collector looks at young objects every 100,000 instead of every 700.
-
-    Thousands of pushes that are held are no garbage, but it goes through them again and again: a quarter of the time
-    of synchronous rounds of 4,096 workers.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

@@ -126,7 +126,8 @@ class LayerSimulator(Simulator):
 
     def _end(self, node: Node, _: None) -> None:
         if node.alive:
-            self._finished_push(node)
+            node.arrived, node.since, node.sent = inf, self.now, self.now
+            self._rest(node)
 
 
 def pieces_of(layout: Layout) -> tuple[Tensor, ...]:

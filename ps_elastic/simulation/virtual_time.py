@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -63,7 +65,7 @@ def run_in_virtual_time(
         make = partial(setting.worker, server=server)
         on_turn = None if quiet else live.update
         simulator = make_simulator(config, parts, server, workers, make, on_turn, setting.copies)
-        with live:
+        with live, _patient_collector():
             started, processor = time.perf_counter(), time.process_time()
             now = simulator.run()
             wall_s, cpu_s = time.perf_counter() - started, time.process_time() - processor
@@ -114,3 +116,18 @@ def make_simulator(
         min_workers=survive.min_workers,
         on_turn=on_turn,
     )
+
+
+@contextmanager
+def _patient_collector() -> Iterator[None]:
+    """Within, the garbage collector looks at young objects every 100,000 instead of every 700.
+
+    Thousands of pushes that are held are no garbage, but it goes through them again and again: a quarter of the time
+    of synchronous rounds of 4,096 workers.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

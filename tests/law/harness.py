@@ -32,6 +32,7 @@ from ps_elastic.policies.events import (
 )
 from ps_elastic.policies.ledger import Ledger
 from tests.law.model import Model
+from tests.law.story import as_lines
 
 
 class Node(NamedTuple):
@@ -76,8 +77,8 @@ class World:
         everybody = range(1, workers + 1)
         self.policy, self.number, self.pipeline = policy, number, pipeline
         self.ledger = Ledger(
-            everybody, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log,
-            pipeline=pipeline, bucket=(1, 3) if policy.layerwise else None,
+            everybody, jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views,
+            log=as_lines(log), pipeline=pipeline, bucket=(1, 3) if policy.layerwise else None,
         )  # fmt: skip
         self.model = Model(everybody, policy.jobs, policy.keeps_last, policy.own_views, pipeline)
         self.nodes = {worker: Node(0, 1, 0, pushes) for worker in everybody}

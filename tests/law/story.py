@@ -7,8 +7,13 @@ from typing import Any
 
 from ps_elastic.policies import Policy
 from ps_elastic.policies.decide import ANSWERS, begin, decide, end, take
-from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Push, PushId, Step
+from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Push, PushId, Step, Told, lines_of
 from ps_elastic.policies.ledger import Ledger
+
+
+def as_lines(log: Callable[[str], None] | None) -> Callable[[Told], None] | None:
+    """What a ledger logs to, so that `log` gets each line at once."""
+    return None if log is None else lambda told: log(lines_of([told])[0])
 
 
 class Story:
@@ -28,8 +33,8 @@ class Story:
         self.policy: Any = policy
         self.moved, self.distance = moved, distance
         self.ledger = Ledger(
-            range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views, log=log,
-            pipeline=pipeline, bucket=bucket,
+            range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views,
+            log=as_lines(log), pipeline=pipeline, bucket=bucket,
         )  # fmt: skip
         self.freed: list[PushId] = []  # by the last event
         self.told = self.tell(Applied(0, alpha=0.1))

@@ -29,7 +29,7 @@ from ps_elastic.policies.events import (
 )
 from ps_elastic.policies.ledger import Ledger
 from tests.law.rules import Deadline, TwoJobs
-from tests.law.story import Loop, Story, plain
+from tests.law.story import Loop, Story, as_lines, plain
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Watcher(Policy):
 
 
 def started(policy: Policy, workers: int = 2, log: list[str] | None = None) -> Ledger:
-    ledger = Ledger(range(1, workers + 1), log=None if log is None else log.append)
+    ledger = Ledger(range(1, workers + 1), log=None if log is None else as_lines(log.append))
     assert list(decide(policy, ledger, Applied(0), 0.0)) == []
     return ledger
 

@@ -13,10 +13,10 @@ from helpers import Desk, fit
 from ps_elastic.compressors import ErrorFeedback
 from ps_elastic.errors import PolicyError, WireError
 from ps_elastic.policies import policies
+from ps_elastic.policies.actions import take_release
 from ps_elastic.policies.events import Push, PushId, Release, Step
 from ps_elastic.policies.rules.asynchronous import Asynchronous
 from ps_elastic.policies.rules.message_passing import MessagePassing
-from ps_elastic.policies.transitions import take_release
 from ps_elastic.server.store import ParameterStore
 from ps_elastic.simulation.simulate import simulate
 from ps_elastic.worker.worker import Worker

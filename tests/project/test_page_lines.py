@@ -208,7 +208,7 @@ def faults(line: Line, *, whole: bool) -> list[str]:
         return []
     given = context.params
     config = given["config"]
-    if (not whole and not config.startswith("configs/") or config.startswith("runs/")) and not Path(config).exists():
+    if ((not whole and not config.startswith("configs/")) or config.startswith("runs/")) and not Path(config).exists():
         return []
     variants = [
         [f"policy={policy}", f"compressor={compressor}"]

@@ -65,7 +65,7 @@ class CallCount(Benchmark):
         parts = make_parts(config, self.workers)
         with tempfile.TemporaryDirectory(prefix="ps-elastic-bench-") as folder:
             record = RunWriter(Path(folder), 0)
-            log = record.events().write
+            log = record.events().note
             server, evaluator = make_server(config, parts, self.workers, record.tracker, log, background=False)
             with closing(record), closing(evaluator):
                 rounds = _Rounds(server, parts.layout.size, self.workers)

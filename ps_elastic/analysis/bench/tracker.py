@@ -86,7 +86,7 @@ class _Run:
             make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, silent.tracker)
             for rank in range(1, workers + 1)
         ]
-        log = self._record.events().write
+        log = self._record.events().note
         self._server, self._evaluator = make_server(config, parts, workers, self._record.tracker, log, background=False)
         self._closers: list[Callable[[], None]] = [self._evaluator.close, self._record.close, silent.close]
         self._load(self._server.start(0.0))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, WireError
 from ps_elastic.policies.base import Policy
 from ps_elastic.policies.decide import decide
-from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Step
+from ps_elastic.policies.events import Action, Applied, Event, Measure, Measured, Step, Told, lines_of
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.reader import Answer, RecordedEvent, read_line
 
@@ -73,7 +73,7 @@ def replay_decisions(
     watch: told of each event once the ledger has it, and of each action once it is in effect.
     Raises ConfigError naming the line if the record is cut, malformed, or not of these workers.
     """
-    produced: list[str] = []
+    produced: list[Told] = []
     shards: dict[int | None, tuple[Policy, Ledger]] = {}
     members = list(workers)
     events = actions = 0
@@ -96,7 +96,8 @@ def replay_decisions(
                 f"{error}; is the record damaged, or of other workers?", source=f"{source}:{number}"
             ) from error
         events, actions = events + 1, actions + taken
-        if (replayed := produced.pop()) != recorded:
+        (replayed,) = lines_of([produced.pop()])
+        if replayed != recorded:
             return Replay(events, actions, False, Mismatch(number, recorded, replayed, ended))
     if not events:
         raise ConfigError("no events are recorded here", source=source)
@@ -104,7 +105,7 @@ def replay_decisions(
 
 
 def _ledger(
-    policy: Policy, workers: Iterable[int], pipeline: int, told: RecordedEvent, produced: list[str], where: str
+    policy: Policy, workers: Iterable[int], pipeline: int, told: RecordedEvent, produced: list[Told], where: str
 ) -> Ledger:
     """The ledger whose first line this is."""
     if policy.layerwise != (told.bucket is not None):

@@ -19,7 +19,7 @@ import torch
 from ps_elastic.analysis.replay.decisions import Mismatch, Replay
 from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PolicyError, Stalled, TaskError, WireError
-from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke
+from ps_elastic.policies.events import Applied, Asked, Done, Joined, Left, Push, PushId, ReplyId, Woke, lines_of
 from ps_elastic.records.reader import RecordedEvent, read_line
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.runtime.build import make_parts, make_server, shared_workers
@@ -102,8 +102,8 @@ class _Run:
         self._replies: dict[int, Reply] = {}  # of workers that compute
         self._mail: dict[int, list[Reply]] = {}  # of workers that may run ahead: what they have not taken in
         self._server, _ = make_server(
-            self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False,
-            keeps_versions=True,
+            self._config, self._parts, workers, Tracker(0, _discard),
+            lambda told: self.logged.extend(lines_of([told])), background=False, keeps_versions=True,
         )  # fmt: skip
         self.cuts = self._config.update.plugin.build().cut_s is not None
         if self.cuts and self._config.faults.lost_push:

@@ -28,4 +28,4 @@ class Asynchronous(Policy):
         return Bound(missed + b_reapplied(facts), "tau M/p + r M", kind="observed")
 
     def on_push(self, push: Push, ledger: Ledger) -> tuple[Action, ...]:
-        return Step((Term(push.id),), share=1 / len(ledger.workers)), Release((push.id.worker,))
+        return Step((Term(push.id),), 1 / len(ledger.workers)), Release((push.id.worker,))
