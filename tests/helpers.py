@@ -20,7 +20,7 @@ from ps_elastic.config.load import load
 from ps_elastic.config.schema import Config
 from ps_elastic.config.sections import Optimizer
 from ps_elastic.policies import Policy
-from ps_elastic.policies.events import Action, Drop, Measure, Push, Release, Step
+from ps_elastic.policies.events import Action, Drop, Measure, Push, Release, Step, lines_of
 from ps_elastic.policies.ledger import Ledger
 from ps_elastic.records.tracker import Tracker
 from ps_elastic.server.layers import JoinedModel
@@ -304,7 +304,7 @@ class Desk:
         )
         self.server = Server(
             [policy], [store], workers, alpha or (lambda samples: settings.lr), budget,
-            Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
+            Tracker(0, lambda line: self.notes.append(json.loads(line))), lambda told: self.log.extend(lines_of([told])),
             discrepancy=discrepancy, **more,
         )  # fmt: skip
         self.now = 0.0
@@ -370,7 +370,7 @@ class LayerDesk:
             parts.append(ParameterStore(part, x, FlatOptimizer(settings, part, x), [coder]))
         self.server = Server(
             [make() for _ in range(layers)], parts, workers, lambda samples: lr, budget,
-            Tracker(0, lambda line: self.notes.append(json.loads(line))), self.log.append,
+            Tracker(0, lambda line: self.notes.append(json.loads(line))), lambda told: self.log.extend(lines_of([told])),
             joined=JoinedModel(self.layout, self.x, parts),
         )  # fmt: skip
         self.now = 0.0
