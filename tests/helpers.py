@@ -304,7 +304,8 @@ class Desk:
         )
         self.server = Server(
             [policy], [store], workers, alpha or (lambda samples: settings.lr), budget,
-            Tracker(0, lambda line: self.notes.append(json.loads(line))), lambda told: self.log.extend(lines_of([told])),
+            Tracker(0, lambda line: self.notes.append(json.loads(line))),
+            lambda told: self.log.extend(lines_of([told])),
             discrepancy=discrepancy, **more,
         )  # fmt: skip
         self.now = 0.0
@@ -370,7 +371,8 @@ class LayerDesk:
             parts.append(ParameterStore(part, x, FlatOptimizer(settings, part, x), [coder]))
         self.server = Server(
             [make() for _ in range(layers)], parts, workers, lambda samples: lr, budget,
-            Tracker(0, lambda line: self.notes.append(json.loads(line))), lambda told: self.log.extend(lines_of([told])),
+            Tracker(0, lambda line: self.notes.append(json.loads(line))),
+            lambda told: self.log.extend(lines_of([told])),
             joined=JoinedModel(self.layout, self.x, parts),
         )  # fmt: skip
         self.now = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from _page import REPOSITORY
 from ps_elastic.analysis.verify import play
 from ps_elastic.config.load import load
 from ps_elastic.config.schema import Config
-from ps_elastic.policies.events import Step
+from ps_elastic.policies.events import PushId, Step
 from ps_elastic.server.server import Server
 
 OUT = REPOSITORY / "runs" / "evidence" / "waiting"
@@ -132,14 +133,23 @@ def run(config: Config, workers: int) -> tuple[list[float], list[float], float]:
 
 def listen(server: Server, scaled: list[float]) -> None:
     """Note ||x - v|| / alpha on the server's model of each push when it is first added to it, late or not."""
-    combine = server.store.combine
+    store = server.store
+    apply, combine = store.apply, store.combine
 
-    def noted(step: Step) -> None:
+    def note(step: Step) -> None:
         fresh = [term.push for term in step.terms if term.stands_for is None and term.push.worker]
-        scaled.extend(server.store.distance(push) / ALPHA for push in fresh)
+        scaled.extend(store.distance(push) / ALPHA for push in fresh)
+
+    def applied(step: Step, rate: float, views: Sequence[PushId] = ()) -> float:
+        note(step)
+        return apply(step, rate, views)
+
+    def combined(step: Step) -> None:
+        if step.apply == "amend":  # any other is combined as it is applied
+            note(step)
         combine(step)
 
-    server.store.combine = noted  # type: ignore[method-assign]
+    store.apply, store.combine = applied, combined  # type: ignore[method-assign]
 
 
 def scale(runs: tuple[list[float], ...]) -> Scale:

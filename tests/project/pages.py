@@ -95,8 +95,9 @@ class Line:
 
     @property
     def makes(self) -> set[str]:
-        """The folders that it says it makes."""
-        return {after for option, after in pairwise(self.words) if option in _FOLDERS}
+        """The folders that it says it makes, and the files that it writes by `>`."""
+        named = {after for option, after in pairwise(self.words) if option in _FOLDERS}
+        return named | {after for mark, after in pairwise(self._marked) if mark == ">"}
 
 
 _ENDS = {"case": "esac", "for": "done", "if": "fi", "until": "done", "while": "done"}
@@ -167,8 +168,9 @@ class Page:
     @cached_property
     def inline(self) -> list[Line]:
         """What stands in backquotes in the text and begins with `ps-elastic`."""
-        found = [shown for _, shown in INLINE.findall(FENCE.sub("", self.text)) if shown.startswith("ps-elastic ")]
-        return [Line(str(self), number, shown) for number, shown in enumerate(found, 1)]
+        found = [" ".join(shown.split()) for _, shown in INLINE.findall(FENCE.sub("", self.text))]
+        commands = [shown for shown in found if shown.startswith("ps-elastic ")]
+        return [Line(str(self), number, shown) for number, shown in enumerate(commands, 1)]
 
     def _lines(self, language: str) -> Iterator[Line]:
         number = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import click
@@ -190,10 +190,11 @@ def parse(arguments: list[str]) -> click.Context | None:
     return context
 
 
-def faults(line: Line, *, whole: bool) -> list[str]:
+def faults(line: Line, *, whole: bool, made: Collection[str] = ()) -> list[str]:
     """What is wrong with a line of ps-elastic: it does not parse, or its configuration is not valid.
 
     whole: the line can be typed as it stands; else it may leave something out, or name a file that is not there.
+    made: what other lines make, for which this one may ask.
     """
     assert line.arguments is not None
     if any("$" in word for word in line.arguments):
@@ -208,7 +209,8 @@ def faults(line: Line, *, whole: bool) -> list[str]:
         return []
     given = context.params
     config = given["config"]
-    if ((not whole and not config.startswith("configs/")) or config.startswith("runs/")) and not Path(config).exists():
+    absent = not Path(config).exists()
+    if absent and (any(config.startswith(one) for one in made) or not (whole or config.startswith("configs/"))):
         return []
     variants = [
         [f"policy={policy}", f"compressor={compressor}"]
@@ -232,10 +234,11 @@ def accepted_in_simulation(config: str, overrides: list[str]) -> list[ConfigErro
 def test_the_command_lines_of_a_page_parse_and_their_configurations_are_valid(page: Page, reader: Reader) -> None:
     reader.opens(page)
     found = {}
+    makes = {one for line in [*page.lines, *page.console] for one in line.makes}
     for lines, whole in ((page.lines, True), (page.console, False), (page.inline, False)):
         for line in lines:
             if line.arguments is not None and line.code == 0:
-                found[str(line)] = faults(line, whole=whole)
+                found[str(line)] = faults(line, whole=whole, made=makes)
     assert {line: wrong for line, wrong in found.items() if wrong} == {}
 
 
@@ -255,6 +258,14 @@ def test_the_command_lines_of_a_page_parse_and_their_configurations_are_valid(pa
 def test_a_line_that_is_wrong_is_noticed(tmp_path: Path, reader: Reader, text: str, whole: bool, wrong: bool) -> None:
     reader.opens(made(tmp_path, ""))
     assert bool(faults(Line("page", 1, text), whole=whole)) == wrong
+
+
+def test_a_configuration_that_an_earlier_line_makes_is_not_missing(tmp_path: Path, reader: Reader) -> None:
+    reader.opens(made(tmp_path, ""))
+    first, second = Line("page", 1, "ps-elastic list tasks --out runs/a"), "ps-elastic train runs/a/config.yaml"
+    assert faults(Line("page", 2, second), whole=True) != []
+    assert faults(Line("page", 2, second), whole=True, made=first.makes) == []
+    assert Line("page", 3, "ps-elastic config show a.yaml > b.yaml").makes == {"b.yaml"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
