@@ -1,4 +1,4 @@
-"""The definition of elastic consistency, estimated: runs over many seeds, held against the constant of a rule.
+"""The definition of elastic consistency, estimated: runs over many seeds, held against the constant of a policy.
 
     E||x_t - v_t||^2 <= alpha^2 B^2 for every t:  B_sup = max over t of sqrt(mean over seeds of (D_t / alpha)^2)
 
@@ -45,7 +45,7 @@ class Played(NamedTuple):
 
 
 def verify(config: Config, workers: int, seeds: int) -> Verdict:
-    """Hold the rule of `config` against its own constant. Raises ConfigError where the parts do not fit together."""
+    """Hold the policy of `config` against its own constant. Raises ConfigError where the parts do not fit together."""
     runs = [play(replace(config, seed=config.seed + k), workers) for k in range(seeds)]
     others = [play(replace(config, seed=config.seed + OTHER + k), workers) for k in range(max(2, seeds // 2))]
     facts, at_most = _facts(config, runs, others)

@@ -1,4 +1,4 @@
-"""What a rule is: a dataclass with hooks that yield actions."""
+"""What a policy is: a dataclass with hooks that yield actions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Policy(Checked, ABC):
         return inf
 
     def declared_bound(self, facts: Facts) -> Bound | None:
-        """The constant B of ||x_t - v|| <= alpha B that its theory gives it; None where the rule does not say."""
+        """The constant B of ||x_t - v|| <= alpha B that its theory gives it; None where the policy does not say."""
         return None
 
     def limit(self) -> float:
@@ -71,7 +71,7 @@ class Policy(Checked, ABC):
         return self.try_again(ledger)
 
     def try_again(self, ledger: Ledger) -> Iterable[Action]:
-        """Act if the rule's condition holds now: it may have waited for a worker that is gone."""
+        """Act if the policy's condition holds now: it may have waited for a worker that is gone."""
         return ()
 
     def on_ask(self, worker: int, ledger: Ledger) -> Iterable[Action]:
@@ -87,7 +87,7 @@ policies: Registry[Policy] = Registry("policy", "ps_elastic.policies.rules")
 
 
 def save_state(policy: Policy) -> dict[str, Any]:
-    """The rule's state as plain JSON values, tuples and non-string keys included."""
+    """The policy's state as plain JSON values, tuples and non-string keys included."""
     return {f.name: _pack(getattr(policy, f.name)) for f in _state_fields(policy)}
 
 
@@ -111,7 +111,7 @@ def _pack(value: Any) -> Any:
             return {"dict": [[_pack(key), _pack(item)] for key, item in value.items()]}
         case None | bool() | int() | float() | str():
             return value
-    raise TypeError(f"a rule's state holds {type(value).__name__}: expected numbers, strings, lists, PushIds or dicts")
+    raise TypeError(f"a policy's state has {type(value).__name__}: expected numbers, strings, lists, PushIds or dicts")
 
 
 def _unpack(value: Any) -> Any:

@@ -197,7 +197,7 @@ def b_local_steps(H: int, M: float, p: int) -> float:
     return 2 * (p - 1) / p * (H - 1) * M
 
 
-# What a rule declares.
+# What a policy declares.
 
 SMALL_STEP = "alpha <= 1/(6L)"
 EQUAL_DATA = "equal data on all workers"

@@ -182,10 +182,10 @@ def assemble_server(
         joined = JoinedModel(layout, x, stores, join)
     else:
         stores = [make_store(layout, slice(0, len(layout.buckets)))]
-    rules = [config.policy.build() for _ in stores]
+    policies = [config.policy.build() for _ in stores]
     rates = step_sizes(config.optimizer, config.schedule, train.samples)
     return Server(
-        rules, stores, workers, rates, train.samples, tracker, log, joined=joined, evaluator=evaluator,
+        policies, stores, workers, rates, train.samples, tracker, log, joined=joined, evaluator=evaluator,
         discrepancy=config.tracker.discrepancy, target=train.target, units=config.update.plugin.build().units,
         pipeline=config.update.pipeline, measures=measures,
     )  # fmt: skip

@@ -106,7 +106,9 @@ class Watch:
             self.look()
         if signals.stop and self.code == OK:
             self.code = INTERRUPTED
-            self._live.say(f"asked to stop ({asked_by(self._directory)}): the workers finish their steps")
+            self._live.say(
+                f"asked to stop ({asked_by(self._directory)}): the workers finish their steps, then the model is saved"
+            )
             for worker, reply in server.stop(now):
                 end.send(worker, reply)
         self._live.update(now)

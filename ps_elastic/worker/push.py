@@ -163,7 +163,7 @@ class PushEncoder:
     def close_layers(
         self, bases: Sequence[int], cut: Collection[int], samples: int, loss: float, waited_s: float, statistics: Any
     ) -> None:
-        """As `close`, for a layerwise rule: each bucket with a base and norms of its own, those in `cut` empty."""
+        """As `close`, for a layerwise policy: each bucket with a base and norms of its own, those in `cut` empty."""
         for i in reversed(range(len(self.payloads))):
             started, one = self._clock(), slice(i, i + 1)
             if i not in cut:

@@ -14,7 +14,7 @@ class ValueBounded(Policy):
 
     Hold while SUM of motions since the oldest view + (n/p) mean norm of the held > v_0 / sqrt(t + 1).
     Source: Wei et al., "Consistent bounded-asynchronous parameter servers for distributed ML", 2013
-    (arXiv 1312.7869), value-bounded asynchronous parallel: its rule at a server, in the 2-norm. The norm of a push
+    (arXiv 1312.7869), value-bounded asynchronous parallel: its condition at a server, in the 2-norm. The norm of a push
     stands for the motion it makes, so with momentum or weight decay this is no guarantee; see elastic_bound.
     Share: n/p for a step of n pushes.
     """
