@@ -29,7 +29,7 @@ from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.wire import reply_bytes
 
 INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header
-TEXT_BYTES = 1 << 16  # longest farewell
+TEXT_BYTES = 1 << 16  # longest exit message
 CONTROL, REPLY, MODEL, PUSH = 1, 2, 1000, 10_000
 TAGS = 1000  # per bucket: most chunks of a frame
 VECTOR = TAGS // 2  # and from here, above those of its frame, of a vector that is apart

@@ -16,7 +16,7 @@ from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import Reply
 from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.model_writer import ModelWriter, SharedModel
-from ps_elastic.worker.push import fates
+from ps_elastic.worker.push import outcomes
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.sgd import Sgd
 
@@ -52,7 +52,7 @@ class IntoModel:
 
     def came(self, reply: Reply) -> None:
         self._rate = reply.rate
-        for step, outcome in fates(reply):
+        for step, outcome in outcomes(reply):
             if outcome != "held" and step in self._unsettled:
                 rate, payloads = self._unsettled.pop(step)
                 if outcome == "dropped":

@@ -31,13 +31,13 @@ class Outlet(Protocol):
     write_made: Callable[[], tuple[Payload, float]] | None
 
     def came(self, reply: Reply) -> None:
-        """Learn the fates of pushes: what was dropped is taken back from where it went."""
+        """Learn the outcomes of pushes: what was discarded is taken back from where it went."""
 
     def resume(self, model: Any) -> None:
         """Stand where the next push is computed, given the model of the last reply."""
 
     def begin(self, step: int, version: int, told: int, *, early: bool) -> tuple[int, int]:
-        """Push `step` begins, after the reply to step `told` with a model of `version`; return what its header says of
+        """Push `step` begins, after the reply to step `told` with a model of `version`; return what its metadata say of
         the model computed on: its version, and how many earlier pushes its reply did not answer. early: buckets may
         leave while it is computed on."""
         ...
@@ -63,7 +63,7 @@ class ToServer:
 
     def came(self, reply: Reply) -> None:
         if self._pipeline:
-            held = {step for step, outcome in fates(reply) if outcome == "held"}
+            held = {step for step, outcome in outcomes(reply) if outcome == "held"}
             self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
             self._rate = reply.rate
 
@@ -206,7 +206,7 @@ def _root(squares: Sequence[Sequence[float]]) -> float:
     return math.sqrt(math.fsum(chain.from_iterable(squares)))
 
 
-def fates(reply: Reply) -> list[tuple[int, str]]:
+def outcomes(reply: Reply) -> list[tuple[int, str]]:
     """(step, outcome) of each push that a reply tells of."""
     return [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
 
@@ -217,7 +217,7 @@ def plain(compressor: Compressor | ErrorFeedback) -> Compressor:
 
 
 class Residuals:
-    """Keeps what was sent until its fate is known: what a dropped push carried goes back into the residual.
+    """Keeps what was sent until its outcome is known: what a discarded push carried goes back into the residual.
 
     compressors: of the buckets. scales: whether the server multiplies what is pushed by its step size, so that a
     residual is rescaled as that changes.
@@ -226,14 +226,14 @@ class Residuals:
     def __init__(self, compressors: Sequence[Compressor | ErrorFeedback], *, scales: bool, layerwise: bool) -> None:
         self._compressors, self._scales, self._layerwise = compressors, scales, layerwise
         self._alpha = 0.0  # the last that was not 0
-        self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
+        self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be discarded
 
     def sent(self, step: int, payloads: dict[int, Payload]) -> None:
         """Push `step` has left, with these payloads of buckets, which stay as they are."""
         self._sent[step] = self._alpha, payloads
 
     def learn(self, reply: Reply) -> None:
-        """Learn the fates of pushes, and the step size."""
+        """Learn the outcomes of pushes, and the step size."""
         if self._sent:
             every = range(len(self._compressors))
             for i in every:

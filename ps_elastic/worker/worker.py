@@ -73,7 +73,7 @@ class Worker:
         return self.told >= 0 and self.unanswered <= self.pipeline
 
     def load(self, reply: Reply) -> bool:
-        """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
+        """Take a reply in: learn the outcomes of pushes, and continue from its model. Returns whether to.
 
         The model may stand in `x` already, received in place, unless the worker compares the two.
         """
