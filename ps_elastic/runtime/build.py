@@ -127,7 +127,7 @@ def make_server(
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
     of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
-    workers`. Raises ConfigError for torn views without either. sharing: with the workers that make a part of a step.
+    workers`. Raises ConfigError for `views: torn` without either. sharing: with the workers that make a part of a step.
     readers: of the model where it lies. keeps_versions: the models given are kept even where nobody measures them.
     """
     if copies is None and distances is None:

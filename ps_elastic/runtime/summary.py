@@ -29,7 +29,7 @@ def finish(
     **more: Any,
 ) -> dict[str, Any]:
     """Write the final model, evaluate it and write summary.json, with `more` in it; return the summary."""
-    assert server.store.x is not None  # with headers alone there is no model to write
+    assert server.store.x is not None  # in a timing-only simulation there is no model to write
     load_statistics(parts.model, evaluator.statistics)
     record.write_model(parts.model)
     sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
@@ -125,7 +125,7 @@ def _terms(bound: Bound, facts: Facts) -> list[str]:
 def _asides(config: Config, units: str, residual: dict[str, float | None] | None) -> list[str]:
     asides = []
     if residual is not None:
-        asides.append("it bounds the distance to the server's model; error feedback keeps back B_residual beside it")
+        asides.append("it bounds the distance to the server's model; error feedback keeps back B_residual in addition")
     elif config.compressor.plugin.build().biased:
         asides.append("without error feedback what the compressor leaves out is lost: updates are biased")
     if units == "update":

@@ -31,7 +31,7 @@ def takes_as_made(
 
 
 class IntoModel:
-    """What is encoded is written at once, and only the header leaves.
+    """What is encoded is written at once, and only the metadata leave.
 
     flat: where gradients are made at a copy of the model; if in parts, they are written as they are. pipeline: pushes
     that the worker may leave unanswered. measures: see `ModelWriter`.

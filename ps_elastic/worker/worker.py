@@ -56,7 +56,7 @@ class Worker:
         self.worker_log = WorkerLog(tracker, layerwise=layerwise)
         self._statistics = statistics_of(flat.model)
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if shares else []  # while others compute
-        measures = discrepancy == "exact" and not pipeline  # no reply tells of the view of one that runs ahead
+        measures = discrepancy == "exact" and not pipeline  # no reply tells of the copy that pipelining made
         self._drift_meter = drift_meter(flat, plains, moves=update.moves) if measures else None
         self._compares = measures and flat.lives is ModelLives.BESIDE
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
@@ -176,7 +176,7 @@ class Worker:
     def _weights(self, reply: Reply) -> tuple[float, ...]:
         """What the server applied each bucket of the last push times; 0 of what is no gradient.
 
-        So after local steps, and of a model, `moved` is ||new model - view of the last gradient||: the distance of a
+        So after local steps, and of a model, `moved` is ||new model - copy of the last gradient||: the distance of a
         local model from the mean of all where all are averaged.
         """
         if self._update.units != "gradient":

@@ -108,8 +108,8 @@ class _Run:
             elif isinstance(action, Step):
                 ANSWERS[Applied](ledger, Applied(ledger.version + 1, self._share, self._alpha))
             elif isinstance(action, Measure):
-                for view in action.pushes:
-                    ANSWERS[Measured](ledger, Measured(view, 0.0))
+                for push in action.pushes:
+                    ANSWERS[Measured](ledger, Measured(push, 0.0))
         end(ledger)
         ledger.freed.clear()
         self.spent_s += process_time() - started

@@ -1,4 +1,4 @@
-"""What another policy would have decided on the arrivals of a recorded run: headers only, no tensors.
+"""What another policy would have decided on the arrivals of a recorded run: metadata only, no tensors.
 
 The question, exactly. The k-th recorded push of a worker says when that worker had its k-th gradient ready, and with
 which norms. Under the other policy
@@ -6,16 +6,16 @@ which norms. Under the other policy
 - it arrives then if the worker has been released by then, and at once when the worker is released if not (a
   worker that waits is thought to have computed meanwhile); it never arrives earlier, though a policy that releases
   earlier might have had it earlier. So arrivals are taken as they are, not made again; `simulate` does that;
-- its base and its view are what this policy gave the worker, its norms those recorded, though a gradient at another
+- its base and its copy are what this policy gave the worker, its norms those recorded, though a gradient at another
   model would have had others;
-- a worker that ran on with pushes unanswered (`update.pipeline`) waits for every reply here;
+- a worker that continued without replies (`update.pipeline`) waits for every reply here;
 - workers join, leave and lose pushes at the recorded times; a Wake comes when this policy asked for it;
-- the run ends where the recorded one did, whatever this policy has used by then; what is held is told as held.
+- the run ends where the recorded one did, whatever this policy has used by then; what is kept then is told as `held`.
 
-What only a server with the model can know is replaced by the most that headers allow. A Step moves the model by
+What only a server with the model can know is replaced by the most that metadata allow. A Step moves the model by
 `Motion.applied`, an upper bound for SGD with momentum; weight decay, Adam's scaling and combiners other than mean and
-sum are left out of it, and a Step that sets the model moves it by 0. A Measure is answered by the length of the path.
-So a policy that keeps views within a budget of motion holds pushes at least as long here as it would have.
+sum are left out of it, and a Step that sets the model moves it by 0. The answer to a Measure is the cumulative step
+length. So a policy that keeps copies within a bound keeps pushes at least as long here as it would have.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ps_elastic.records.reader import RecordedEvent
 
 @dataclass
 class Motion:
-    """How far a Step moves the model at most, by its headers; and the SGD that it is of."""
+    """The most that a Step changes the model, by the metadata; and the SGD that it is of."""
 
     momentum: float = 0.0
     nesterov: bool = False
@@ -207,7 +207,7 @@ class PolicyTotals:
     wait_s: float = 0.0  # from a worker's push to its release, summed over workers
     present_s: float = 0.0  # that workers were members, summed over them
     _staleness: list[int] = field(default_factory=lambda: [0, 0])  # sum, maximum
-    _bases: dict[PushId, int] = field(default_factory=dict)  # of pushes held
+    _bases: dict[PushId, int] = field(default_factory=dict)  # of pushes kept
     _owed: dict[PushId, int] = field(default_factory=dict)  # missing push -> its staleness in the Step that owes it
     _since: dict[int, float] = field(default_factory=dict)  # waiting worker -> since when
     _joined: dict[int, float] = field(default_factory=dict)

@@ -86,7 +86,7 @@ def _fed(run: _Run, told: RecordedEvent, where: str) -> str | None:
 class _Run:
     """One server and its workers in this process; they do what is recorded, when it is recorded.
 
-    The workers take turns: each takes its reply in when its push is due, on the view that the server keeps.
+    The workers take turns: each takes its reply in when its push is due, on the copy that the server keeps.
     """
 
     def __init__(self, config: Config, workers: int, server_threads: int) -> None:
@@ -243,7 +243,7 @@ def warnings(env: dict[str, Any]) -> Iterator[str]:
 
 
 def _header(push: Push, bucket: int | None) -> PushMessage:
-    """A message with the header of a push that the server ignored: its payload is never looked at."""
+    """A message with the metadata of a push that the server ignored: its payload is never looked at."""
     return PushMessage(
         push.id.worker, push.id.step, push.base, (np.zeros(push.nbytes, np.uint8),), bucket or 0, norm=push.norm,
         payload_norm=push.payload_norm, residual_norm=push.residual_norm, ahead=push.ahead,
