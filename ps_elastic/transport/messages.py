@@ -54,7 +54,7 @@ class Layer(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to a push or an ask: what became of it, and the model to go on with (None: stop)."""
+    """The answer to a push or an ask: what became of it, and the model to continue with (None: stop)."""
 
     worker: int
     step: int  # answered; 0 for the first reply of a run
@@ -64,7 +64,7 @@ class Reply(NamedTuple):
     discrepancy: float = math.nan  # of the push answered, nan where not known
     alpha: float = 0.0  # step size that the server would use now
     weight: float = 0.0  # what the push answered was multiplied by: alpha x share x weight, of an update share x weight
-    settled: tuple[Settled, ...] = ()  # of a worker that runs ahead also those still "held": not in `model` yet
+    settled: tuple[Settled, ...] = ()  # with `update.pipeline` also those still "held": not in `model` yet
     layers: tuple[Layer, ...] = ()  # one for each bucket if the policy is layerwise: `version` is the least of theirs
     rate: float = 0.0  # what a worker multiplies its own pushes by that `model` lacks, or that it writes itself
 

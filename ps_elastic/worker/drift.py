@@ -98,8 +98,8 @@ class LateDriftMeter(DriftMeter):
     """As `DriftMeter`, of a worker on the CPU that computes where each model arrives: x (d,), which stays as it is
     then.
 
-    Nothing is done before the worker goes on: the model is compared with the copy, and the next copy is made of it, in
-    one pass when the next push has left.
+    Nothing is done before the worker continues: the model is compared with the copy, and the next copy is made of it,
+    in one pass when the next push has left.
     """
 
     def __init__(self, x: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:

@@ -1,7 +1,7 @@
 """Pushes that a worker adds to the shared model itself: `writers: workers`. What it does there: model_writer.py.
 
 It computes on a copy that it makes in passing: the pass that writes its push, and measures how far the copy has
-become from the model, makes the next copy too. With `update.pipeline` it goes on at once; else it waits for rank 0,
+become from the model, makes the next copy too. With `update.pipeline` it continues at once; else it waits for rank 0,
 and copies the model then.
 """
 

@@ -2,7 +2,7 @@
 
 A worker subtracts (alpha / p) x what its push decodes to from the model as soon as that is encoded, measures on the way
 how far the model is from the copy that it computed on, leaves that distance in shared memory, and sends the metadata.
-Rank 0 counts versions, logs, and lets the policy decide when the worker goes on; nothing as long as the model is left
+Rank 0 counts versions, logs, and lets the policy decide when the worker continues; nothing as long as the model is left
 for it to do. A push that is discarded, as the last ones are when the run ends, is added back by its worker.
 Source: Nadiradze et al., "Elastic Consistency", AAAI 2021, shared memory; without a lock: Recht, Re, Wright, Niu,
 "Hogwild!", NIPS 2011.

@@ -1,4 +1,4 @@
-"""A push on its way out: its buckets are encoded and leave one by one; what is taken back where it was not used.
+"""A push on its way out: its buckets are encoded and leave one by one; what was not used is added back.
 
 Where they go is the outlet's to say: to the server, or into the model itself (`hogwild`).
 """
@@ -22,7 +22,7 @@ from ps_elastic.worker.staging import Staging
 
 
 class Outlet(Protocol):
-    """How a worker's pushes leave, and where it goes on from. Called in this order, from reply to reply.
+    """How a worker's pushes leave, and where it continues from. Called in this order, from reply to reply.
 
     write_made: lets a push leave as backward made it, in place of `ready`, and gives back what it consists of and its
     norm; if that is not finite, nothing has left. None where it must be encoded.
@@ -31,7 +31,7 @@ class Outlet(Protocol):
     write_made: Callable[[], tuple[Payload, float]] | None
 
     def came(self, reply: Reply) -> None:
-        """Learn the outcomes of pushes: what was discarded is taken back from where it went."""
+        """Learn the outcomes of pushes: what was discarded is added back where it came from."""
 
     def resume(self, model: Any) -> None:
         """Stand where the next push is computed, given the model of the last reply."""

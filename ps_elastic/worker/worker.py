@@ -102,7 +102,7 @@ class Worker:
 
         Where the gradient is final as backward makes it, a bucket leaves as soon as backward has finished it (nothing
         can be yielded from there, so that it is a callback). Raises TaskError by step and loss, and what `emit` raises.
-        The arrays stay valid until the next `push`; of one that may run ahead, as long as anybody holds them.
+        The arrays stay valid until the next `push`; with `update.pipeline`, as long as anybody holds them.
         cut: buckets that the computation does not come to before it is cut off, where an update says that it may be;
         None: the clock tells.
         """

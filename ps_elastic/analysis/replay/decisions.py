@@ -20,7 +20,7 @@ Watch = Callable[[Ledger, Event | Action, float], None]
 
 
 class Mismatch(NamedTuple):
-    """The first line that came out otherwise, counted from 1; `error` is why the policy could not go on there."""
+    """The first line that came out otherwise, counted from 1; `error` is why the policy could not continue there."""
 
     line: int
     recorded: str

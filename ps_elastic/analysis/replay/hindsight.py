@@ -208,7 +208,7 @@ class PolicyTotals:
     present_s: float = 0.0  # that workers were members, summed over them
     _staleness: list[int] = field(default_factory=lambda: [0, 0])  # sum, maximum
     _bases: dict[PushId, int] = field(default_factory=dict)  # of pushes kept
-    _owed: dict[PushId, int] = field(default_factory=dict)  # missing push -> its staleness in the Step that owes it
+    _late: dict[PushId, int] = field(default_factory=dict)  # missing push -> its staleness in the Step without it
     _since: dict[int, float] = field(default_factory=dict)  # waiting worker -> since when
     _joined: dict[int, float] = field(default_factory=dict)
     _last: tuple[Ledger, float] | None = None
@@ -267,9 +267,9 @@ class PolicyTotals:
         self.versions += 1
         for push, _, missing in step.terms:
             if missing is not None:
-                self._owed[missing] = ledger.version - ledger.views[missing].version
+                self._late[missing] = ledger.version - ledger.views[missing].version
             elif (base := self._bases.pop(push, None)) is not None:
-                staleness = self._owed.pop(push, ledger.version - base)
+                staleness = self._late.pop(push, ledger.version - base)
                 self.used += 1
                 self._staleness = [self._staleness[0] + staleness, max(self._staleness[1], staleness)]
 
