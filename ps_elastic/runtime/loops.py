@@ -176,9 +176,9 @@ def take_turns(
 
     on_turn: called after each push, with the time.
 
-    The workers take turns in their order: the same run every time. With `update.pipeline` a worker has as many pushes on the
-    way as it may: a push is at the server when its worker cannot continue without a reply, that is after the turns of
-    its next `pipeline` pushes.
+    The workers take turns in their order: the same run every time. With `update.pipeline` a worker has all pushes on
+    the way that it may: a push is at the server when its worker cannot continue without a reply, after the turns
+    of its next `pipeline` pushes.
     """
     now = 0.0
     ready: deque[Worker] = deque()

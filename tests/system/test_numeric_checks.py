@@ -131,7 +131,9 @@ def test_the_mean_of_the_received_as_stand_in(mean: float) -> None:
 def test_zero_as_stand_in(rule: Any, mean: float, expected: float) -> None:
     policy = rule()
     measured = one_round_late(policy, mean, 0 if isinstance(policy, Deadline) else 1)
-    assert measured == pytest.approx(theory.b_zero_placeholder(M, P, 1.0, mean) ** 2, rel=0.03) == pytest.approx(expected)
+    assert (
+        measured == pytest.approx(theory.b_zero_placeholder(M, P, 1.0, mean) ** 2, rel=0.03) == pytest.approx(expected)
+    )
 
 
 def three_late(policy: str, heterogeneity: float = 0.0, samples: int = 4000) -> Config:

@@ -99,9 +99,7 @@ class _Run:
         self._shared_worker = shared_workers(self._config, self._parts, workers + config.faults.check(workers))
         self._workers = {rank: self._make_worker(rank) for rank in range(1, workers + 1)}
         self._replies: dict[int, Reply] = {}  # of workers that compute
-        self._mail: dict[
-            int, list[Reply]
-        ] = {}  # with `update.pipeline`: what workers have not taken in
+        self._mail: dict[int, list[Reply]] = {}  # with `update.pipeline`: what workers have not taken in
         self._server, _ = make_server(
             self._config, self._parts, workers, Tracker(0, _discard), self.logged.append, background=False,
             keeps_versions=True,
