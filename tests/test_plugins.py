@@ -158,7 +158,7 @@ def test_state_of_every_kind_goes_through_json_and_settings_do_not() -> None:
 def test_state_that_json_cannot_hold_is_refused_by_type() -> None:
     rule = Lottery()
     rule.drawn = {1.0}  # type: ignore[assignment]
-    with pytest.raises(TypeError, match="a rule's state holds set"):
+    with pytest.raises(TypeError, match="a policy's state has set"):
         save_state(rule)
 
 

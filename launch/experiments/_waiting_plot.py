@@ -60,17 +60,17 @@ def plot(found: dict[Cell, dict[str, list[Point]]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(panel: Any, by_rule: dict[str, list[Point]]) -> None:
+def _panel(panel: Any, by_policy: dict[str, list[Point]]) -> None:
     """One cell: points, and what is the least within each B as a line; B = 0 stands at the left edge."""
-    (free,) = by_rule["asynchronous"]
-    for rule, (colour, style) in STYLES.items():
-        points = by_rule[rule if rule in by_rule else NORM]
-        scales = [point.own if rule in by_rule else point.server for point in points]
+    (free,) = by_policy["asynchronous"]
+    for policy, (colour, style) in STYLES.items():
+        points = by_policy[policy if policy in by_policy else NORM]
+        scales = [point.own if policy in by_policy else point.server for point in points]
         pairs = [
             (max(s.sup / free.own.sup, 0.02), 100 * point.waiting) for s, point in zip(scales, points, strict=True)
         ]
         xs, ys = zip(*curve(pairs), strict=True)
-        panel.plot(xs, ys, style, color=colour, marker=".", markersize=3, linewidth=1, label=rule)
+        panel.plot(xs, ys, style, color=colour, marker=".", markersize=3, linewidth=1, label=policy)
     panel.set_xscale("log")
     panel.set_xlim(0.018, 1.5)
     panel.set_ylim(0, 90)

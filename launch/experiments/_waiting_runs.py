@@ -34,7 +34,7 @@ RUNS = {"training": (3, 8, 32, 256), "at rest": (8, 32)}
 BUDGETS = (0.0, 0.15, 0.25, 0.4, 0.65, 1.0, 1.6)  # of the B_sup of `asynchronous`
 OURS, EXACT = "elastic_bound", "elastic_bound, exact step"
 SSP, VALUE, NORM = "stale_synchronous", "value_bounded", "norm_bounded"
-RULES = {
+POLICIES = {
     OURS: [f"{OURS}:bound={{{b}}}" for b in BUDGETS],
     EXACT: [f"_exact_step:ExactStep:bound={{{b}}}" for b in BUDGETS],
     SSP: [f"{SSP}:bound={b}" for b in (0, 1, 2, 4)],
@@ -76,8 +76,8 @@ def points(cell: Cell) -> dict[str, list[Point]]:
     """All policies in one cell; the budgets are fractions of the B_sup that `asynchronous` has there."""
     free = measure(cell, "asynchronous")
     found = {"asynchronous": [free]}
-    for rule, settings in RULES.items():
-        found[rule] = [measure(cell, filled(text, free.own.sup)) for text in settings]
+    for policy, settings in POLICIES.items():
+        found[policy] = [measure(cell, filled(text, free.own.sup)) for text in settings]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Every registered rule against its own constant: quadratics, Fashion-MNIST, and conditions broken on purpose."""
+"""Every registered policy against its own constant: quadratics, Fashion-MNIST, and conditions broken on purpose."""
 
 from __future__ import annotations
 

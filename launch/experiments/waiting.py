@@ -14,7 +14,7 @@ from _waiting_runs import (
     EXACT,
     NORM,
     OURS,
-    RULES,
+    POLICIES,
     SIZES,
     SSP,
     STARTS,
@@ -66,12 +66,15 @@ class Row(NamedTuple):
 def rows(found: Found, measure: str) -> list[Row]:
     """All cells at equal B, by the `measure` sup, max or rms: at fractions of the B that `asynchronous` has."""
     made = []
-    for cell, by_rule in found.items():
-        pairs = {rule: [(getattr(point.own, measure), point.waiting) for point in ps] for rule, ps in by_rule.items()}
-        pairs[NORM_SERVER] = [(getattr(point.server, measure), point.waiting) for point in by_rule[NORM]]
+    for cell, by_policy in found.items():
+        pairs = {
+            policy: [(getattr(point.own, measure), point.waiting) for point in points]
+            for policy, points in by_policy.items()
+        }
+        pairs[NORM_SERVER] = [(getattr(point.server, measure), point.waiting) for point in by_policy[NORM]]
         ((free, _),) = pairs.pop("asynchronous")
         for level in (part * free for part in LEVELS):
-            made.append(Row(cell, level, {rule: read(pairs[rule], level) for rule in (*RULES, NORM_SERVER)}))
+            made.append(Row(cell, level, {policy: read(pairs[policy], level) for policy in (*POLICIES, NORM_SERVER)}))
     return made
 
 
@@ -86,10 +89,10 @@ def evidence(found: Found) -> Evidence:
     table = [["start", "delays", "workers", "B_sup", *shown], *(line(row, shown) for row in by["sup"])]
     data = {
         "points": [
-            ", ".join([*map(str, cell), rule, point.policy, *(f"{x:.4g}" for x in (*point.own, *point.server))])
+            ", ".join([*map(str, cell), policy, point.policy, *(f"{x:.4g}" for x in (*point.own, *point.server))])
             + f", {point.waiting:.4f}"
-            for cell, rules in found.items()
-            for rule, ps in rules.items()
+            for cell, policies in found.items()
+            for policy, ps in policies.items()
             for point in ps
         ],
         "point": "start, delays, workers, policy, setting, B_sup, B_max, B_rms, these on the server's model, wait time",
@@ -98,10 +101,10 @@ def evidence(found: Found) -> Evidence:
     return Evidence(NAME, title, command, where, table, claims(by["sup"]), data, notes(by))
 
 
-def line(row: Row, rules: tuple[str, ...]) -> list[str]:
+def line(row: Row, policies: tuple[str, ...]) -> list[str]:
     """Waiting in % and, in brackets, of the two points of the curve beside it; the least is bold."""
-    least = min(found.waiting for rule, found in row.waits.items() if found and rule != EXACT)
-    return [*map(str, row.cell), f"{row.level:.3g}", *(shown(row.waits[r], least, bold=r != EXACT) for r in rules)]
+    least = min(found.waiting for policy, found in row.waits.items() if found and policy != EXACT)
+    return [*map(str, row.cell), f"{row.level:.3g}", *(shown(row.waits[r], least, bold=r != EXACT) for r in policies)]
 
 
 def shown(found: Read | None, least: float, *, bold: bool) -> str:
@@ -227,8 +230,8 @@ def gap(made: list[Row]) -> list[str]:
     lines = []
     for start in dict.fromkeys(row.cell.start for row in made):
         exact, path = (
-            [lead for row in made if row.cell.start == start and (lead := row.lead(rule)) is not None]
-            for rule in (EXACT, VALUE)
+            [lead for row in made if row.cell.start == start and (lead := row.lead(policy)) is not None]
+            for policy in (EXACT, VALUE)
         )
         lines.append(
             f"- {start}: knowing the exact distance after each step would save {100 * -median(exact):.1f} points of "

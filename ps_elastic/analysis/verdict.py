@@ -1,4 +1,4 @@
-"""What `verify` says of a rule; a verdict that was kept is read without torch."""
+"""What `verify` says of a policy; a verdict that was kept is read without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one rule.
+    """What came of one policy.
 
     verdict: identity (a promise about every push was kept), within (all of the 95 % interval [low, high]), exceeded
     (none of it, whatever M and sigma in theirs), inconclusive, or not applicable, for the `reason` given. conditions:

@@ -1,9 +1,9 @@
-"""The definition of elastic consistency, estimated: runs over many seeds, held against the constant of a rule.
+"""The definition of elastic consistency, estimated: runs over many seeds, compared with the constant of a policy.
 
     E||x_t - v_t||^2 <= alpha^2 B^2 for every t:  B_sup = max over t of sqrt(mean over seeds of (D_t / alpha)^2)
 
 t counts the pushes used. M (the largest over t of the rms over seeds) and sigma come from other seeds. The runs are in
-virtual time, with the arrivals that `simulation` and `faults` of the configuration make.
+simulated time, with the arrivals that `simulation` and `faults` of the configuration make.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Played(NamedTuple):
     measures: BoundFacts
     staleness: int
     sigma: float  # of a gradient, at the start or at the end of the run, whichever is larger
-    waiting: float  # part of the time that a worker has nothing to do, the mean over workers
+    waiting: float  # fraction of the time that a worker has nothing to do, the mean over workers
 
 
 def verify(config: Config, workers: int, seeds: int) -> Verdict:
-    """Hold the rule of `config` against its own constant. Raises ConfigError where the parts do not fit together."""
+    """Compare the policy of `config` with its own constant. Raises ConfigError where the parts do not fit together."""
     runs = [play(replace(config, seed=config.seed + k), workers) for k in range(seeds)]
     others = [play(replace(config, seed=config.seed + OTHER + k), workers) for k in range(max(2, seeds // 2))]
     facts, at_most = _facts(config, runs, others)
@@ -68,7 +68,7 @@ def verify(config: Config, workers: int, seeds: int) -> Verdict:
     )
     reasons = [f"not so: {name}" for name, holds in conditions.items() if holds is False]
     if config.compressor.feeds_back:
-        reasons.append("with error feedback D is to the server's model, and the residuals are beside it")
+        reasons.append("with error feedback D is to the server's model, and the residuals are not in it")
     if reasons:
         return replace(said, verdict="not applicable", reason="; ".join(reasons))
     assert loosest is not None and loosest.value is not None
@@ -96,7 +96,7 @@ def estimate(squares: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def play(config: Config, workers: int, look: Callable[[Server], object] | None = None) -> Played:
-    """One run of `config` in virtual time, whose figures are kept; `look`, if any, sees the server before it."""
+    """One run of `config` in simulated time, whose figures are kept; `look`, if any, sees the server before it."""
     parts = make_parts(config, workers)
     uses, kept = Uses(), BoundFacts(workers, Kept)
     server, evaluator = make_server(

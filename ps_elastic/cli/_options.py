@@ -48,7 +48,7 @@ def recheck(summary: dict[str, Any]) -> dict[str, Any]:
     if summary["stop_at"] and summary["time_to_target_s"] is None:
         missed.append(f"the target {summary['stop_at']} was not reached")
     if summary["bound_holds"] is False:
-        missed.append(f"B_rms {summary['B_rms']} exceeds its bound {summary['B_theory']}")
+        missed.append(f"B_rms {summary['B_rms']} is above its bound {summary['B_theory']}")
     if summary["exit"] != OK or not missed:
         return summary
     checked = {**summary, "exit": CHECK_FAILED, "error": "; ".join(missed)}
@@ -59,7 +59,7 @@ def recheck(summary: dict[str, Any]) -> dict[str, Any]:
 def _sentence(summary: dict[str, Any]) -> str:
     took, nothing, estimated = f"{summary['wall_s']:.1f} s", "", ""
     if "virtual_s" in summary:
-        took = f"{summary['virtual_s']:.4g} virtual s ({took}, {summary['pushes_per_s']:.0f} pushes a second)"
+        took = f"{summary['virtual_s']:.4g} simulated s ({took}, {summary['pushes_per_s']:.0f} pushes a second)"
         nothing = "nothing computed"
         estimated = " (estimated)" if summary["headers_only"] else ""
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items() if value is not None)
@@ -67,5 +67,5 @@ def _sentence(summary: dict[str, Any]) -> str:
     measured = "not measured" if rms is None else f"{rms:.3g} rms, {largest:.3g} max{estimated}"
     return (
         f"{summary['samples']} samples in {took}; {metrics or nothing}; discrepancy {measured}; "
-        f"{summary['used']} pushes used, {summary['dropped']} dropped; {summary['run_dir']}"
+        f"{summary['used']} pushes used, {summary['dropped']} discarded; {summary['run_dir']}"
     )

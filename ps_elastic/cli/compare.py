@@ -28,6 +28,7 @@ from ps_elastic.errors import INTERRUPTED, OK, PREEMPTED, ConfigError
 from ps_elastic.records.run_dir import new_run_dir
 
 PLAIN_WIDTH = 160  # columns of a table that goes to a file
+MARK = "* D is to the server model including late gradients, not to the server model"
 
 
 @click.command("compare")
@@ -91,6 +92,8 @@ def perform(session: Session, as_json: bool) -> int:
         console.width = PLAIN_WIDTH
     if document["rows"]:
         console.print(table(document))
+        if any(map(_is_marked, document["rows"])):
+            console.print(MARK, markup=False, highlight=False)
         console.print(document["recommendation"]["text"], markup=False, highlight=False)
     else:
         console.print("No run finished.")
@@ -158,13 +161,18 @@ def table(document: dict[str, Any]) -> Table:
     if several:
         made.add_column("seeds", justify="right")
     accuracy = "accuracy (sd)" if several else "accuracy"
-    figures = (accuracy, "time", "bytes up + down", "staleness mean / max", "D rms / max", "dropped", "waiting")
+    figures = (accuracy, "time", "bytes up + down", "staleness mean / max", "D rms / max", "discarded", "wait time")
     for name in figures:
         made.add_column(name, justify="right")
     for row in document["rows"]:
         done = [f"{len(row['seeds'])}/{len(document['seeds'])}"] if several else []
         made.add_row(row["policy"], row["compressor"], *done, *shown(row))
     return made
+
+
+def _is_marked(row: dict[str, Any]) -> bool:
+    """Whether the D of this row is not the same quantity as that of the others."""
+    return bool(row["discrepancy_of"] == "ideal" and row["discrepancy"]["rms"] is not None)
 
 
 def shown(row: dict[str, Any]) -> Iterator[str]:
@@ -181,7 +189,8 @@ def shown(row: dict[str, Any]) -> Iterator[str]:
     yield "-" if row["wall_s"] is None else f"{row['wall_s']:.1f} s"
     yield f"{size(row['bytes_up'])} + {size(row['bytes_down'])}"
     yield f"{number(row['staleness']['mean'], '.2f')} / {number(row['staleness']['max'], '.0f')}"
-    yield f"{number(row['discrepancy']['rms'], '.3g')} / {number(row['discrepancy']['max'], '.3g')}"
+    mark = "*" if _is_marked(row) else ""
+    yield f"{mark}{number(row['discrepancy']['rms'], '.3g')} / {number(row['discrepancy']['max'], '.3g')}"
     yield number(row["dropped"], "g")
     yield number(row["wait_share"], ".0%")
 

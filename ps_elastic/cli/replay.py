@@ -1,4 +1,4 @@
-"""`ps-elastic replay RUN`: the decisions of a recorded run made again, or all of it, or those of another rule."""
+"""`ps-elastic replay RUN`: the decisions of a recorded run made again, or all of it, or those of another policy."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ from ps_elastic.records.reader import RunReader, open_run, read_line
 def command(run: str, recompute: bool, policies: tuple[str, ...], unfinished: bool, as_json: bool) -> int:
     """Check that the policy of RUN/config.yaml orders what RUN/events.jsonl says, byte for byte; exit 6 if not.
 
-    With --recompute, server and workers compute everything again. With --policy, tell what other policies
-    would have ordered on the recorded arrivals. A run log that was cut or edited is refused; so is one that another
-    ps_elastic wrote.
+    With --recompute, server and workers compute everything again. With --policy, tell what other policies would
+    have ordered on the recorded arrivals. A run log that was cut or edited is refused; so is one of another ps_elastic.
     """
     if recompute and policies:
-        raise click.UsageError("--recompute repeats the run and --policy asks another rule: use one of them")
+        raise click.UsageError("--recompute repeats the run and --policy asks about another policy: use one of them")
     record = open_run(run, unfinished=unfinished)
     document = _recompute(record) if recompute else _replay(record, policies)
     if as_json:
@@ -52,7 +51,7 @@ def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
         if asked.policy.build().layerwise:
             raise ConfigError(
                 f"{asked.policy.text()} takes layers, and what a worker has ready depends on when each was released: "
-                "no other rule can be asked about its arrivals, nor it about those of others",
+                "no other policy can be asked about its arrivals, nor it about those of others",
                 key="--policy",
             )
     replay = replay_decisions(
@@ -76,7 +75,7 @@ def _replay(record: RunReader, policies: Sequence[str]) -> dict[str, Any]:
 
 def _recompute(record: RunReader) -> dict[str, Any]:
     if record.env.get("headers_only"):
-        raise ConfigError("only headers moved in this run: there are no parameters to compute", source=record.events)
+        raise ConfigError("this was a timing-only simulation: there are no parameters to compute", source=record.events)
     config = _load(record)
     if config.views == "torn":
         raise ConfigError(
@@ -98,7 +97,7 @@ def _recompute(record: RunReader) -> dict[str, Any]:
 
 
 def _load(record: RunReader, overrides: Sequence[str] = (), *, plugins: bool = False) -> Config:
-    """The run's configuration. Raises ConfigError also where its rule needs more workers than there were."""
+    """The run's configuration. Raises ConfigError also where its policy needs more workers than there were."""
     config = load(record.config, overrides, plugins=plugins, simulated=True)
     if (needed := config.policy.build().workers_needed()) > record.workers:
         raise ConfigError(f"{config.policy.text()} needs {needed} workers, and the run had {record.workers}")
@@ -138,7 +137,7 @@ def _told(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    heads = ("policy", "used", "dropped", "held", "unsent", "steps", "releases", "staleness mean / max", "waiting")
+    heads = ("policy", "used", "discarded", "kept", "unsent", "steps", "releases", "staleness mean / max", "wait time")
     cells = [heads, *(tuple(_cells(row)) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
     for row in cells:

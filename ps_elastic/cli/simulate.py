@@ -1,4 +1,4 @@
-"""`ps-elastic simulate`: a run in virtual time."""
+"""`ps-elastic simulate`: a run in simulated time."""
 
 from __future__ import annotations
 

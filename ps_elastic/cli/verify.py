@@ -1,4 +1,4 @@
-"""`ps-elastic verify`: the measured constant of rules against the one that their theory gives them."""
+"""`ps-elastic verify`: the measured constant of policies against the one that their theory gives them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ps_elastic import policies as consistency
 from ps_elastic.analysis.verdict import Verdict
 from ps_elastic.cluster.threads import set_threads
 from ps_elastic.config.load import load
 from ps_elastic.config.schema import Config
 from ps_elastic.errors import CHECK_FAILED, OK, ConfigError
 from ps_elastic.plugins import parse_one_line
-from ps_elastic.policies import policies as rules
 from ps_elastic.worker.updates import updates
 
 SAMPLES = 240  # of a run where no configuration says how long it is
 ARRIVALS = {"compute": {"name": "exponential", "mean_s": 0.5}}  # long beside a deadline of 1 s, so that some pass it
+WORDS = {  # verdict -> what a person reads
+    "identity": "exact", "within": "below bound", "exceeded": "above bound", "not applicable": "conditions not met"
+}  # fmt: skip
 
 
 @click.command("verify")
@@ -53,13 +56,13 @@ def command(
     if task is not None and file is not None:
         raise click.UsageError("--task and --config exclude each other")
     source = file if file is not None else _setting(task or "quadratic")
-    named = policies or tuple(name for name, _ in rules.items())
+    named = policies or tuple(name for name, _ in consistency.policies.items())
     console, verdicts = Console(stderr=True, soft_wrap=True), []
     for name in named:
         asked = {"policy": name, "source": source, "workers": workers, "seeds": seeds}
         verdict = kept(keep, asked, partial(_verdict, source, name, workers, seeds, lenient=not policies))
         verdicts.append(verdict)
-        console.print(f"{name}: {verdict.verdict}", markup=False, highlight=False)
+        console.print(f"{name}: {said(verdict)}", markup=False, highlight=False)
     exceeded = [verdict.policy for verdict in verdicts if verdict.verdict == "exceeded"]
     code = CHECK_FAILED if exceeded else OK
     if as_json:
@@ -106,7 +109,7 @@ def _setting(task: str) -> dict[str, Any]:
 
 
 def _verdict(source: Any, name: str, workers: int, seeds: int, *, lenient: bool) -> Verdict:
-    """lenient: a rule that does not fit the rest is a row that says so."""
+    """lenient: a policy that does not fit the rest is a row that says so."""
     try:
         config = _load(source, name)
         set_threads(config.threads, 1)
@@ -120,12 +123,17 @@ def _verdict(source: Any, name: str, workers: int, seeds: int, *, lenient: bool)
 
 
 def _load(source: Any, name: str) -> Config:
-    """The configuration with the rule `name`, and with an update that fits it where no file says which."""
+    """The configuration with the policy `name`, and with an update that fits it where no file says which."""
     quiet = ["train.evaluate_every_samples=null", "train.stop_at=null", "tracker.discrepancy=exact"]
-    units = rules.load(parse_one_line(name)[0]).units
+    units = consistency.policies.load(parse_one_line(name)[0]).units
     if "gradient" not in units and not isinstance(source, str):
         quiet += [f"update={update}" for update, cls in updates.items() if cls.units in units][:1]
     return load(source, [f"policy={name}", *quiet], simulated=True)
+
+
+def said(verdict: Verdict) -> str:
+    """The verdict in words; JSON keeps its value."""
+    return WORDS.get(verdict.verdict, verdict.verdict)
 
 
 def _table(verdicts: list[Verdict]) -> Table:
@@ -133,10 +141,10 @@ def _table(verdicts: list[Verdict]) -> Table:
         return "-" if value is None else f"{value:.3g}"
 
     table = Table()
-    for heading in ("rule", "B_sup [95 %]", "B_theory", "tightness", "verdict", "why, or the formula"):
+    for heading in ("policy", "B_sup [95 %]", "B_theory", "tightness", "verdict", "why, or the formula"):
         table.add_column(heading, justify="right" if heading in ("B_theory", "tightness") else "left", overflow="fold")
     for v in verdicts:
         interval = "" if v.low is None else f" [{number(v.low)}, {number(v.high)}]"
-        cells = (v.policy, number(v.B_sup) + interval, number(v.B_theory), number(v.tightness), v.verdict)
+        cells = (v.policy, number(v.B_sup) + interval, number(v.B_theory), number(v.tightness), said(v))
         table.add_row(*map(Text, (*cells, v.reason or v.formula)))
     return table

@@ -18,27 +18,32 @@ Payload = tuple["Tensor", ...]
 
 
 class Compressor(Checked, ABC):
-    """A dataclass whose init fields are its YAML keys. There is one working copy per bucket and side (worker, server),
-    so that a method may keep state (a warm-started basis, a running scale) in plain attributes.
+    """How a gradient is made smaller. Derive a `@dataclass` from it; its init fields are its YAML keys.
 
-    A payload is at most three contiguous one-dimensional tensors on the CPU whose number and types do not change.
+    There is one working copy for each bucket and side (worker, server), so that a method may keep state (a
+    warm-started basis, a running scale) in plain attributes.
+
+    A payload is at most three contiguous one-dimensional tensors on the CPU. Their number and types do not change.
     Shapes: n entries of a bucket, float32.
+
+    - `biased`: class attribute: whether E[decode(encode(v))] != v. Error feedback is then on unless switched off.
+    - `cuts`: class attribute: whether there is a method `cut`; else the server decodes a whole bucket at once.
     """
 
-    biased: ClassVar[bool] = True  # E[decode(encode(v))] != v: error feedback is then on unless switched off
-    cuts: ClassVar[bool] = False  # whether `cut` is there; else the server decodes a whole bucket at once
+    biased: ClassVar[bool] = True
+    cuts: ClassVar[bool] = False
 
     def fresh(self, numel: int, generator: Generator) -> Compressor:
-        """A working copy for a bucket of `numel` entries; random methods draw from `generator` alone."""
+        """A working copy for a bucket of `numel` entries. Random methods draw from `generator` only."""
         return copy.copy(self)
 
     @abstractmethod
     def encode(self, vector: Tensor) -> Payload:
-        """What to send for `vector` (n,), finite, not modified. The payload may share its memory."""
+        """What to send for `vector` (n,), finite; it must not be changed. The payload may share its memory."""
 
     @abstractmethod
     def accumulate(self, payload: Payload, out: Tensor, weight: float = 1.0) -> None:
-        """out (n,) += weight * decoded payload."""
+        """out (n,) += weight x decoded payload, in place; float32."""
 
     def decode(self, payload: Payload, numel: int) -> Tensor:
         """The vector (numel,) that `payload` stands for; it may share the payload's memory."""
@@ -58,10 +63,10 @@ class Compressor(Checked, ABC):
 
     @abstractmethod
     def max_nbytes(self, numel: int) -> int:
-        """Upper bound on the bytes of a payload for a bucket of `numel` entries."""
+        """Upper bound on the bytes of a payload for a bucket of `numel` entries: buffers have this size."""
 
     def payload_norm(self, payload: Payload, numel: int) -> float:
-        """||decode(payload)||_2."""
+        """The 2-norm of the decoded payload; override it if there is a shorter way."""
         import torch
 
         return float(
@@ -69,7 +74,7 @@ class Compressor(Checked, ABC):
         )  # Tensor.norm takes twice as long to get there
 
     def gamma(self, numel: int) -> float | None:
-        """The contraction constant: ||v - decode(encode(v))||^2 <= gamma ||v||^2; None where there is none below 1."""
+        """gamma in [0, 1): ||v - decode(encode(v))||^2 <= gamma ||v||^2, the energy lost; `None`: no such bound."""
         return None
 
 

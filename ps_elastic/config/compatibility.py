@@ -16,7 +16,7 @@ class _Refusals(list[ConfigError]):
     """What does not fit in one configuration; called with a condition for each pair of choices."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.rule = config, f"policy {config.policy.text()}"
+        self.config, self.policy = config, f"policy {config.policy.text()}"
 
     def __call__(self, ok: bool, key: str, text: str, subject: str = "") -> None:
         """Unless `ok`, refuse the value of `key`: `got VALUE, {text}`, or `{subject} {text}`."""
@@ -56,17 +56,17 @@ def _policies(having: str) -> str:
 
 def _policy_and_update(refuse: _Refusals, config: Config, policy: Policy, units: str) -> None:
     updates = ", ".join(name for name, cls in registry("update").items() if cls.units in policy.units)
-    rules = ", ".join(name for name, cls in policies.items() if units in cls.units)
+    takers = ", ".join(name for name, cls in policies.items() if units in cls.units)
     text = (
         f"pushes in units of {units}, but policy {config.policy.name} takes {' or '.join(policy.units)} "
-        f"(updates: {updates}); rules that take {units}: {rules}"
+        f"(updates: {updates}); policies that take {units}: {takers}"
     )
     refuse(units in policy.units, "update.name", text, config.update.plugin.name)
 
 
 def _policy_and_optimizer(refuse: _Refusals, config: Config, policy: Policy) -> None:
     text = (
-        f"but what {refuse.rule} bounds or repays is only known with {' or '.join(policy.optimizers)}, "
+        f"but what {refuse.policy} bounds or applies late is only known with {' or '.join(policy.optimizers)}, "
         "whose steps are linear in the gradient"
     )
     refuse(config.optimizer.name in policy.optimizers, "optimizer.name", text)
@@ -75,35 +75,35 @@ def _policy_and_optimizer(refuse: _Refusals, config: Config, policy: Policy) -> 
 def _policy_and_tracker(refuse: _Refusals, config: Config, policy: Policy) -> None:
     mode, key = config.tracker.discrepancy, "tracker.discrepancy"
     if policy.needs_views or policy.own_views:
-        refuse(mode == "exact", key, f"but {refuse.rule} works with the views themselves; expected exact")
+        refuse(mode == "exact", key, f"but {refuse.policy} needs each worker's copy of the model; expected exact")
     elif policy.view_of == "ideal":
-        reason = "repays debts, and path lengths say nothing of the model with all debts settled"
-        refuse(mode != "bound", key, f"but {refuse.rule} {reason}; expected exact or off")
+        reason = "applies gradients late, and step lengths say nothing of the model that includes them"
+        refuse(mode != "bound", key, f"but {refuse.policy} {reason}; expected exact or off")
 
 
 def _layers(refuse: _Refusals, config: Config, policy: Policy) -> None:
     """What goes with layers alone, and what does not go with them."""
     update, name = config.update, config.update.plugin.name
     if update.plugin.build().cut_s is not None:
-        others = f"but {refuse.rule} takes whole pushes; rules that take layers: {_policies('layerwise')}"
+        others = f"but {refuse.policy} takes whole pushes; policies that take layers: {_policies('layerwise')}"
         refuse(policy.layerwise, "update.name", f"sends the layers that it came to, {others}", name)
         reason = f"{name} would leave a layer with the gradient of some of the batches"
         refuse(update.accumulate == 1, "update.accumulate", f"expected 1: {reason}")
     if policy.layerwise:
         reason = "the layers that a worker has queued would belong to different pushes"
-        refuse(policy.jobs <= 1, "policy.name", f"takes layers and queues jobs: {reason}", refuse.rule)
-        reason = f"it measures what buckets gain that leave during backward, and those of {refuse.rule} leave behind it"
+        refuse(policy.jobs <= 1, "policy.name", f"takes layers and queues jobs: {reason}", refuse.policy)
+        reason = f"it measures the gain of sending during backward, and layers of {refuse.policy} leave after it"
         refuse(config.buckets != "auto", "buckets", f"expected layer or a number of bytes: {reason}")
 
 
 def _running_ahead(refuse: _Refusals, config: Config, policy: Policy, units: str) -> None:
     """A worker re-applies alpha/p times its own pushes under way: what else has to be so for that to make sense."""
     pipeline, key = config.update.pipeline, "update.pipeline"
-    expected = f"expected 0, or one of the rules that use every push by itself as it comes: {_policies('pipelines')}"
-    text = f"but under {refuse.rule} a worker must have its answer before it goes on; {expected}"
+    expected = f"expected 0, or one of the policies that use every push alone as it comes: {_policies('pipelines')}"
+    text = f"but under {refuse.policy} a worker needs the reply before it continues; {expected}"
     refuse(policy.pipelines, key, text)
     longest = policy.longest_pipeline() if policy.pipelines else pipeline
-    refuse(pipeline <= longest, key, f"expected at most {longest:g} with {refuse.rule}")
+    refuse(pipeline <= longest, key, f"expected at most {longest:g} with {refuse.policy}")
     refuse(units != "model", key, "expected 0: of models pushed none adds to another")
     reason = (
         f"with update.pipeline = {pipeline} a worker re-applies alpha/p times its own pushes under way, "
@@ -111,37 +111,37 @@ def _running_ahead(refuse: _Refusals, config: Config, policy: Policy, units: str
     )
     refuse(config.optimizer.name == "sgd", "optimizer.name", f"expected sgd: {reason}")
     fits = config.transport != "shared" or config.writers == "workers"
-    reason = f"a window holds one push of a worker, and update.pipeline = {pipeline} leaves several under way"
+    reason = f"shared memory takes one push of a worker, and update.pipeline = {pipeline} leaves several under way"
     refuse(fits, "transport", f"expected auto or messages: {reason}")
     fault = next((name for name in ("lost_push", "lost_reply") if getattr(config.faults, name)), None)
-    refuse(not fault, key, f"expected 0 with faults.{fault}: workers run ahead only where nothing gets lost")
+    refuse(not fault, key, f"expected 0 with faults.{fault}: workers continue without reply only if nothing gets lost")
 
 
 def _torn_views(refuse: _Refusals, config: Config, policy: Policy) -> None:
-    """What does not fit views that are read while the model is written."""
-    unknown = "and of a torn view the server knows nothing before its push; expected exact"
+    """What does not fit inconsistent reads (`views: torn`): copies read while the model is written."""
+    unknown = "and with views: torn the server knows nothing of a worker's copy before its push; expected exact"
     why = _why_exact(policy)
-    refuse(not why, "views", f"but {refuse.rule} {why}, {unknown}")
-    reason = "views are torn where workers read the memory that the server writes"
+    refuse(not why, "views", f"but {refuse.policy} {why}, {unknown}")
+    reason = "reads are inconsistent where workers read the memory that the server writes"
     refuse(config.transport != "messages", "transport", f"expected auto or shared: {reason}")
     reason = "with views: torn a worker leaves the one copy that it used in shared memory, unless workers write"
     fits = config.update.pipeline == 0 or config.writers == "workers"
     refuse(fits, "update.pipeline", f"expected 0: {reason}")
-    text = "moves the copy of the model that it pulled, which with views: torn is to stay for the server to see"
+    text = "changes the copy of the model that it pulled, which with views: torn must stay as it was for the server"
     refuse(not config.update.plugin.build().moves, "update.name", text, config.update.plugin.name)
     reason = "with views: torn workers compute on copies in the memory of the host"
     refuse(config.computes_on_cpu, "device", f"expected cpu: {reason}")
 
 
 def _why_exact(policy: Policy) -> str:
-    """Why `policy` needs views that are known when they are given, or ""."""
+    """Why `policy` needs copies of the model that are known when they are sent, or ""."""
     reasons = (
-        (policy.layerwise, "takes the layers of a push by themselves, each with a view of its own"),
+        (policy.layerwise, "takes the layers of a push one by one, each with its own copy of the model"),
         (policy.jobs > 1, "queues jobs with the model of their assignment"),
         (policy.own_views, "gives each worker a model of its own"),
-        (policy.bounds_views, "promises how far views are from the model"),
-        (policy.needs_views, "works with the views themselves"),
-        (policy.view_of == "ideal", "measures the views of workers that still compute"),
+        (policy.bounds_views, "promises how far the workers' copies are from the model"),
+        (policy.needs_views, "needs each worker's copy of the model"),
+        (policy.view_of == "ideal", "measures the copies of workers that still compute"),
     )
     return next((reason for applies, reason in reasons if applies), "")
 
@@ -150,8 +150,8 @@ def _writing_workers(refuse: _Refusals, config: Config, policy: Policy) -> None:
     """What does not fit workers that write the model themselves."""
     reason = "workers that write the model change it while others read it"
     refuse(config.views == "torn", "writers", f"expected server, or views: torn with it: {reason}")
-    expected = f"expected server, or one of the rules that use every push, each with 1/p: {_policies('adds')}"
-    text = f"but what they have written {refuse.rule} can neither drop nor weigh; {expected}"
+    expected = f"expected server, or one of the policies that use every push, each with 1/p: {_policies('adds')}"
+    text = f"but what they have written {refuse.policy} can neither discard nor weigh; {expected}"
     refuse(policy.adds, "writers", text)
     reason = "a worker that writes the model adds alpha/p times its own push to it, and knows of no other"
     _plain_sgd(refuse, config, reason)
@@ -172,11 +172,11 @@ def _models_and_compressor(refuse: _Refusals, config: Config) -> None:
 
 
 def refuse_alone(config: Config) -> None:
-    """Raise ConfigError for torn views where no ranks share memory: in one process, in a replay."""
+    """Raise ConfigError for inconsistent reads (`views: torn`) where no ranks share memory: one process, a replay."""
     if config.views == "torn":
         raise ConfigError(
             "got 'torn', expected exact: only ranks that share memory read the model while it is written "
-            "(`ps-elastic launch`), or workers in virtual time (`ps-elastic simulate`)",
+            "(`ps-elastic launch`), or workers in simulated time (`ps-elastic simulate`)",
             key="views",
         )
 

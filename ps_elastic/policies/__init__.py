@@ -1,8 +1,8 @@
-"""Who may go on: the law, and the rules that decide by it, one a file in `rules`.
+"""Who may go on: the invariants, and the policies that decide within them, one a file in `rules`.
 
-A rule sees headers and the ledger, never a tensor, a clock or a communicator, and yields actions. Imports errors,
-plugins and the standard library alone. Begin with `base`, what a rule is, and `events`, what it may learn and order;
-`decide` is the one door to the `ledger`. What an author of a rule needs is handed on here.
+A policy sees metadata and the ledger, never a tensor, a clock or a communicator, and yields actions. Imports errors,
+plugins and the standard library alone. Begin with `base`, what a policy is, and `events`, what it may learn and order;
+`decide` is the one door to the `ledger`. What an author of a policy needs is handed on here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rule is: a dataclass with hooks that yield actions."""
+"""What a policy is: a dataclass with hooks that yield actions."""
 
 from __future__ import annotations
 
@@ -17,69 +17,93 @@ if TYPE_CHECKING:
 
 
 class Policy(Checked, ABC):
-    """A consistency policy. Its init fields are its YAML keys; `field(init=False)` fields are its state.
+    """A consistency policy: it decides when gradients are used and when workers continue.
 
-    State is saved by a checkpoint and may hold numbers, strings, lists, PushIds and dicts keyed by
-    any of these. A hook runs to its end for every event; holding a push is ordering nothing. One that yields sees the
-    ledger with each action in effect when it goes on; one that returns a tuple is quicker.
+    Derive a `@dataclass` from it. Its init fields are its YAML keys under `policy:`; fields with `field(init=False)`
+    are its state. State may hold numbers, strings, lists, tuples, PushIds, and dicts keyed by any of these. A policy
+    sees metadata and the ledger, never a tensor, a clock or a message. It must not write the ledger, and must draw
+    random numbers from a generator of its own: a replay makes the same decisions again.
+
+    A hook returns or yields actions, and runs to its end for every event. A push that no action names is kept for
+    later. A hook that yields sees the ledger with each action in effect when it continues; one that returns a tuple is
+    quicker. An action that breaks an invariant of the ledger ends the run with PolicyError.
+
+    Class attributes say what the policy needs and what it promises:
+
+    - `layerwise`: one copy of the policy and one ledger for each bucket.
+    - `keeps_last`: the last payload of each worker may be used again.
+    - `own_views`: it releases with `own`; so each push is kept until its worker is released.
+    - `jobs`: most jobs a worker may have, the one that it computes included (>= 1).
+    - `units`: push types that its steps make sense for: "gradient", "update" (already scaled), "model".
+    - `optimizers`: optimizers that its bound or its late corrections are valid with; others are refused.
+    - `needs_views`: it asks for distances or for x - v: the server keeps every worker's copy in use.
+    - `bounds_views`: it promises a bound on ||x - v||: inconsistent reads (`views: torn`) are refused.
+    - `uses_reach`: it reads `ledger.reach`: the server then measures what that needs at each step.
+    - `lockstep`: no step while any worker computes: workers may read the server's model without a copy.
+    - `pipelines`: its workers may continue with pushes that have no reply yet (`update.pipeline`).
+    - `adds`: it uses every push once, with 1/p: workers may write the model themselves (`writers: workers`).
+    - `view_of`: the model that D is measured to: "srv", the server model; "ideal", that with late gradients.
     """
 
-    layerwise: ClassVar[bool] = False  # one copy and one ledger per bucket
-    keeps_last: ClassVar[bool] = False  # each worker's last payload may be used again
-    own_views: ClassVar[bool] = False  # releases with `own`: a push is kept until its worker is released
-    jobs: ClassVar[int] = 1  # most jobs a worker may have: the one it computes and those queued
-    units: ClassVar[tuple[str, ...]] = ("gradient", "update")  # of pushes that its Steps make sense for
-    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")  # that it is exact, or bounded, with
-    needs_views: ClassVar[bool] = False  # asks for distances or for x - v: the server must keep every view in use
-    bounds_views: ClassVar[bool] = False  # promises a bound on ||x - v|| from views as they are given
-    uses_reach: ClassVar[bool] = False  # reads `ledger.reach`: the server then measures what it needs at each Step
-    lockstep: ClassVar[bool] = False  # no Step while any worker computes: they may read the server's model where it is
-    pipelines: ClassVar[bool] = False  # its workers may run on with pushes unanswered (update.pipeline)
-    adds: ClassVar[bool] = False  # uses every push once, with 1/p: workers may add theirs to the model themselves
-    view_of: ClassVar[str] = "srv"  # the x_t that discrepancy is measured against: server model, or "ideal"
+    layerwise: ClassVar[bool] = False
+    keeps_last: ClassVar[bool] = False
+    own_views: ClassVar[bool] = False
+    jobs: ClassVar[int] = 1
+    units: ClassVar[tuple[str, ...]] = ("gradient", "update")
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
+    needs_views: ClassVar[bool] = False
+    bounds_views: ClassVar[bool] = False
+    uses_reach: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = False
+    pipelines: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
+    view_of: ClassVar[str] = "srv"
 
     def workers_needed(self) -> int:
-        """The fewest workers it can run with; more are refused at load time."""
+        """The fewest workers that it can run with (>= 1). A run with fewer is refused with ConfigError."""
         return 1
 
     def longest_pipeline(self) -> float:
-        """The most pushes that its workers may leave unanswered, where it `pipelines` at all."""
+        """The most pushes without a reply that a worker may have, if it `pipelines` at all; `inf`: no limit."""
         return inf
 
     def declared_bound(self, facts: Facts) -> Bound | None:
-        """The constant B of ||x_t - v|| <= alpha B that its theory gives it; None where the rule does not say."""
+        """The constant B that its theory gives it, in gradient units: D = ||x_t - v|| <= alpha B.
+
+        Called when the run is over; `facts` is what the run measured. `None`: the policy says nothing.
+        """
         return None
 
     def limit(self) -> float:
-        """Most that ||x_t - v|| over the largest alpha between view and use can be at the next Step; inf: none."""
+        """Most that D over the largest alpha since the worker's copy can be at the next step; `inf`: no promise."""
         return inf
 
     def on_start(self, ledger: Ledger) -> Iterable[Action]:
-        """The run begins; every worker computes on version 0."""
+        """The run begins: every worker computes on version 0."""
         return ()
 
     @abstractmethod
     def on_push(self, push: Push, ledger: Ledger) -> Iterable[Action]:
-        """`push` arrived: it is in `ledger.held` and its worker in `ledger.waiting`."""
+        """`push` arrived: it is in `ledger.held`, and its worker is in `ledger.waiting`."""
 
     def on_join(self, worker: int, ledger: Ledger) -> Iterable[Action]:
-        """`worker` became a member; it does not wait yet."""
+        """`worker` (1..p) became a member; it does not wait yet."""
         return ()
 
     def on_leave(self, worker: int, ledger: Ledger) -> Iterable[Action]:
-        """`worker` is gone."""
+        """`worker` is gone: it is in `ledger.workers` no more. By default `try_again`."""
         return self.try_again(ledger)
 
     def try_again(self, ledger: Ledger) -> Iterable[Action]:
-        """Act if the rule's condition holds now: it may have waited for a worker that is gone."""
+        """Act if the policy's condition holds now: it may have waited for a worker that is gone."""
         return ()
 
     def on_ask(self, worker: int, ledger: Ledger) -> Iterable[Action]:
-        """`worker` waits and nothing of it is under way."""
+        """`worker` waits and nothing of it is under way: it joined, or a message was lost. Default: release it."""
         yield Release((worker,))
 
     def on_wake(self, ledger: Ledger) -> Iterable[Action]:
-        """The time of the last Wake has come."""
+        """The time of the last `Wake` has come."""
         return ()
 
 
@@ -87,7 +111,7 @@ policies: Registry[Policy] = Registry("policy", "ps_elastic.policies.rules")
 
 
 def save_state(policy: Policy) -> dict[str, Any]:
-    """The rule's state as plain JSON values, tuples and non-string keys included."""
+    """The policy's state as plain JSON values, tuples and non-string keys included."""
     return {f.name: _pack(getattr(policy, f.name)) for f in _state_fields(policy)}
 
 
@@ -111,7 +135,7 @@ def _pack(value: Any) -> Any:
             return {"dict": [[_pack(key), _pack(item)] for key, item in value.items()]}
         case None | bool() | int() | float() | str():
             return value
-    raise TypeError(f"a rule's state holds {type(value).__name__}: expected numbers, strings, lists, PushIds or dicts")
+    raise TypeError(f"a policy's state has {type(value).__name__}: expected numbers, strings, lists, PushIds or dicts")
 
 
 def _unpack(value: Any) -> Any:

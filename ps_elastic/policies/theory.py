@@ -95,7 +95,7 @@ def _require(holds: bool, condition: str, alpha: float, L: float) -> None:
 
 
 def b_shared_memory(tau: float, M: float) -> float:
-    """tau M: full steps applied at once, a view misses at most tau of them, torn or not (derived).
+    """tau M: full steps applied at once, a copy misses at most tau of them, with inconsistent reads too (derived).
 
     [EC] has sqrt(d) tau M; the factor is lost between the 1-norm and the 2-norm, and is not needed.
     """
@@ -103,7 +103,7 @@ def b_shared_memory(tau: float, M: float) -> float:
 
 
 def b_message_passing(p: int, tau: float, M: float, *, reapplies_own: bool = True) -> float:
-    """(p - 1) tau M/p: pushes of weight 1/p, a view misses at most tau rounds of everybody else's ([EC]).
+    """(p - 1) tau M/p: pushes of weight 1/p, a copy misses at most tau rounds of everybody else's ([EC]).
 
     With p in place of p - 1 where a worker does not re-apply its own pushes under way (derived).
     """
@@ -111,7 +111,7 @@ def b_message_passing(p: int, tau: float, M: float, *, reapplies_own: bool = Tru
 
 
 def b_reapplied(facts: Facts) -> float:
-    """r M: pushes of its own that a view contains with other weights than the model, in all by r (derived).
+    """r M: pushes of its own that a copy contains with other weights than the model, in all by r (derived).
 
     With plain SGD they cancel in x - v but for r. Else neither they nor the steps that the model made of them do.
     """
@@ -124,12 +124,12 @@ def b_message_passing_variance(p: int, tau: float, sigma: float) -> float:
 
 
 def b_missed_steps(tau: float, share: float, M: float) -> float:
-    """tau share M: steps of a share of the step size each, a view misses at most tau of them (derived)."""
+    """tau share M: steps of step scale `share`, a copy misses at most tau of them (derived)."""
     return tau * share * M
 
 
 def b_stale_synchronous(p: int, bound: int, M: float) -> float:
-    """(2 bound + 1)(p - 1) M/p: all that a view can miss between pull and push, each of weight 1/p (derived)."""
+    """(2 bound + 1)(p - 1) M/p: all that a copy can miss between pull and push, each of weight 1/p (derived)."""
     return (2 * bound + 1) * (p - 1) * M / p
 
 
@@ -149,7 +149,7 @@ def b_error_feedback_single(gamma: float, M: float, p: int) -> float:
 
 
 def b_crash(f: float, p: int, M: float) -> float:
-    """f M/p: at most f <= p/2 crashes, or losses that are repaid the round after ([EC])."""
+    """f M/p: at most f <= p/2 crashes, or losses that are applied the round after ([EC])."""
     return f * M / p
 
 
@@ -169,25 +169,25 @@ def b_norm_bounded_announced(beta: float, M: float) -> float:
 
 
 def b_variance_bounded(m: float, p: int, sigma: float, lateness: int = 1, M: float = 0.0) -> float:
-    """3 sigma m/p + (lateness - 1) m M/(4p): an unbiased stand-in, alpha <= 1/(6L), equal data.
+    """3 sigma m/p + (lateness - 1) m M/(4p): an unbiased placeholder, alpha <= 1/(6L), equal data.
 
-    The first term ([EC] 3 sigma; derived) is all if late pushes come within a round. An own gradient that stands for a
-    push owed for `lateness` rounds was taken up to lateness - 1 steps of alpha M away from it (derived).
+    The first term ([EC] 3 sigma; derived) is all if late gradients come within a round. An own gradient that replaces
+    one late for `lateness` rounds was taken up to lateness - 1 steps of alpha M away from it (derived).
     """
     return 3 * sigma * m / p + max(0, lateness - 1) * m * M / (4 * p)
 
 
-def b_own_stand_in(m: int, p: int, sigma: float) -> float:
+def b_own_placeholder(m: int, p: int, sigma: float) -> float:
     """sigma sqrt(m (m + 1))/p: the noise alone, exactly, of an own gradient for m missing ones (derived)."""
     return sigma * sqrt(m * (m + 1)) / p
 
 
-def b_mean_stand_in(m: int, p: int, sigma: float) -> float:
+def b_mean_placeholder(m: int, p: int, sigma: float) -> float:
     """sigma sqrt(m/(p (p - m))): the noise alone, exactly, of the mean of p - m for m missing ones (derived)."""
     return sigma * sqrt(m / (p * (p - m)))
 
 
-def b_zero_stand_in(m: int, p: int, sigma: float, gradient: float) -> float:
+def b_zero_placeholder(m: int, p: int, sigma: float, gradient: float) -> float:
     """sqrt(m^2 ||grad f||^2 + m sigma^2)/p, exactly, of zero for m missing pushes (derived)."""
     return sqrt((m * gradient) ** 2 + m * sigma**2) / p
 
@@ -197,7 +197,7 @@ def b_local_steps(H: int, M: float, p: int) -> float:
     return 2 * (p - 1) / p * (H - 1) * M
 
 
-# What a rule declares.
+# What a policy declares.
 
 SMALL_STEP = "alpha <= 1/(6L)"
 EQUAL_DATA = "equal data on all workers"
@@ -213,49 +213,71 @@ def p_layer_empty(layer: int, layers: int, workers: int) -> float:
 
 
 class Facts(NamedTuple):
-    """What a run measured of the quantities that constants are made of; all in gradient units.
+    """What a run measured: the quantities that constants are made of. Norms are 2-norms in gradient units.
 
-    M: rms of ||applied update||/(alpha share), or of the decoded pushes where the optimizer is plain SGD.
+    - `p`, `fewest`: most and fewest live workers at a time.
+    - `M`: rms norm of a decoded push with plain SGD, else `M_applied`.
+    - `M_push`: rms norm of a decoded push, as the server used it.
+    - `M_applied`: rms of ||change of the model||/(alpha x step scale) over the server steps.
+    - `sigma`: standard deviation of a gradient; `None` if no step used two, or SGD is not plain.
+    - `tau`: largest staleness, in versions.
+    - `shares`: largest sum of the step scales of the steps between a worker's copy and its use.
+    - `owed`: m, most late gradients with a placeholder at the same time.
+    - `lateness`: most server steps from a placeholder to its late gradient, the step with the placeholder included.
+    - `lost`: late gradients that were discarded or never came.
+    - `momentum`: of the optimizer, in [0, 1).
+    - `plain`: whether the optimizer is SGD without momentum and weight decay.
+    - `reapplied`: r, largest sum of weight/alpha of re-applied pushes; if plain, less what the model has of them.
     """
 
-    p: int  # most live workers at a time
-    fewest: int  # live workers at a time
+    p: int
+    fewest: int
     M: float
-    M_push: float = 0.0  # rms norm of a decoded push
-    M_applied: float = 0.0  # rms of ||applied update||/(alpha share)
-    sigma: float | None = None  # None: not known
-    tau: int = 0  # versions between a view and its use, at most
-    shares: float = 0.0  # sum of the shares of the steps between a view and its use, at most
-    owed: int = 0  # m: pushes owed at the same time, at most
-    lateness: int = 0  # steps made while a push was owed, that which owes it included, at most
-    lost: int = 0  # pushes dropped as late or owed and never repaid
+    M_push: float = 0.0
+    M_applied: float = 0.0
+    sigma: float | None = None
+    tau: int = 0
+    shares: float = 0.0
+    owed: int = 0
+    lateness: int = 0
+    lost: int = 0
     momentum: float = 0.0
-    plain: bool = True  # SGD without momentum and weight decay
-    reapplied: float = 0.0  # r: weight/alpha of re-applied pushes, less what the model has of them if plain, at most
+    plain: bool = True
+    reapplied: float = 0.0
 
 
 class Bound(NamedTuple):
-    """A constant B; `value` None where there is none, and `formula` then says why."""
+    """The constant B of E||x_t - v||^2 <= alpha^2 B^2, for every gradient used.
+
+    - `value`: B in gradient units, >= 0; `None` if there is no constant.
+    - `formula`: how it is made, as in "tau M/p"; without a constant the reason. The symbols tau, m, p, s, r, sigma and
+      M are explained with their values in `B_theory_text`.
+    - `conditions`: what the theorem needs, each in a few words. `verify` gives no verdict if one is broken.
+    - `broken`: those of the conditions that the facts contradict.
+    - `kind`: "declared" if B follows from the settings; "observed" if tau, or the number missing, is from the run.
+    - `every_push`: D <= alpha B for every single push, not only in the mean: one push above it breaks the promise.
+    """
 
     value: float | None
     formula: str
-    conditions: tuple[str, ...] = ()  # that the theorem needs
-    broken: tuple[str, ...] = ()  # those of them that the facts contradict
-    kind: str = "declared"  # or "observed": tau, or the number missing, is from the run
-    every_push: bool = False  # D <= alpha B on every push: no expectation, and no doubt if it fails
+    conditions: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    kind: str = "declared"
+    every_push: bool = False
 
 
 def no_bound(reason: str) -> Bound:
+    """No constant, and the `reason` in words, for a person to read."""
     return Bound(None, reason)
 
 
 def exact(formula: str = "0: every push used is of the current version") -> Bound:
-    """D = 0 on every push."""
+    """B = 0 for every push: D is always 0. `formula` says why."""
     return Bound(0.0, formula, every_push=True)
 
 
-def owed_norm(facts: Facts) -> float:
-    """The rms of what an owed push is to the model in the end, over its share: its norm/(1 - momentum).
+def late_norm(facts: Facts) -> float:
+    """The rms of what a late gradient is to the model in the end, over its step scale: its norm/(1 - momentum).
 
     A gradient of 1 moves x by alpha (1 + mu + ... + mu^l), at most, l steps on; with Nesterov too (heavy ball).
     """

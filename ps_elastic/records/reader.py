@@ -24,7 +24,7 @@ class RecordedEvent(NamedTuple):
     answers: tuple[Answer, ...]
     actions: int  # how many, answers left out
     ignored: bool  # it changed nothing: a duplicate, or of a worker that was gone
-    bucket: int | None = None  # of a layerwise rule
+    bucket: int | None = None  # of a layerwise policy
     buckets: int | None = None  # how many there are, in the first line of each
 
 

@@ -114,7 +114,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def asked_by(directory: Path) -> str:
     """What asked the run in `directory` to stop, in words."""
-    return "Ctrl-C or SIGTERM" if (directory / INTERRUPT).exists() else "SIGUSR1; this version writes no checkpoints"
+    return "Ctrl-C or SIGTERM" if (directory / INTERRUPT).exists() else "SIGUSR1"
 
 
 def _make_unique(stem: Path) -> Path:

@@ -128,7 +128,7 @@ def make_server(
 
     x: zeros (d,) to be that vector, where the transport has memory for it. copies: where each worker leaves the copy
     of it that it used (d,), with `views: torn`; distances: where each leaves those that it measured, with `writers:
-    workers`. Raises ConfigError for torn views without either. sharing: with the workers that make a part of a step.
+    workers`. Raises ConfigError for `views: torn` without either. sharing: with the workers that make a part of a step.
     readers: of the model where it lies. keeps_versions: the models given are kept even where nobody measures them.
     """
     if copies is None and distances is None:
@@ -183,10 +183,10 @@ def assemble_server(
         joined = JoinedModel(layout, x, stores, join)
     else:
         stores = [make_store(layout, slice(0, len(layout.buckets)))]
-    rules = [config.policy.build() for _ in stores]
+    policies = [config.policy.build() for _ in stores]
     rates = step_sizes(config.optimizer, config.schedule, train.samples)
     return Server(
-        rules, stores, workers, rates, train.samples, tracker, log, joined=joined, evaluator=evaluator,
+        policies, stores, workers, rates, train.samples, tracker, log, joined=joined, evaluator=evaluator,
         discrepancy=config.tracker.discrepancy, target=train.target, units=config.update.plugin.build().units,
         pipeline=config.update.pipeline, measures=measures,
     )  # fmt: skip

@@ -79,7 +79,7 @@ class Live:
         yield "samples/s", f"{(totals.samples - samples) / max(1e-9, at - then):.0f}"
         yield "staleness", _number(staleness["mean"])
         yield "D rms", _number(discrepancy["rms"])
-        yield "waiting", ",".join(map(str, server.ledger.waiting)) or "-"
+        yield "workers waiting", ",".join(map(str, server.ledger.waiting)) or "-"
 
 
 def _number(value: float | None) -> str:

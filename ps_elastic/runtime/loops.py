@@ -101,7 +101,7 @@ def work(
 ) -> None:
     """Run a worker to its end. Raises Stalled when the server does not answer for `deadline_s`.
 
-    It waits for a reply only where it may not go on without, and at the end, for those to all it has sent.
+    It waits for a reply only where it may not continue without, and at the end, for those to all it has sent.
     """
     send_s, going = 0.0, True
 
@@ -130,7 +130,7 @@ def work(
 
 
 def _reply_here(worker: Worker, endpoint: Channel) -> Reply | None:
-    """A reply that has come already, for a worker that may run ahead: any other has none to expect."""
+    """A reply that has come already, for a worker that may continue without it: any other has none to expect."""
     while worker.pipeline and (received := endpoint.recv(0)) is not None:
         if (reply := _new_reply(worker, received[1])) is not None:
             return reply
@@ -178,8 +178,8 @@ def take_turns(
 
     on_turn: called after each push, with the time.
 
-    The workers take turns in their order: the same run every time. A worker that may run ahead has as many pushes on
-    the way as it may: a push is at the server when its worker cannot go on without an answer, that is after the turns
+    The workers take turns in their order: the same run every time. With `update.pipeline` a worker has all pushes on
+    the way that it may: a push is at the server when its worker cannot continue without a reply, after the turns
     of its next `pipeline` pushes.
     """
     now = 0.0

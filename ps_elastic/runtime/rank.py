@@ -64,7 +64,7 @@ def _prepare(comm: MPI.Comm, source: Source, overrides: Sequence[str], run_dir: 
 def _join(comm: MPI.Comm, setting: RankSetup) -> Links:
     config, parts = setting.config, setting.parts
     written = config.update.pipeline + 1 if config.writers == "workers" else 0
-    # A window has one frame for each worker, unless nothing but headers is sent.
+    # A window has one frame for each worker, unless nothing but metadata is sent.
     transport = "messages" if config.update.pipeline and not written else config.transport
     sharing = WindowSizes(
         parts.frames(config),

@@ -106,7 +106,9 @@ class Watch:
             self.look()
         if signals.stop and self.code == OK:
             self.code = INTERRUPTED
-            self._live.say(f"asked to stop ({asked_by(self._directory)}): the workers finish their steps")
+            self._live.say(
+                f"asked to stop ({asked_by(self._directory)}): the workers finish their steps, then the model is saved"
+            )
             for worker, reply in server.stop(now):
                 end.send(worker, reply)
         self._live.update(now)
@@ -136,7 +138,7 @@ def _make(comm: MPI.Comm, setting: RankSetup, links: Links) -> Made:
     server, evaluator = make_server(
         config, parts, workers, record.tracker, record.events().note, background=True, x=x, copies=copies,
         distances=distances, sharing=step_memory,
-        # Who runs ahead gets models that stay as they are, and small models are copied into their message.
+        # With `update.pipeline` models stay as they are, and small models are copied into their message.
         readers=end if end.lends and not config.update.pipeline else None,
     )  # fmt: skip
     return Made(record, server, evaluator, end, step_memory)

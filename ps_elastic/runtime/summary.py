@@ -1,4 +1,4 @@
-"""How a run ends: the final model written and evaluated, and summary.json, with B against the rule's constant."""
+"""How a run ends: the final model written and evaluated, and summary.json, with B against the policy's constant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def finish(
     **more: Any,
 ) -> dict[str, Any]:
     """Write the final model, evaluate it and write summary.json, with `more` in it; return the summary."""
-    assert server.store.x is not None  # with headers alone there is no model to write
+    assert server.store.x is not None  # in a timing-only simulation there is no model to write
     load_statistics(parts.model, evaluator.statistics)
     record.write_model(parts.model)
     sha256 = parts.layout.sha256(parts.model)  # before a task can do anything to the model
@@ -71,14 +71,14 @@ def failed(
 
 
 def against_theory(config: Config, server: Server) -> dict[str, Any]:
-    """The part of summary.json that holds the measured B against the one that the rule declares."""
+    """The part of summary.json that holds the measured B against the one that the policy declares."""
     measures, totals, units = server.measures, server.totals, config.update.plugin.build().units
     facts = measures.facts(int(totals.staleness.as_dict("max")["max"] or 0), config.optimizer, units)
     bound = server.policy.declared_bound(facts)
     residual = _residual(config, server, facts)
     told: dict[str, Any] = {"B_theory": None, "B_theory_kind": None, "bound_holds": None}
     if bound is None:
-        text = "the rule declares no constant"
+        text = "the policy declares no constant"
     elif bound.value is None:
         text = bound.formula
     else:
@@ -89,7 +89,7 @@ def against_theory(config: Config, server: Server) -> dict[str, Any]:
 
 
 def _holds(server: Server, bound: Bound, facts: Facts) -> tuple[bool | None, list[str]]:
-    """Whether B_rms is within the bound (every push, where the rule promises that), and what speaks against asking."""
+    """Whether B_rms is below the bound (D/alpha of every push, if the policy promises that); why it cannot be said."""
     assert bound.value is not None
     scaled, limit = server.totals.scaled.as_dict("rms", "max"), bound.value * (1 + SLACK)
     rms, largest = scaled["rms"], scaled["max"]
@@ -104,7 +104,7 @@ def _holds(server: Server, bound: Bound, facts: Facts) -> tuple[bool | None, lis
         most = server.measures.pushes.as_dict("max")["max"] or 0.0
         worst = server.policy.declared_bound(facts._replace(M=most, M_push=most, M_applied=most))
         if worst is not None and worst.value is not None and rms <= worst.value:
-            return None, ["what was owed was larger than M, the rms of all pushes: nothing follows"]
+            return None, ["late gradients were larger than M, the rms of all pushes: nothing follows"]
     return rms <= limit, []
 
 
@@ -125,7 +125,7 @@ def _terms(bound: Bound, facts: Facts) -> list[str]:
 def _asides(config: Config, units: str, residual: dict[str, float | None] | None) -> list[str]:
     asides = []
     if residual is not None:
-        asides.append("it bounds the distance to the server's model; error feedback keeps back B_residual beside it")
+        asides.append("it bounds the distance to the server's model; error feedback keeps back B_residual in addition")
     elif config.compressor.plugin.build().biased:
         asides.append("without error feedback what the compressor leaves out is lost: updates are biased")
     if units == "update":

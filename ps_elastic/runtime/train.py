@@ -30,10 +30,17 @@ def train(
     run_dir: Given = None,
     quiet: bool = True,
 ) -> dict[str, Any] | None:
-    """Train as `ps-elastic train` does, and return summary.json's content (None on the ranks of workers).
+    """Train as `ps-elastic train` does, and return the content of summary.json (`None` on the ranks of workers).
 
-    source: a YAML file or a mapping. workers: so many in this process; None: this process is one rank of an MPI job.
-    Raises the errors of `errors.py`; what the user's own code raises passes through in one process.
+    - `source`: a YAML file, or a mapping with the same keys.
+    - `overrides`: texts as on the command line, such as "optimizer.lr=0.05".
+    - `workers`: as many workers in this process (>= 1); `None`: this process is one rank of an MPI job.
+    - `run_dir`: folder of the run, new or empty; `None`: runs/NAME-UTC.
+    - `quiet`: show no progress on stderr.
+
+    Raises ConfigError for a wrong value, PlatformError without a usable MPI, and the other errors of
+    `ps_elastic.errors`. What your own code raises passes through in one process; in an MPI job an error on one rank
+    ends the whole job.
     """
     source = source if isinstance(source, Mapping) else str(source)
     if workers is None:

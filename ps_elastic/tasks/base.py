@@ -14,48 +14,64 @@ if TYPE_CHECKING:
 
 
 class Task(Checked, ABC):
-    """A dataclass whose init fields are its YAML keys under `task:`. It must have a field `batch_size`.
+    """What is trained. Derive a `@dataclass` from it; its init fields are its YAML keys under `task:`.
 
-    batch_size: samples of one worker and push (times `update.accumulate`).
+    - `batch_size`: a field that every task must have: samples of one batch of one worker (>= 1). A push is the
+      mean gradient of `update.accumulate` batches.
+    - `higher_is_better`: class attribute: the metrics of `evaluate` that are better if larger. For the others,
+      "loss" among them, less is better.
+
+    An error that a method raises ends the run; under MPI the message names the rank. A gradient that is not finite
+    ends it with TaskError, unless `train.on_nonfinite: drop` takes the next batch instead.
     """
 
     batch_size: int
-    higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy",)  # metrics of `evaluate` to be raised, not lowered
+    higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def prepare(self) -> None:  # most tasks have nothing to fetch
-        """Fetch and check what the task needs (files, downloads); called once per rank, rank 0 of a host first.
+        """Fetch and check what the task needs, as files and downloads. Called once per rank, before all else.
 
-        Raises ConfigError naming the file that is missing, truncated or not what it should be.
+        One rank of a host calls it first, so that only one downloads. Raise ConfigError to name a file that is missing,
+        truncated or not what it should be.
         """
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
-        """A new model with float32 parameters on the CPU; the same numbers for the same seed, on every rank."""
+        """A new model with float32 parameters on the CPU: the same numbers for the same `seed`, on every rank.
+
+        `seeded` helps. Ranks whose models differ in names or shapes are refused with ConfigError.
+        """
 
     @abstractmethod
     def batches(self, worker: int, workers: int, seed: int) -> Iterator[Any]:
-        """Endless batches of worker 1..workers; depends on nothing but the arguments and the settings.
+        """Endless batches of `worker` (1..`workers`); they depend on nothing but the arguments and the settings.
 
-        A batch is a tensor, or a tuple, list or dict of tensors; the framework moves it to the device.
+        A batch is a tensor, or a tuple, list or dict of tensors, with `batch_size` samples; the framework moves it to
+        the device. An iterator that ends is an error.
         """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean loss of `batch`, a scalar to differentiate. Dropout and augmentation may draw from torch's
-        default generator: the framework seeds it by (seed, worker, step) before each call."""
+        """The mean loss of `batch`: a tensor of shape () that autograd can differentiate.
+
+        Dropout and augmentation may draw from torch's default generator: the framework seeds it by (seed, worker, step)
+        before each call.
+        """
 
     def differentiate(self, model: nn.Module, batch: Any, out: Mapping[str, Tensor]) -> float:
-        """The mean loss of `batch`, and its gradient in `out`, by parameter name: a shortcut past autograd.
+        """Optional, a shortcut past autograd: return the mean loss of `batch`, and write its gradient into `out`.
 
-        A task need not have it. It must fill all of `out` with what autograd would, bit for bit, and draw nothing.
+        `out`: parameter name -> tensor view in the parameter's shape, float32; fill all of them, with what autograd
+        would write, bit for bit. Draw no random numbers.
         """
         raise NotImplementedError
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of `model` on held-out data, "loss" among them and "accuracy" where it makes sense.
+        """Metrics of `model` on data that was not trained on: name -> number, with "loss", and "accuracy" in [0, 1].
 
-        The model is in eval mode, gradients are off; it may be called on another thread than the training.
+        The accuracy may be left out. The model is in eval mode, gradients are off; it may be called on another thread
+        than the training.
         """
 
 

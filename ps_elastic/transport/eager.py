@@ -11,7 +11,7 @@ class EagerModels:
     """Workers whose last pushes were each answered with the model of the very step that was made of them.
 
     They will probably be answered so again: the pieces of the model leave to them as the step makes them. Nobody is
-    answered before the rule has said so. What has left is then the rest of the answer, or, where the rule wants
+    answered before the policy has said so. What has left is then the rest of the answer, or, where the policy wants
     something else, is told to be stale by the next reply.
     """
 

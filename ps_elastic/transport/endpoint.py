@@ -5,7 +5,7 @@ Of buckets, a large one that is the gradient itself follows its header as a mess
 the server's memory; what is small, or encoded, stands behind its header. Downwards a small model travels behind the
 reply's header; a larger one is messages of its own, from the server's model into the worker's. So no large vector is
 copied at either end. A long message is cut (buffers.py), chunk i under tag + i; a model into pieces, which may leave
-before the reply, while the step goes on that makes the rest (eager.py). A worker that may leave k pushes unanswered has
+before the reply, while the step goes on that makes the rest (eager.py). A worker with k pushes without reply has
 k + 1 frames, and the server as many headers for it: the one due next is that of a push that was answered, so nobody
 waits for the other to take a message in; models are received beside the one that is computed on. (Designs and figures:
 docs/evidence/performance.md.)
@@ -29,7 +29,7 @@ from ps_elastic.transport.mpi import MPI
 from ps_elastic.transport.wire import reply_bytes
 
 INLINE_BYTES = 1 << 15  # models up to here travel behind the reply's header
-TEXT_BYTES = 1 << 16  # longest farewell
+TEXT_BYTES = 1 << 16  # longest exit message
 CONTROL, REPLY, MODEL, PUSH = 1, 2, 1000, 10_000
 TAGS = 1000  # per bucket: most chunks of a frame
 VECTOR = TAGS // 2  # and from here, above those of its frame, of a vector that is apart

@@ -60,7 +60,7 @@ def join(comm: MPI.Comm, transport: str, threads: int, sharing: WindowSizes, quo
     quota: of the host's cores, that the job may use.
 
     sharing: as this rank would have it. Workers of the server's host compute on its model in place if all ranks there
-    can; where views are torn, every worker must share memory; and there are common bytes, by which ranks work together,
+    can; with `views: torn`, every worker must share memory; and there are common bytes, by which ranks work together,
     where the model is large enough and there are cores for two of them.
     Raises, as `agree` does, ConfigError where a worker that is to share memory is on another host than the server, and
     PlatformError where there is too little of it.

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-MOST_SETTLED = 1024  # fates told in one reply; the rest come with the next
+MOST_SETTLED = 1024  # outcomes told in one reply; the rest come with the next
 OUTCOMES = ("held", "used", "dropped")  # by their code on the wire
 
 
 class PushMessage(NamedTuple):
     """One bucket of a push. The header's numbers belong to the whole push and stand in its bucket 0, the last sent.
 
-    For a layerwise rule they belong to the bucket, but for samples and loss. No arrays: the worker was cut off before
+    For a layerwise policy they belong to the bucket, but for samples and loss. No arrays: the worker was cut off before
     it came to this bucket.
     """
 
@@ -37,16 +37,16 @@ class PushMessage(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The fate of an earlier push, told late; "held" if it has none yet."""
+    """The outcome of an earlier push, told late; "held" if it has none yet."""
 
     step: int
     outcome: str
     discrepancy: float
-    bucket: int = 0  # of a layerwise rule
+    bucket: int = 0  # of a layerwise policy
 
 
 class Layer(NamedTuple):
-    """What a reply says of one bucket to a worker of a layerwise rule."""
+    """What a reply says of one bucket to a worker of a layerwise policy."""
 
     version: int  # of this part of the model
     outcome: str = "held"  # of this part of the push answered; nothing where it was empty
@@ -54,7 +54,7 @@ class Layer(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to a push or an ask: what became of it, and the model to go on with (None: stop)."""
+    """The answer to a push or an ask: what became of it, and the model to continue with (None: stop)."""
 
     worker: int
     step: int  # answered; 0 for the first reply of a run
@@ -64,8 +64,8 @@ class Reply(NamedTuple):
     discrepancy: float = math.nan  # of the push answered, nan where not known
     alpha: float = 0.0  # step size that the server would use now
     weight: float = 0.0  # what the push answered was multiplied by: alpha x share x weight, of an update share x weight
-    settled: tuple[Settled, ...] = ()  # of a worker that runs ahead also those still "held": not in `model` yet
-    layers: tuple[Layer, ...] = ()  # one for each bucket where the rule is layerwise: `version` is the least of theirs
+    settled: tuple[Settled, ...] = ()  # with `update.pipeline` also those still "held": not in `model` yet
+    layers: tuple[Layer, ...] = ()  # one for each bucket if the policy is layerwise: `version` is the least of theirs
     rate: float = 0.0  # what a worker multiplies its own pushes by that `model` lacks, or that it writes itself
 
 

@@ -1,13 +1,13 @@
 """One host, one memory: the server's model and the frames of each worker lie where both of them see them.
 
-A push is then a header: the worker made its payload where the server reads it, and does not touch it until it is
-answered. A reply is a header too: the worker copies the server's model, says that it has, and only then does the server
+A push is then a header: the worker made its payload where the server reads it, and does not touch it until the reply
+comes. A reply is a header too: the worker copies the server's model, says that it has, and only then does the server
 change it; or it computes on the server's model itself, where no step can come before its push.
 
 A worker says how many models it is done with by a count in its part of the window; the server compares it with how
-many it gave. The server waits for that before it changes the model, so that no view is ever torn, unless views are to
-be: then it does not wait, and each worker's copy stands in the worker's part, where the server sees what was read. Of
-workers that write the model themselves the payloads go nowhere, and their part has the distances that they measured.
+many it gave. The server waits for that before it changes the model, so that no read is inconsistent. With `views: torn`
+it does not wait, and each worker's copy is in the worker's part, where the server sees what was read. Of workers that
+write the model themselves the payloads go nowhere, and their part has the distances that they measured.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Windows:
         return self._window.of(0)[self._end - self._common : self._end] if self._common else None
 
     def lock(self, patience_s: float) -> RobustLock:
-        """The lock of the model, where views are torn; see RobustLock for `patience_s`."""
+        """The lock of the model, with `views: torn`; see RobustLock for `patience_s`."""
         start = _line_up(self._model_bytes)
         return RobustLock(self._window.of(0)[start : start + LOCK_BYTES], patience_s)
 
@@ -97,7 +97,7 @@ class Windows:
         return [memory[start:stop] for start, stop in self._places]
 
     def copy(self, worker: int) -> np.ndarray:
-        """The model (d,), float32, as `worker` read it last, where views are torn."""
+        """The model (d,), float32, as `worker` read it last, with `views: torn`."""
         start = _line_up(self._places[-1][1])
         return self._window.of(worker)[start : start + self._model_bytes].view(np.float32)
 

@@ -36,7 +36,7 @@ class WorkerEndpoint(Endpoint):
     leave `pipeline` pushes unanswered, whose memory must not be that of the model and the gradient under way.
     compares: the worker compares the model of a reply with the one that it computed on. On the server's host the first
     is the server's own, `apart` from the memory of the second, until the worker says that it has `taken` it.
-    reads_in_place: the model is the server's own, not to be written to. Where views are torn, a reply's model is the
+    reads_in_place: the model is the server's own, not to be written to. With `views: torn`, a reply's model is the
     server's own too, and the worker copies it into its own, which the server sees unless workers write. help: called
     again and again while it waits, for work that the server has for those who do.
     """

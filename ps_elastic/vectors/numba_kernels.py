@@ -123,29 +123,29 @@ distance, follow = _apart(follows=False), _apart(follows=True)
 
 @cache
 def write(measures: bool, reads: bool) -> Callable[[np.ndarray, np.ndarray, np.ndarray, float], float]:
-    """(x, view, g, rate) -> ||x - view||^2 of before, if that is measured, else 0; x <- x - rate g.
+    """(x, copy, g, rate) -> ||x - copy||^2 of before, if that is measured, else 0; x <- x - rate g.
 
-    reads: view <- x of afterwards.
+    reads: copy <- x of afterwards.
     """
 
     @njit(f"{_NUMBER}({_VECTOR}, {_VECTOR}, {_VECTOR}, {_NUMBER})", **_OPTIONS)
-    def kernel(x: np.ndarray, view: np.ndarray, g: np.ndarray, rate: float) -> float:
+    def kernel(x: np.ndarray, copy: np.ndarray, g: np.ndarray, rate: float) -> float:
         weight = -np.float32(rate)
         total, room = 0.0, np.empty(_ROW, np.float32)
         for start in range(0, x.size, _ROW):
             stop = start + _ROW
-            xs, views, gs = x[start:stop], view[start:stop], g[start:stop]
+            xs, copies, gs = x[start:stop], copy[start:stop], g[start:stop]
             moves, part = room[: xs.size], np.float32(0)
             for i in range(xs.size):
                 old = xs[i]
                 if measures:
-                    move = old - views[i]
+                    move = old - copies[i]
                     moves[i] = move
                     part = _add_square(part, move)
                 new = _fma(gs[i], weight, old)
                 xs[i] = new
                 if reads:
-                    views[i] = new
+                    copies[i] = new
             if measures:
                 total += _sure(part, moves)
         return total

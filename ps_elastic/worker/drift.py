@@ -16,14 +16,14 @@ from ps_elastic.vectors.layout import Bucket
 from ps_elastic.vectors.norms import Difference, quiet
 from ps_elastic.worker.flat_module import FlatModule, ModelLives
 
-_BLOCK = 1 << 16  # floats: model, view and room for their difference stay in cache
+_BLOCK = 1 << 16  # floats: model, copy and room for their difference stay in cache
 _LATE_BLOCK = 1 << 15  # and those of the gradient too
 
 
 class DriftMeter:
-    """||new model + own applied update - old view|| of each push; for plain SGD what others did meanwhile, exactly.
+    """||new model + own applied update - old copy|| of each push; for plain SGD what others did meanwhile, exactly.
 
-    view: the model computed on (d,), which nobody else looks at or writes to between a push and its reply. What
+    copy: the model computed on (d,), which nobody else looks at or writes to between a push and its reply. What
     can be done without the reply is done while it is awaited: of a push with the weights of its two predecessors the
     own update is taken off before the reply tells so.
 
@@ -32,32 +32,32 @@ class DriftMeter:
 
     moved = math.nan
 
-    def __init__(self, view: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
-        self._view, self._compressors = view, compressors
-        self._kernels = kernels_for(view.numel()) if view.device.type == "cpu" else None
-        self._difference = Difference(min(view.numel(), _BLOCK)) if view.device.type == "cpu" else None
-        self._blocks = [block.numpy() for block in torch.split(view, _BLOCK)] if self._difference else []
-        self._parts = [view[bucket.start : bucket.stop] for bucket in buckets]
+    def __init__(self, copy: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
+        self._copy, self._compressors = copy, compressors
+        self._kernels = kernels_for(copy.numel()) if copy.device.type == "cpu" else None
+        self._difference = Difference(min(copy.numel(), _BLOCK)) if copy.device.type == "cpu" else None
+        self._blocks = [block.numpy() for block in torch.split(copy, _BLOCK)] if self._difference else []
+        self._parts = [copy[bucket.start : bucket.stop] for bucket in buckets]
         self._payloads: Sequence[Payload] = ()  # of the push that is not answered yet
         self._nothing = (0.0,) * len(buckets)
         self._told = self._taken = self._nothing  # weights: of the last reply, and what was taken off for its push
         self._steady = False  # whether the last two replies told the same weights
 
-    def left(self, payloads: Sequence[Payload], view: Tensor | None) -> None:
-        """A push has left; its payloads stay until the reply. view: where its gradient was taken (d,), if not at x."""
-        if view is not None:
-            self._view.copy_(view)
+    def left(self, payloads: Sequence[Payload], copy: Tensor | None) -> None:
+        """A push has left; its payloads stay until the reply. copy: where its gradient was taken (d,), if not at x."""
+        if copy is not None:
+            self._copy.copy_(copy)
         self._payloads, self._taken = payloads, self._nothing
         if self._steady:
             self._take_off(self._told)
 
     def came(self, model: Tensor, weights: Sequence[float]) -> None:
-        """The view becomes `model` (d,), of the reply, which applied bucket i times weights[i]."""
+        """The copy becomes `model` (d,), of the reply, which applied bucket i times weights[i]."""
         if self._payloads:
             self._settle(weights)
             self.moved = self._follow(model)
         else:
-            self._view.copy_(model)
+            self._copy.copy_(model)
 
     def _settle(self, weights: Sequence[float]) -> None:
         """The reply has told what became of the push."""
@@ -65,7 +65,7 @@ class DriftMeter:
         self._steady, self._told = self._told == weights, tuple(weights)
 
     def _take_off(self, weights: Sequence[float]) -> None:
-        """The old view less the own update, by these weights in all."""
+        """The old copy less the own update, by these weights in all."""
         for i, (weight, taken) in enumerate(zip(weights, self._taken, strict=True)):
             payload, compressor, part = self._payloads[i], self._compressors[i], self._parts[i]
             if weight == taken or not payload:
@@ -78,19 +78,19 @@ class DriftMeter:
 
     @quiet
     def _follow(self, model: Tensor) -> float:
-        """How far the view is from the model, which is the view from now on: one pass over both."""
+        """How far the copy is from the model, which is the copy from now on: one pass over both."""
         if self._difference is None:
-            model = model.to(self._view.device)
-            moved = float(torch.linalg.vector_norm(self._view.sub_(model)))
-            self._view.copy_(model)
+            model = model.to(self._copy.device)
+            moved = float(torch.linalg.vector_norm(self._copy.sub_(model)))
+            self._copy.copy_(model)
             return moved
         if self._kernels is not None:
-            return math.sqrt(self._kernels.follow(self._view.numpy(), model.numpy()))
+            return math.sqrt(self._kernels.follow(self._copy.numpy(), model.numpy()))
         total = 0.0
-        for new, view in zip(torch.split(model, _BLOCK), self._blocks, strict=True):
+        for new, copy in zip(torch.split(model, _BLOCK), self._blocks, strict=True):
             block = new.numpy()
-            total += self._difference.square(view, block)
-            np.copyto(view, block)
+            total += self._difference.square(copy, block)
+            np.copyto(copy, block)
         return math.sqrt(total)
 
 
@@ -98,8 +98,8 @@ class LateDriftMeter(DriftMeter):
     """As `DriftMeter`, of a worker on the CPU that computes where each model arrives: x (d,), which stays as it is
     then.
 
-    Nothing is done before the worker goes on: the model is compared with the view, and the next view is made of it, in
-    one pass when the next push has left.
+    Nothing is done before the worker continues: the model is compared with the copy, and the next copy is made of it,
+    in one pass when the next push has left.
     """
 
     def __init__(self, x: Tensor, buckets: Sequence[Bucket], compressors: Sequence[Compressor]) -> None:
@@ -111,13 +111,13 @@ class LateDriftMeter(DriftMeter):
     def moved(self) -> float:  # type: ignore[override]
         if self._pending:
             assert self._difference is not None
-            self._moved, self._pending = self._difference.norm(self._x, self._view), False
+            self._moved, self._pending = self._difference.norm(self._x, self._copy), False
         return self._moved
 
     @quiet
-    def left(self, payloads: Sequence[Payload], view: Tensor | None) -> None:
+    def left(self, payloads: Sequence[Payload], copy: Tensor | None) -> None:
         self._payloads, self._taken = payloads, self._told if self._steady else self._nothing
-        total = sum(self._renew(i, self._x if view is None else view) for i in range(len(payloads)))
+        total = sum(self._renew(i, self._x if copy is None else copy) for i in range(len(payloads)))
         if self._pending:
             self._moved, self._pending = math.sqrt(total), False
 
@@ -128,7 +128,7 @@ class LateDriftMeter(DriftMeter):
             self._pending = True
 
     def _renew(self, i: int, source: Tensor) -> float:
-        """Make bucket i of the view: `source` less what was taken off; return how far the model is from it, squared."""
+        """Make bucket i of the copy: `source` less what was taken off; return how far the model is from it, squared."""
         payload, compressor, weight, total = self._payloads[i], self._compressors[i], self._taken[i], 0.0
         cut = self._cuts[i]
         pieces: Sequence[Payload] = ()
@@ -136,16 +136,16 @@ class LateDriftMeter(DriftMeter):
             first = cut[0].start
             pieces = compressor.cut(payload, [part.stop - first for part in cut]) if len(cut) > 1 else [payload]
         for k, part in enumerate(cut):
-            view = self._view[part]
+            copy = self._copy[part]
             if self._pending:
                 assert self._difference is not None
-                total += self._difference.square(view.numpy(), self._x[part].numpy())
+                total += self._difference.square(copy.numpy(), self._x[part].numpy())
             if pieces and isinstance(compressor, Identity):  # a pass less
-                torch.add(source[part], pieces[k][0], alpha=-weight, out=view)
+                torch.add(source[part], pieces[k][0], alpha=-weight, out=copy)
                 continue
-            view.copy_(source[part])
+            copy.copy_(source[part])
             if pieces:
-                compressor.accumulate(pieces[k], view, -weight)
+                compressor.accumulate(pieces[k], copy, -weight)
         if weight and payload and not pieces:
             compressor.accumulate(payload, self._parts[i], -weight)
         return total
@@ -157,8 +157,8 @@ def drift_meter(flat: FlatModule, compressors: Sequence[Compressor], *, moves: b
         return None
     if flat.lives is ModelLives.OWN and not moves:
         return LateDriftMeter(flat.x, flat.layout.buckets, compressors)
-    view = flat.x if flat.lives is ModelLives.BESIDE else torch.empty_like(flat.x)  # x stays until the next model comes
-    return DriftMeter(view, flat.layout.buckets, compressors)
+    copy = flat.x if flat.lives is ModelLives.BESIDE else torch.empty_like(flat.x)  # x stays until the next model comes
+    return DriftMeter(copy, flat.layout.buckets, compressors)
 
 
 def _cut(bucket: Bucket) -> list[slice]:

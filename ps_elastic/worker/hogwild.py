@@ -1,7 +1,7 @@
 """Pushes that a worker adds to the shared model itself: `writers: workers`. What it does there: model_writer.py.
 
 It computes on a copy that it makes in passing: the pass that writes its push, and measures how far the copy has
-become from the model, makes the next copy too. With `update.pipeline` it goes on at once; else it waits for rank 0,
+become from the model, makes the next copy too. With `update.pipeline` it continues at once; else it waits for rank 0,
 and copies the model then.
 """
 
@@ -16,7 +16,7 @@ from ps_elastic.tasks import Task
 from ps_elastic.transport.messages import Reply
 from ps_elastic.worker.flat_module import FlatModule
 from ps_elastic.worker.model_writer import ModelWriter, SharedModel
-from ps_elastic.worker.push import fates
+from ps_elastic.worker.push import outcomes
 from ps_elastic.worker.updates import Update
 from ps_elastic.worker.updates.sgd import Sgd
 
@@ -31,7 +31,7 @@ def takes_as_made(
 
 
 class IntoModel:
-    """What is encoded is written at once, and only the header leaves.
+    """What is encoded is written at once, and only the metadata leave.
 
     flat: where gradients are made at a copy of the model; if in parts, they are written as they are. pipeline: pushes
     that the worker may leave unanswered. measures: see `ModelWriter`.
@@ -52,7 +52,7 @@ class IntoModel:
 
     def came(self, reply: Reply) -> None:
         self._rate = reply.rate
-        for step, outcome in fates(reply):
+        for step, outcome in outcomes(reply):
             if outcome != "held" and step in self._unsettled:
                 rate, payloads = self._unsettled.pop(step)
                 if outcome == "dropped":

@@ -1,4 +1,4 @@
-"""A push on its way out: its buckets are encoded and leave one by one; what is taken back where it was not used.
+"""A push on its way out: its buckets are encoded and leave one by one; what was not used is added back.
 
 Where they go is the outlet's to say: to the server, or into the model itself (`hogwild`).
 """
@@ -22,7 +22,7 @@ from ps_elastic.worker.staging import Staging
 
 
 class Outlet(Protocol):
-    """How a worker's pushes leave, and where it goes on from. Called in this order, from reply to reply.
+    """How a worker's pushes leave, and where it continues from. Called in this order, from reply to reply.
 
     write_made: lets a push leave as backward made it, in place of `ready`, and gives back what it consists of and its
     norm; if that is not finite, nothing has left. None where it must be encoded.
@@ -31,13 +31,13 @@ class Outlet(Protocol):
     write_made: Callable[[], tuple[Payload, float]] | None
 
     def came(self, reply: Reply) -> None:
-        """Learn the fates of pushes: what was dropped is taken back from where it went."""
+        """Learn the outcomes of pushes: what was discarded is added back where it came from."""
 
     def resume(self, model: Any) -> None:
         """Stand where the next push is computed, given the model of the last reply."""
 
     def begin(self, step: int, version: int, told: int, *, early: bool) -> tuple[int, int]:
-        """Push `step` begins, after the reply to step `told` with a model of `version`; return what its header says of
+        """Push `step` begins, after the reply to step `told` with a model of `version`; return what its metadata say of
         the model computed on: its version, and how many earlier pushes its reply did not answer. early: buckets may
         leave while it is computed on."""
         ...
@@ -63,7 +63,7 @@ class ToServer:
 
     def came(self, reply: Reply) -> None:
         if self._pipeline:
-            held = {step for step, outcome in fates(reply) if outcome == "held"}
+            held = {step for step, outcome in outcomes(reply) if outcome == "held"}
             self._flying = {step: sent for step, sent in self._flying.items() if step > reply.step or step in held}
             self._rate = reply.rate
 
@@ -163,7 +163,7 @@ class PushEncoder:
     def close_layers(
         self, bases: Sequence[int], cut: Collection[int], samples: int, loss: float, waited_s: float, statistics: Any
     ) -> None:
-        """As `close`, for a layerwise rule: each bucket with a base and norms of its own, those in `cut` empty."""
+        """As `close`, for a layerwise policy: each bucket with a base and norms of its own, those in `cut` empty."""
         for i in reversed(range(len(self.payloads))):
             started, one = self._clock(), slice(i, i + 1)
             if i not in cut:
@@ -206,7 +206,7 @@ def _root(squares: Sequence[Sequence[float]]) -> float:
     return math.sqrt(math.fsum(chain.from_iterable(squares)))
 
 
-def fates(reply: Reply) -> list[tuple[int, str]]:
+def outcomes(reply: Reply) -> list[tuple[int, str]]:
     """(step, outcome) of each push that a reply tells of."""
     return [(reply.step, reply.outcome), *((settled.step, settled.outcome) for settled in reply.settled)]
 
@@ -217,7 +217,7 @@ def plain(compressor: Compressor | ErrorFeedback) -> Compressor:
 
 
 class Residuals:
-    """Keeps what was sent until its fate is known: what a dropped push carried goes back into the residual.
+    """Keeps what was sent until its outcome is known: what a discarded push carried goes back into the residual.
 
     compressors: of the buckets. scales: whether the server multiplies what is pushed by its step size, so that a
     residual is rescaled as that changes.
@@ -226,14 +226,14 @@ class Residuals:
     def __init__(self, compressors: Sequence[Compressor | ErrorFeedback], *, scales: bool, layerwise: bool) -> None:
         self._compressors, self._scales, self._layerwise = compressors, scales, layerwise
         self._alpha = 0.0  # the last that was not 0
-        self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be dropped
+        self._sent: dict[int, tuple[float, dict[int, Payload]]] = {}  # alpha, and by bucket what may yet be discarded
 
     def sent(self, step: int, payloads: dict[int, Payload]) -> None:
         """Push `step` has left, with these payloads of buckets, which stay as they are."""
         self._sent[step] = self._alpha, payloads
 
     def learn(self, reply: Reply) -> None:
-        """Learn the fates of pushes, and the step size."""
+        """Learn the outcomes of pushes, and the step size."""
         if self._sent:
             every = range(len(self._compressors))
             for i in every:

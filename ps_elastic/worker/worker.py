@@ -56,7 +56,7 @@ class Worker:
         self.worker_log = WorkerLog(tracker, layerwise=layerwise)
         self._statistics = statistics_of(flat.model)
         self._own_statistics = [buffer.clone() for buffer in self._statistics] if shares else []  # while others compute
-        measures = discrepancy == "exact" and not pipeline  # no reply tells of the view of one that runs ahead
+        measures = discrepancy == "exact" and not pipeline  # no reply tells of the copy that pipelining made
         self._drift_meter = drift_meter(flat, plains, moves=update.moves) if measures else None
         self._compares = measures and flat.lives is ModelLives.BESIDE
         self._bases: tuple[int, ...] = (0,) * len(layout.buckets)  # of the buckets of the model loaded
@@ -73,7 +73,7 @@ class Worker:
         return self.told >= 0 and self.unanswered <= self.pipeline
 
     def load(self, reply: Reply) -> bool:
-        """Take a reply in: learn the fates of pushes, and go on from its model. Returns whether to go on.
+        """Take a reply in: learn the outcomes of pushes, and continue from its model. Returns whether to.
 
         The model may stand in `x` already, received in place, unless the worker compares the two.
         """
@@ -102,7 +102,7 @@ class Worker:
 
         Where the gradient is final as backward makes it, a bucket leaves as soon as backward has finished it (nothing
         can be yielded from there, so that it is a callback). Raises TaskError by step and loss, and what `emit` raises.
-        The arrays stay valid until the next `push`; of one that may run ahead, as long as anybody holds them.
+        The arrays stay valid until the next `push`; with `update.pipeline`, as long as anybody holds them.
         cut: buckets that the computation does not come to before it is cut off, where an update says that it may be;
         None: the clock tells.
         """
@@ -176,7 +176,7 @@ class Worker:
     def _weights(self, reply: Reply) -> tuple[float, ...]:
         """What the server applied each bucket of the last push times; 0 of what is no gradient.
 
-        So after local steps, and of a model, `moved` is ||new model - view of the last gradient||: the distance of a
+        So after local steps, and of a model, `moved` is ||new model - copy of the last gradient||: the distance of a
         local model from the mean of all where all are averaged.
         """
         if self._update.units != "gradient":

@@ -23,6 +23,7 @@ from ps_elastic.analysis.compare.statistics import recommend, rows
 from ps_elastic.cli import main
 from ps_elastic.cli.compare import perform, working
 from ps_elastic.errors import ConfigError, Interrupted, PlatformError
+from ps_elastic.plugins import parse_one_line
 
 POLICIES = ("synchronous", "stale_synchronous:bound=4")
 COMPRESSORS = ("identity", "top_k:ratio=0.01")
@@ -39,7 +40,8 @@ def resolve(overrides: Sequence[str]) -> dict[str, Any]:
             config["train"] = {"samples": int(value)}
         else:
             config[key] = int(value) if key == "seed" else value
-    return config
+    name, settings = parse_one_line(config["policy"])
+    return config | {"policy": {"name": name, **{key: int(value) for key, value in settings.items()}}}
 
 
 def asked(*overrides: str, seeds: int = 1, **changes: Any) -> Comparison:
@@ -264,7 +266,7 @@ def test_a_finished_cell_whose_configuration_resolves_to_something_else_runs_aga
 
     def with_new_default(overrides: Sequence[str]) -> dict[str, Any]:
         config = resolve(overrides)
-        return config | {"bound": 5} if config["policy"] == POLICIES[1] else config
+        return config | {"bound": 5} if config["policy"]["name"] == "stale_synchronous" else config
 
     changed = plan(
         "digits.yaml", resolve(()), (), with_new_default, workers=3, policies=POLICIES, compressors=COMPRESSORS, seeds=1
@@ -585,3 +587,22 @@ def test_every_field_of_a_comparison_is_described(tmp_path: Path, seeds: int) ->
     assert reader.wrong == []
     columns = (tmp_path / "comparison.csv").read_text().split("\n")[0].split(",")
     assert columns == [field.name.replace(".", "_") for field in ROW]
+
+
+def test_a_discrepancy_to_another_model_is_marked_and_the_mark_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(overrides: Sequence[str]) -> dict[str, Any]:
+        policy = next(text.partition("=")[2] for text in overrides if text.startswith("policy="))
+        return {"seed": 0, "overrides": list(overrides), "policy": {"name": policy}}
+
+    both = plan(
+        "x", {"seed": 0}, (), late, workers=3, policies=("synchronous", "norm_bounded"), compressors=("c",), seeds=1
+    )
+    perform(Session(both, tmp_path, late, FakeLauncher(), {}), as_json=False)
+    assert [row["discrepancy_of"] for row in document(tmp_path)["rows"]] == ["srv", "ideal"]
+    marked = [line for line in capsys.readouterr().out.splitlines() if "*" in line]
+    assert len(marked) == 2 and "norm_bounded" in marked[0] and "*0.5 / 2" in marked[0]
+    assert marked[1].startswith("* D is to the server model including late gradients")
+    perform(session(tmp_path / "unmarked", FakeLauncher()), as_json=False)
+    assert "*" not in capsys.readouterr().out

@@ -209,7 +209,7 @@ def test_one_seed_gives_one_verdict() -> None:
 def test_the_command_prints_a_table_or_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "synchronous", "asynchronous", "--seeds", "2"]) == 0
     out = capsys.readouterr().out
-    assert "identity" in out and "within" in out and "tau M/p" in out
+    assert "exact" in out and "below bound" in out and "rule" not in out and "tau M/p" in out
     assert main(["verify", "asynchronous", "--seeds", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (row,) = document["rows"]

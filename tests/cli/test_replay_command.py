@@ -128,7 +128,7 @@ def test_other_rules_are_told_beside_the_recorded_one(run: Path, say: Any) -> No
     assert rows[1]["staleness"] == {"mean": 0.0, "max": 0} and rows[1]["wait_share"] > rows[0]["wait_share"] == 0
     assert rows[2]["dropped"] > 0
     table = say(run, "--policy", "synchronous").out.splitlines()
-    assert table[2].split()[:3] == ["policy", "used", "dropped"] and table[4].startswith("synchronous ")
+    assert table[2].split()[:3] == ["policy", "used", "discarded"] and table[4].startswith("synchronous ")
     assert table[3].startswith(f"{MOODY} (recorded)  ")
 
 
@@ -177,7 +177,7 @@ def test_a_run_of_headers_alone_is_replayed_and_not_computed(tmp_path: Path, say
     assert say(tmp_path / "run").code == 0
     assert say(tmp_path / "run", "--policy", "asynchronous").code == 0
     said = say(tmp_path / "run", "--recompute")
-    assert said.code == 2 and "only headers moved in this run" in said.err
+    assert said.code == 2 and "this was a timing-only simulation" in said.err
 
 
 def test_the_decisions_alone_need_neither_torch_nor_numpy_nor_mpi(run: Path, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ BASE = {"task": "quadratic"}
 WRITERS = "views=torn writers=workers"
 
 REFUSED: list[tuple[str, str, str]] = [  # overrides, key, part of the message
-    ("update=cut_sgd", "update.name", "policy synchronous takes whole pushes; rules that take layers: salf, salf_fill"),
+    ("update=cut_sgd", "update.name", "synchronous takes whole pushes; policies that take layers: salf, salf_fill"),
     ("policy=salf update=cut_sgd update.accumulate=2", "update.accumulate", "the gradient of some of the batches"),
     ("policy=salf update=sisa", "update.name", "units of model, but policy salf takes gradient or update"),
     ("policy=helpers:QueuedLayers", "policy.name", "helpers:QueuedLayers takes layers and queues jobs"),
-    ("policy=salf buckets=auto", "buckets", "expected layer or a number of bytes: it measures what buckets gain"),
+    ("policy=salf buckets=auto", "buckets", "expected layer or a number of bytes: it measures the gain of sending"),
     ("policy=salf:deadline_s=0", "policy.deadline_s", "expected a number of seconds > 0"),
     ("policy=salf:empty=always", "policy.empty", "expected uniform, estimated or a list of numbers"),
     ("policy=salf policy.empty=[0.5,1]", "policy.empty", "expected probabilities from 0 to below 1"),
@@ -32,16 +32,16 @@ REFUSED: list[tuple[str, str, str]] = [  # overrides, key, part of the message
     ("policy=consensus", "update.name", "sgd pushes in units of gradient, but policy consensus takes model"),
     ("update=sisa", "update.name", "sisa pushes in units of model, but policy synchronous takes gradient or update"),
     ("update=local_sgd policy=consensus", "update.name", "units of update, but policy consensus takes model"),
-    ("views=torn policy=elastic_bound", "views", "policy elastic_bound promises how far views are from the model"),
-    ("views=torn policy=value_bounded", "views", "policy value_bounded promises how far views are from the model"),
-    ("views=torn policy=delay_compensated", "views", "policy delay_compensated works with the views themselves"),
-    ("views=torn policy=norm_bounded", "views", "policy norm_bounded measures the views of workers that still"),
+    ("views=torn policy=elastic_bound", "views", "policy elastic_bound promises how far the workers' copies are"),
+    ("views=torn policy=value_bounded", "views", "policy value_bounded promises how far the workers' copies are"),
+    ("views=torn policy=delay_compensated", "views", "policy delay_compensated needs each worker's copy"),
+    ("views=torn policy=norm_bounded", "views", "policy norm_bounded measures the copies of workers that still"),
     ("views=torn policy=variance_bounded", "views", "policy variance_bounded gives each worker a model of its own"),
     ("views=torn policy=asgrad", "views", "policy asgrad queues jobs with the model of their assignment"),
-    ("views=torn policy=salf", "views", "policy salf takes the layers of a push by themselves"),
-    ("views=torn transport=messages", "transport", "expected auto or shared: views are torn where workers read"),
+    ("views=torn policy=salf", "views", "policy salf takes the layers of a push one by one"),
+    ("views=torn transport=messages", "transport", "expected auto or shared: reads are inconsistent where"),
     ("views=torn update.pipeline=1 policy=asynchronous", "update.pipeline", "expected 0: with views: torn a worker"),
-    ("views=torn update=local_sgd policy=asynchronous", "update.name", "local_sgd moves the copy of the model that"),
+    ("views=torn update=local_sgd policy=asynchronous", "update.name", "local_sgd changes the copy of the model that"),
     ("views=torn device=cuda", "device", "expected cpu: with views: torn workers compute on copies in the memory of"),
     ("writers=workers policy=asynchronous", "writers", "got 'workers', expected server, or views: torn with it"),
     (f"{WRITERS} policy=synchronous", "writers", "each with 1/p: asynchronous, delay_bounded, message_passing, stale"),
@@ -60,16 +60,20 @@ REFUSED: list[tuple[str, str, str]] = [  # overrides, key, part of the message
     ("update=local_sgd optimizer.name=adam", "optimizer.name", "expected sgd: local_sgd pushes in units of update"),
     ("update=local_sgd optimizer.momentum=0.9", "optimizer.momentum", "got 0.9, expected 0"),
     ("update=sisa policy=consensus optimizer.weight_decay=0.1", "optimizer.weight_decay", "got 0.1, expected 0"),
-    ("update.pipeline=1", "update.pipeline", "under policy synchronous a worker must have its answer"),
+    ("update.pipeline=1", "update.pipeline", "under policy synchronous a worker needs the reply"),
     ("update.pipeline=1 policy=fedbuff", "update.pipeline", "as it comes: asynchronous, message_passing"),
     ("update.pipeline=4 policy=message_passing:delay=4", "update.pipeline", "got 4, expected at most 3 with policy"),
     ("update.pipeline=1 policy=asynchronous optimizer.name=adam", "optimizer.name", "re-applies alpha/p times its own"),
-    ("update.pipeline=1 policy=asynchronous transport=shared", "transport", "a window holds one push of a worker"),
-    ("policy=delay_compensated tracker.discrepancy=off", "tracker.discrepancy", "works with the views themselves"),
+    ("update.pipeline=1 policy=asynchronous transport=shared", "transport", "shared memory takes one push of a worker"),
+    (
+        "policy=delay_compensated tracker.discrepancy=off",
+        "tracker.discrepancy",
+        "needs each worker's copy of the",
+    ),
     ("policy=delay_compensated tracker.discrepancy=bound", "tracker.discrepancy", "expected exact"),
-    ("policy=elastic_bound tracker.discrepancy=bound", "tracker.discrepancy", "policy elastic_bound works with"),
-    ("policy=variance_bounded tracker.discrepancy=off", "tracker.discrepancy", "policy variance_bounded works with"),
-    ("policy=norm_bounded tracker.discrepancy=bound", "tracker.discrepancy", "repays debts"),
+    ("policy=elastic_bound tracker.discrepancy=bound", "tracker.discrepancy", "policy elastic_bound needs each"),
+    ("policy=variance_bounded tracker.discrepancy=off", "tracker.discrepancy", "policy variance_bounded needs each"),
+    ("policy=norm_bounded tracker.discrepancy=bound", "tracker.discrepancy", "applies gradients late"),
     ("policy=deadline:missing=substitute tracker.discrepancy=bound", "tracker.discrepancy", "expected exact or off"),
     ("update=sisa policy=consensus compressor=top_k", "compressor.name", "got 'top_k', expected identity: sisa pushes"),
     (
@@ -142,9 +146,9 @@ def test_every_rule_has_an_update_that_it_runs_with() -> None:
 
 def test_the_complaint_names_what_would_fit() -> None:
     (problem,) = check(BASE, ["policy=consensus"])
-    assert "takes model (updates: sisa); rules that take gradient: asgrad, asynchronous" in problem.message
+    assert "takes model (updates: sisa); policies that take gradient: asgrad, asynchronous" in problem.message
     (problem,) = check(BASE, ["update=sisa"])
-    assert problem.message.endswith("rules that take model: consensus")
+    assert problem.message.endswith("policies that take model: consensus")
 
 
 def test_validate_tells_all_that_does_not_fit(tmp_path: Path) -> None:

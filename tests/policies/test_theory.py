@@ -113,10 +113,10 @@ def test_late_by_one_round_costs_nothing_more_and_each_further_one_m_M_over_4p()
 
 def test_stand_ins_rank_as_theory_says() -> None:
     """The mean of the received beats an own gradient; zero beats both where the gradient is 0 and loses far off."""
-    own, mean = theory.b_own_stand_in(3, 8, 1.0), theory.b_mean_stand_in(3, 8, 1.0)
-    assert theory.b_zero_stand_in(3, 8, 1.0, 0.0) < mean < own < theory.b_zero_stand_in(3, 8, 1.0, 1.1)
-    assert theory.b_zero_stand_in(3, 8, 1.0, 1.0) == pytest.approx(own)
-    assert theory.b_own_stand_in(7, 8, 1.0) == pytest.approx(theory.b_mean_stand_in(7, 8, 1.0))  # one received
+    own, mean = theory.b_own_placeholder(3, 8, 1.0), theory.b_mean_placeholder(3, 8, 1.0)
+    assert theory.b_zero_placeholder(3, 8, 1.0, 0.0) < mean < own < theory.b_zero_placeholder(3, 8, 1.0, 1.1)
+    assert theory.b_zero_placeholder(3, 8, 1.0, 1.0) == pytest.approx(own)
+    assert theory.b_own_placeholder(7, 8, 1.0) == pytest.approx(theory.b_mean_placeholder(7, 8, 1.0))  # one received
 
 
 # ---- what rules declare

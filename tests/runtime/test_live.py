@@ -45,7 +45,7 @@ def shown(desk, monkeypatch, capsys) -> Any:
 def test_without_a_terminal_it_writes_plain_lines(shown):
     line = shown(Live.show)
     assert re.fullmatch(
-        r"samples 2/10  loss 0.25  accuracy -  samples/s \d+  staleness 0.5  D rms [\d.]+  waiting -\n", line
+        r"samples 2/10  loss 0.25  accuracy -  samples/s \d+  staleness 0.5  D rms [\d.]+  workers waiting -\n", line
     )
 
 

@@ -174,7 +174,7 @@ class Quiet(Policy):
 def test_a_rule_that_declares_nothing_gets_nulls(tmp_path: Path) -> None:
     summary = quadratic(tmp_path, f"policy={__name__}:Quiet").summary
     assert [summary[key] for key in ("B_theory", "B_theory_kind", "bound_holds")] == [None, None, None]
-    assert summary["B_theory_text"] == "the rule declares no constant" and summary["B_rms"] > 0
+    assert summary["B_theory_text"] == "the policy declares no constant" and summary["B_rms"] > 0
 
 
 def test_a_constant_that_does_not_apply_says_why(tmp_path: Path) -> None:

@@ -116,14 +116,14 @@ def one_round_late(policy: Policy, mean: float, full_rounds: int) -> float:
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 def test_the_own_gradient_as_stand_in(mean: float) -> None:
     measured = one_round_late(VarianceBounded(quorum=5 / 8), mean, 0)
-    assert measured == pytest.approx(theory.b_own_stand_in(M, P, 1.0) ** 2, rel=0.02) == pytest.approx(0.1875)
+    assert measured == pytest.approx(theory.b_own_placeholder(M, P, 1.0) ** 2, rel=0.02) == pytest.approx(0.1875)
     assert measured <= theory.b_variance_bounded(M, P, 1.0) ** 2 == pytest.approx(1.265625)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 def test_the_mean_of_the_received_as_stand_in(mean: float) -> None:
     measured = one_round_late(VarianceBounded(quorum=5 / 8, substitute="mean"), mean, 0)
-    assert measured == pytest.approx(theory.b_mean_stand_in(M, P, 1.0) ** 2, rel=0.02) == pytest.approx(0.075)
+    assert measured == pytest.approx(theory.b_mean_placeholder(M, P, 1.0) ** 2, rel=0.02) == pytest.approx(0.075)
 
 
 @pytest.mark.parametrize(("mean", "expected"), [(0.0, 0.046875), (1.0, 0.1875)])
@@ -131,7 +131,9 @@ def test_the_mean_of_the_received_as_stand_in(mean: float) -> None:
 def test_zero_as_stand_in(rule: Any, mean: float, expected: float) -> None:
     policy = rule()
     measured = one_round_late(policy, mean, 0 if isinstance(policy, Deadline) else 1)
-    assert measured == pytest.approx(theory.b_zero_stand_in(M, P, 1.0, mean) ** 2, rel=0.03) == pytest.approx(expected)
+    assert (
+        measured == pytest.approx(theory.b_zero_placeholder(M, P, 1.0, mean) ** 2, rel=0.03) == pytest.approx(expected)
+    )
 
 
 def three_late(policy: str, heterogeneity: float = 0.0, samples: int = 4000) -> Config:
@@ -146,14 +148,14 @@ def three_late(policy: str, heterogeneity: float = 0.0, samples: int = 4000) -> 
 @pytest.mark.parametrize(
     ("policy", "noise", "bound"),
     [
-        ("variance_bounded:quorum=0.625", theory.b_own_stand_in(M, P, 1.0), 1.125),
+        ("variance_bounded:quorum=0.625", theory.b_own_placeholder(M, P, 1.0), 1.125),
         pytest.param(
             "variance_bounded:quorum=0.625:substitute=mean",
-            theory.b_mean_stand_in(M, P, 1.0),
+            theory.b_mean_placeholder(M, P, 1.0),
             1.125,
             marks=pytest.mark.slow,
         ),
-        ("norm_bounded:beta=0.3", theory.b_zero_stand_in(M, P, 1.0, 0.0), None),
+        ("norm_bounded:beta=0.3", theory.b_zero_placeholder(M, P, 1.0, 0.0), None),
     ],
 )
 def test_in_a_full_loop_B_is_little_above_the_noise_of_the_stand_in(

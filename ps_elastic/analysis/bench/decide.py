@@ -19,7 +19,7 @@ from ps_elastic.policies.ledger import Ledger
 @benchmarks.register("decide")
 @dataclass
 class Decide(Benchmark):
-    """Microseconds a push of ledger and rule, laws checked and no log: headers alone, in an order drawn at random.
+    """Microseconds a push of ledger and policy, invariants checked and no log: metadata only, in random order.
 
     A figure is the median over `repeats` runs of the mean over a run, so that work done once a round counts. It is
     processor time, and has the two readings of that clock in it, about half a microsecond.
@@ -29,27 +29,27 @@ class Decide(Benchmark):
     many: int = 1024
     pushes: Pushes = 3000  # of each run, after three of each worker
     repeats: Runs = 5
-    rules: tuple[str, ...] = ()  # empty: every rule
+    rules: tuple[str, ...] = ()  # empty: every policy
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expect(self.many >= self.few, self, "many", f"a number of workers >= few = {self.few}")
 
     def rows(self) -> Iterator[Row]:
-        for rule in self.rules or [name for name, _ in policies.items()]:
+        for policy in self.rules or [name for name, _ in policies.items()]:
             both = (self.few, self.many)
-            runs = [[_cost_us(rule, workers, self.pushes) for workers in both] for _ in range(self.repeats)]
+            runs = [[_cost_us(policy, workers, self.pushes) for workers in both] for _ in range(self.repeats)]
             few, many = (median(costs) for costs in zip(*runs, strict=True))
-            if rule in ("synchronous", "asynchronous"):
-                yield row(f"{rule}, {self.few} workers", few, "us/push", None, "", "<= 8")
-                yield row(f"{rule}, {self.many} workers", many, "us/push", None, "", "<= 8")
-            case = f"{rule}, growth to {self.many} workers"
+            if policy in ("synchronous", "asynchronous"):
+                yield row(f"{policy}, {self.few} workers", few, "us/push", None, "", "<= 8")
+                yield row(f"{policy}, {self.many} workers", many, "us/push", None, "", "<= 8")
+            case = f"{policy}, growth to {self.many} workers"
             yield row(case, many, "us/push", few, f"{self.few} workers", "ratio <= 1.3")
 
 
-def _cost_us(rule: str, workers: int, pushes: int) -> float:
+def _cost_us(policy: str, workers: int, pushes: int) -> float:
     """Microseconds a push of one run."""
-    run = _Run(rule, workers)
+    run = _Run(policy, workers)
     run.go(3 * workers)
     run.spent_s = 0.0
     run.go(pushes)
@@ -59,9 +59,9 @@ def _cost_us(rule: str, workers: int, pushes: int) -> float:
 class _Run:
     """Workers that push as soon as they may, each after a time drawn from an exponential distribution."""
 
-    def __init__(self, rule: str, workers: int) -> None:
-        settings = {HALF[rule]: workers // 2} if rule in HALF else {}
-        self.policy = policies.load(rule)(**settings)
+    def __init__(self, name: str, workers: int) -> None:
+        settings = {HALF[name]: workers // 2} if name in HALF else {}
+        self.policy = policy = policies.load(name)(**settings)
         policy = self.policy
         self.ledger = Ledger(
             range(1, workers + 1), jobs=policy.jobs, keeps_last=policy.keeps_last, own_views=policy.own_views
@@ -108,8 +108,8 @@ class _Run:
             elif isinstance(action, Step):
                 ANSWERS[Applied](ledger, Applied(ledger.version + 1, self._share, self._alpha))
             elif isinstance(action, Measure):
-                for view in action.pushes:
-                    ANSWERS[Measured](ledger, Measured(view, 0.0))
+                for push in action.pushes:
+                    ANSWERS[Measured](ledger, Measured(push, 0.0))
         end(ledger)
         ledger.freed.clear()
         self.spent_s += process_time() - started

@@ -15,7 +15,7 @@ from ps_elastic.policies import policies
 from ps_elastic.policies.events import Action, Push, PushId, Release, Step, event_text
 from ps_elastic.simulation.simulate import simulate
 
-# Rules that drop what comes too late: with half of the workers per step, half of the pushes at most.
+# Policies that discard what comes too late: with half of the workers per step, half of the pushes at most.
 HALF = {"first_k": "k", "random_subset": "q", "rennala": "batch", "ringmaster": "delay"}
 _SPEED_EACH, _GROWTH_EACH = 10, 4  # pushes of each worker
 SPEED = {True: 30_000, False: 5_000}  # pushes a second that are asked for, with headers alone and with numbers
@@ -33,14 +33,14 @@ class Cost(NamedTuple):
 class Simulate(Benchmark):
     """Pushes a second of the simulator, its log on, and how its cost per push grows with the workers.
 
-    The bare loop is what any simulator in Python must do: a heap, a header, a rule that is a generator, a line of log.
+    The bare loop is what any simulator in Python must do: a heap, metadata, a policy that yields, a line of log.
     """
 
     workers: int = 4096
     few: Several = 64  # workers that the growth is measured from
     pushes: Pushes = 2_000  # of each run at least; and ten of each worker for its speed, four for how its cost grows
     repeats: Runs = 3  # of each measurement and its baseline in turn; the best counts
-    rules: tuple[str, ...] = ()  # whose growth is measured; empty: every rule
+    rules: tuple[str, ...] = ()  # whose growth is measured; empty: every policy
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,21 +48,21 @@ class Simulate(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         for headers_only in (True, False):
-            for rule in ("synchronous", "asynchronous"):
+            for policy in ("synchronous", "asynchronous"):
                 ours, bare = self._best(
-                    partial(self._run, rule, self.workers, _SPEED_EACH, headers_only),
+                    partial(self._run, policy, self.workers, _SPEED_EACH, headers_only),
                     partial(_bare, self.workers, self._pushes(self.workers, _SPEED_EACH)),
                 )
                 with_what = "headers only" if headers_only else "a quadratic of 4 numbers"
-                case, target = f"{rule}, {with_what}, {self.workers} workers", f">= {SPEED[headers_only]}"
+                case, target = f"{policy}, {with_what}, {self.workers} workers", f">= {SPEED[headers_only]}"
                 yield row(case, 1e6 / ours.wall, "pushes/s", 1e6 / bare.wall, "bare event loop", target)
                 yield row(f"{case}, processor time", 1e6 / ours.cpu, "pushes/s", 1e6 / bare.cpu, "bare event loop")
-        for rule in self.rules or [name for name, _ in policies.items()]:
+        for policy in self.rules or [name for name, _ in policies.items()]:
             many, few = self._best(
-                partial(self._run, rule, self.workers, _GROWTH_EACH, True),
-                partial(self._run, rule, self.few, _GROWTH_EACH, True),
+                partial(self._run, policy, self.workers, _GROWTH_EACH, True),
+                partial(self._run, policy, self.few, _GROWTH_EACH, True),
             )
-            case = f"{_with_settings(rule, self.workers)}, headers only, {self.workers} workers"
+            case = f"{_with_settings(policy, self.workers)}, headers only, {self.workers} workers"
             yield row(case, many.cpu, "us/push", few.cpu, f"{self.few} workers", "ratio <= 1.6")
 
     def _best(self, ours: Callable[[], Cost], baseline: Callable[[], Cost]) -> tuple[Cost, Cost]:
@@ -73,24 +73,24 @@ class Simulate(Benchmark):
     def _pushes(self, workers: int, each: int) -> int:
         return max(self.pushes, each * workers)
 
-    def _run(self, rule: str, workers: int, each: int, headers_only: bool) -> Cost:
-        return _measure(_with_settings(rule, workers), workers, self._pushes(workers, each), headers_only)
+    def _run(self, policy: str, workers: int, each: int, headers_only: bool) -> Cost:
+        return _measure(_with_settings(policy, workers), workers, self._pushes(workers, each), headers_only)
 
 
 def _least(costs: list[Cost]) -> Cost:
     return Cost(min(cost.wall for cost in costs), min(cost.cpu for cost in costs))
 
 
-def _with_settings(rule: str, workers: int) -> str:
-    """`rule` with the setting that it needs for so many workers."""
-    return f"{rule}:{HALF[rule]}={workers // 2}" if rule in HALF else rule
+def _with_settings(policy: str, workers: int) -> str:
+    """`policy` with the setting that it needs for so many workers."""
+    return f"{policy}:{HALF[policy]}={workers // 2}" if policy in HALF else policy
 
 
-def _measure(rule: str, workers: int, pushes: int, headers_only: bool) -> Cost:
-    name, _ = parse_one_line(rule)
+def _measure(policy: str, workers: int, pushes: int, headers_only: bool) -> Cost:
+    name, _ = parse_one_line(policy)
     config: dict[str, Any] = {
         "task": "quadratic",
-        "policy": rule,
+        "policy": policy,
         "update": "sgd" if "gradient" in policies.load(name).units else "sisa",
         "optimizer": {"lr": 1e-4},
         "train": {"samples": pushes},
@@ -104,7 +104,7 @@ def _measure(rule: str, workers: int, pushes: int, headers_only: bool) -> Cost:
 def _bare(workers: int, pushes: int) -> Cost:
     """A loop that does nothing but what every simulator must."""
 
-    def rule(push: Push) -> Iterator[Action]:
+    def policy(push: Push) -> Iterator[Action]:
         yield Step.mean([push.id], share=1 / workers)
         yield Release((push.id.worker,))
 
@@ -116,7 +116,7 @@ def _bare(workers: int, pushes: int) -> Cost:
         now, step, worker = heappop(heap)
         push = Push(PushId(worker, step), number, 1.0, 1.0, 0.0, 16)
         held[push.id] = push
-        for action in rule(push):
+        for action in policy(push):
             log.append(f"{{{event_text(push)}, {now!r}, {action!r}}}")
         del held[push.id]
         heappush(heap, (now + workers + number % 7, step + 1, worker))

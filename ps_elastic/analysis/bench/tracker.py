@@ -30,7 +30,7 @@ class Tracking(Benchmark):
 
     Two runs take turns that differ in `tracker.discrepancy` alone, exact and off, with their logs on disk. The cost is
     the difference of the server's processor times, medians over rounds of all workers: distances, the models kept for
-    them, and the lines. Synchronous views are those of the current version, so that their distance is known to be 0.
+    them, and the lines. Synchronous copies are of the current version, so that their distance is known to be 0.
     """
 
     workers: Several = 3

@@ -57,4 +57,5 @@ ROW = (
     Field("diff.mean", "number?", "fraction", "accuracy minus the baseline's", formula="mean over pairs of one seed"),
     Field("diff.low", "number?", "fraction", "its 95 % interval, lower end; null with 1 pair", formula="Student's t"),
     Field("diff.high", "number?", "fraction", "its 95 % interval, upper end; null with 1 pair", formula="Student's t"),
+    Field("discrepancy_of", "text", "", "the model that D is to: `srv`, x^srv; `ideal`, x^ideal"),
 )

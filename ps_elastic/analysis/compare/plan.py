@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ps_elastic.errors import ConfigError
 from ps_elastic.plugins import parse_one_line
+from ps_elastic.policies import policies as registered
 
 Resolve = Callable[[Sequence[str]], "dict[str, Any]"]  # overrides -> the resolved configuration; raises ConfigError
 
@@ -42,6 +43,7 @@ class Comparison:
     compressors: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
+    discrepancy_of: dict[str, str]  # policy -> the model that its D is to: see `Policy.view_of`
 
     def identity(self) -> dict[str, Any]:
         """What two comparisons must have in common to share a folder, as it reads back from JSON."""
@@ -96,8 +98,14 @@ def plan(
                 own = (*overrides, f"policy={policy}", f"compressor={compressor}", f"seed={seed}")
                 cells.append(Cell(policy, compressor, seed, folder, own, digest(resolve(own))))
     _refuse_twins(cells)
+    of = {policy: _measured_to(resolve((*overrides, f"policy={policy}"))["policy"]) for policy in policies}
     numbers = tuple(range(first, first + seeds))
-    return Comparison(config_file, config, workers, tuple(policies), tuple(compressors), numbers, tuple(cells))
+    return Comparison(config_file, config, workers, tuple(policies), tuple(compressors), numbers, tuple(cells), of)
+
+
+def _measured_to(section: Mapping[str, Any]) -> str:
+    settings = {key: value for key, value in section.items() if key != "name"}
+    return registered.load(section["name"])(**settings).view_of
 
 
 def _refuse_twins(cells: Sequence[Cell]) -> None:

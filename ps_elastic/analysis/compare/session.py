@@ -109,7 +109,8 @@ class Session:
         asked = self.comparison
         cells = [self.entries[cell] for cell in asked.cells if cell in self.entries]
         baseline = {"policy": asked.policies[0], "compressor": asked.compressors[0]}
-        table = rows(cells, baseline)
+        of = asked.discrepancy_of
+        table = [{**row, "discrepancy_of": of[row["policy"]]} for row in rows(cells, baseline)]
         return {
             **asked.identity(),
             "config_file": asked.config_file,

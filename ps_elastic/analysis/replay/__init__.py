@@ -1,1 +1,1 @@
-"""A recorded run decided again, computed again, or judged by another rule."""
+"""A recorded run decided again, computed again, or judged by another policy."""

@@ -20,7 +20,7 @@ Watch = Callable[[Ledger, Event | Action, float], None]
 
 
 class Mismatch(NamedTuple):
-    """The first line that came out otherwise, counted from 1; `error` is why the rule could not go on there."""
+    """The first line that came out otherwise, counted from 1; `error` is why the policy could not continue there."""
 
     line: int
     recorded: str
@@ -68,7 +68,7 @@ def replay_decisions(
     """Feed the recorded events to `policy`, fresh, and compare what it orders: to a copy for each bucket if layerwise.
 
     lines: of events.jsonl; workers: the initial ones. Steps and Measures are answered as the record says. A run that
-    ended in the middle of an event (an error of the rule, a server that failed in a Step) must end there again.
+    ended in the middle of an event (an error of the policy, a server that failed in a Step) must end there again.
     pipeline: pushes that a worker might leave unanswered.
     watch: told of each event once the ledger has it, and of each action once it is in effect.
     Raises ConfigError naming the line if the record is cut, malformed, or not of these workers.
@@ -84,13 +84,13 @@ def replay_decisions(
             return Replay(events, actions, False, Mismatch(number, recorded, "", ended))
         told = read_line(recorded, f"{source}:{number}", first=number == 1)
         if told.bucket not in shards:
-            rule = policy if told.bucket is None else copy.deepcopy(policy)
-            shards[told.bucket] = rule, _ledger(policy, members, pipeline, told, produced, f"{source}:{number}")
-        rule, ledger = shards[told.bucket]
+            own = policy if told.bucket is None else copy.deepcopy(policy)
+            shards[told.bucket] = own, _ledger(policy, members, pipeline, told, produced, f"{source}:{number}")
+        own, ledger = shards[told.bucket]
         if ledger.started and isinstance(told.event, Applied):
             raise ConfigError("got 'applied', expected an event of its own", source=f"{source}:{number}")
         try:
-            taken, ended = _replay_event(rule, ledger, told, watch)
+            taken, ended = _replay_event(own, ledger, told, watch)
         except WireError as error:
             raise ConfigError(
                 f"{error}; is the record damaged, or of other workers?", source=f"{source}:{number}"
@@ -110,7 +110,7 @@ def _ledger(
     """The ledger whose first line this is."""
     if policy.layerwise != (told.bucket is not None):
         takes, has = ("layers", "whole pushes") if policy.layerwise else ("whole pushes", "layers")
-        raise ConfigError(f"rule {type(policy).__name__} takes {takes}, and the record is of {has}", source=where)
+        raise ConfigError(f"policy {type(policy).__name__} takes {takes}, and the record is of {has}", source=where)
     bucket = None
     if told.bucket is not None:
         if told.buckets is None:

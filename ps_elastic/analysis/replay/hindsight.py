@@ -1,21 +1,21 @@
-"""What another rule would have decided on the arrivals of a recorded run: headers only, no tensors.
+"""What another policy would have decided on the arrivals of a recorded run: metadata only, no tensors.
 
 The question, exactly. The k-th recorded push of a worker says when that worker had its k-th gradient ready, and with
-which norms. Under the other rule
+which norms. Under the other policy
 
 - it arrives then if the worker has been released by then, and at once when the worker is released if not (a
-  worker that waits is thought to have computed meanwhile); it never arrives earlier, though a rule that releases
+  worker that waits is thought to have computed meanwhile); it never arrives earlier, though a policy that releases
   earlier might have had it earlier. So arrivals are taken as they are, not made again; `simulate` does that;
-- its base and its view are what this rule gave the worker, its norms those recorded, though a gradient at another
+- its base and its copy are what this policy gave the worker, its norms those recorded, though a gradient at another
   model would have had others;
-- a worker that ran on with pushes unanswered (`update.pipeline`) waits for every reply here;
-- workers join, leave and lose pushes at the recorded times; a Wake comes when this rule asked for it;
-- the run ends where the recorded one did, whatever this rule has used by then; what is held is told as held.
+- a worker that continued without replies (`update.pipeline`) waits for every reply here;
+- workers join, leave and lose pushes at the recorded times; a Wake comes when this policy asked for it;
+- the run ends where the recorded one did, whatever this policy has used by then; what is kept then is told as `held`.
 
-What only a server with the model can know is replaced by the most that headers allow. A Step moves the model by
+What only a server with the model can know is replaced by the most that metadata allow. A Step moves the model by
 `Motion.applied`, an upper bound for SGD with momentum; weight decay, Adam's scaling and combiners other than mean and
-sum are left out of it, and a Step that sets the model moves it by 0. A Measure is answered by the length of the path.
-So a rule that keeps views within a budget of motion holds pushes at least as long here as it would have.
+sum are left out of it, and a Step that sets the model moves it by 0. The answer to a Measure is the cumulative step
+length. So a policy that keeps copies within a bound keeps pushes at least as long here as it would have.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ps_elastic.records.reader import RecordedEvent
 
 @dataclass
 class Motion:
-    """How far a Step moves the model at most, by its headers; and the SGD that it is of."""
+    """The most that a Step changes the model, by the metadata; and the SGD that it is of."""
 
     momentum: float = 0.0
     nesterov: bool = False
@@ -93,7 +93,7 @@ class Motion:
 
 
 class Hindsight:
-    """One rule on the arrivals of a run with workers 1..`workers`; `figures` after `run`."""
+    """One policy on the arrivals of a run with workers 1..`workers`; `figures` after `run`."""
 
     def __init__(self, policy: Policy, workers: int, motion: Motion) -> None:
         self.policy, self.tally, self._motion = policy, PolicyTotals(), motion
@@ -105,7 +105,7 @@ class Hindsight:
         self.unsent = 0  # recorded pushes whose worker was not released in time for them
 
     def run(self, told: Iterable[RecordedEvent]) -> dict[str, Any]:
-        """The figures of the rule. Raises PolicyError and Stalled as the rule would have."""
+        """The figures of the policy. Raises PolicyError and Stalled as the policy would have."""
         now = 0.0
         for recorded in told:
             now, done = recorded.t_s, isinstance(recorded.event, Done)
@@ -137,7 +137,7 @@ class Hindsight:
                 self._go_on([id.worker], now)
             case Asked(worker, step):
                 self._ask(worker, step, now)
-            case Woke():  # of the recorded rule
+            case Woke():  # of the recorded policy
                 return
             case Left(worker):
                 self.unsent += len(self._backlog.pop(worker))
@@ -169,7 +169,7 @@ class Hindsight:
         return self._backlog[worker].popleft()._replace(id=id, base=self.ledger.views[id].version, ahead=0)
 
     def _feed(self, event: Event, now: float) -> list[int]:
-        """Let the rule decide; return the workers that it released."""
+        """Let the policy decide; return the workers that it released."""
         released: list[int] = []
         decisions = decide(self.policy, self.ledger, event, now)
         if isinstance(event, Push):
@@ -196,7 +196,7 @@ class Hindsight:
 
 @dataclass
 class PolicyTotals:
-    """Figures of one rule over one run, up to its Done: told of events and actions as `replay_decisions` tells them."""
+    """Figures of one policy over one run, up to its Done, from events and actions as `replay_decisions` tells them."""
 
     pushes: int = 0
     used: int = 0
@@ -207,8 +207,8 @@ class PolicyTotals:
     wait_s: float = 0.0  # from a worker's push to its release, summed over workers
     present_s: float = 0.0  # that workers were members, summed over them
     _staleness: list[int] = field(default_factory=lambda: [0, 0])  # sum, maximum
-    _bases: dict[PushId, int] = field(default_factory=dict)  # of pushes held
-    _owed: dict[PushId, int] = field(default_factory=dict)  # missing push -> its staleness in the Step that owes it
+    _bases: dict[PushId, int] = field(default_factory=dict)  # of pushes kept
+    _late: dict[PushId, int] = field(default_factory=dict)  # missing push -> its staleness in the Step without it
     _since: dict[int, float] = field(default_factory=dict)  # waiting worker -> since when
     _joined: dict[int, float] = field(default_factory=dict)
     _last: tuple[Ledger, float] | None = None
@@ -267,9 +267,9 @@ class PolicyTotals:
         self.versions += 1
         for push, _, missing in step.terms:
             if missing is not None:
-                self._owed[missing] = ledger.version - ledger.views[missing].version
+                self._late[missing] = ledger.version - ledger.views[missing].version
             elif (base := self._bases.pop(push, None)) is not None:
-                staleness = self._owed.pop(push, ledger.version - base)
+                staleness = self._late.pop(push, ledger.version - base)
                 self.used += 1
                 self._staleness = [self._staleness[0] + staleness, max(self._staleness[1], staleness)]
 

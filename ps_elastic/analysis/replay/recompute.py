@@ -74,7 +74,7 @@ def recompute(
 
 
 def _fed(run: _Run, told: RecordedEvent, where: str) -> str | None:
-    """Feed one event to the server; return why the run could not go on, if it could not."""
+    """Feed one event to the server; return why the run could not continue, if it could not."""
     try:
         run.feed(told)
     except (PolicyError, Stalled, TaskError) as error:
@@ -87,7 +87,7 @@ def _fed(run: _Run, told: RecordedEvent, where: str) -> str | None:
 class _Run:
     """One server and its workers in this process; they do what is recorded, when it is recorded.
 
-    The workers take turns: each takes its reply in when its push is due, on the view that the server keeps.
+    The workers take turns: each takes its reply in when its push is due, on the copy that the server keeps.
     """
 
     def __init__(self, config: Config, workers: int, server_threads: int) -> None:
@@ -100,7 +100,7 @@ class _Run:
         self._shared_worker = shared_workers(self._config, self._parts, workers + config.faults.check(workers))
         self._workers = {rank: self._make_worker(rank) for rank in range(1, workers + 1)}
         self._replies: dict[int, Reply] = {}  # of workers that compute
-        self._mail: dict[int, list[Reply]] = {}  # of workers that may run ahead: what they have not taken in
+        self._mail: dict[int, list[Reply]] = {}  # with `update.pipeline`: what workers have not taken in
         self._server, _ = make_server(
             self._config, self._parts, workers, Tracker(0, _discard),
             lambda told: self.logged.extend(lines_of([told])), background=False, keeps_versions=True,
@@ -162,7 +162,7 @@ class _Run:
         return self._messages(push.id, told.bucket)
 
     def _push_ahead(self, rank: int, told: int) -> list[PushMessage]:
-        """The next push of a worker that may run ahead, which has taken in the replies up to that to step `told`."""
+        """With `update.pipeline`, the next push of a worker that has taken in the replies up to that to step `told`."""
         worker, mail = self._workers[rank], self._mail.get(rank, [])
         if told > max(worker.told, *(reply.step for reply in mail), -1):
             raise WireError(f"worker {rank} pushes after a reply to its step {told}, and there is none")
@@ -174,7 +174,7 @@ class _Run:
         return _pushed(worker)
 
     def _push(self, rank: int) -> list[PushMessage]:
-        """The next push of a worker; without a reply to go on from it has none."""
+        """The next push of a worker; without a reply to continue from it has none."""
         worker, reply = self._workers[rank], self._replies.pop(rank, None)
         if reply is None:
             raise WireError(f"worker {rank} pushes after step {worker.step}, and was not released")
@@ -203,7 +203,7 @@ class _Run:
 
     @quiet
     def _deliver(self, replies: Iterator[tuple[int, Reply]]) -> None:
-        """Keep what a worker is to go on from; a second copy of a reply is not needed, and a stop ends nothing here."""
+        """Keep what a worker continues from; a second copy of a reply is not needed, and a stop ends nothing here."""
         compute_on(self._server_threads)
         for rank, reply in replies:
             if self._config.update.pipeline and reply.model is not None:
@@ -245,7 +245,7 @@ def warnings(env: dict[str, Any]) -> Iterator[str]:
 
 
 def _header(push: Push, bucket: int | None) -> PushMessage:
-    """A message with the header of a push that the server ignored: its payload is never looked at."""
+    """A message with the metadata of a push that the server ignored: its payload is never looked at."""
     return PushMessage(
         push.id.worker, push.id.step, push.base, (np.zeros(push.nbytes, np.uint8),), bucket or 0, norm=push.norm,
         payload_norm=push.payload_norm, residual_norm=push.residual_norm, ahead=push.ahead,

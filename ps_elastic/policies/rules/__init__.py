@@ -1,1 +1,1 @@
-"""One rule a file: its source, its equation, what it promises. Standard library and `policies` only."""
+"""One policy a file: its source, its equation, what it promises. Standard library and `policies` only."""

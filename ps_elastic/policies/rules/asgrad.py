@@ -15,7 +15,7 @@ from ps_elastic.policies.theory import b_shared_memory
 class AsGrad(Policy):
     """Make a step of every `wait` gradients, then hand out as many jobs: to their workers, at random, or shuffled.
 
-    x_{t+1} = x_t - (alpha/b) SUM over b jobs of G(their views). pure: the workers that finished go on, so fast ones
+    x_{t+1} = x_t - (alpha/b) SUM over b jobs of G(their copies). pure: the workers that finished continue, so fast ones
     dominate and different data leave a floor; random: each job to a worker drawn from all; shuffled: to the next of a
     permutation, redrawn every p jobs. Jobs queue at a busy worker with the model of their assignment.
     Source: Islamov, Safaryan, Alistarh, "AsGrad: a sharp unified analysis of asynchronous-SGD algorithms", AISTATS
@@ -44,7 +44,7 @@ class AsGrad(Policy):
         return ()
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
-        yield from self._go_on(ledger)
+        yield from self._step_and_release(ledger)
 
     def on_ask(self, worker: int, ledger: Ledger) -> Iterator[Action]:
         if worker not in self.members:
@@ -55,11 +55,11 @@ class AsGrad(Policy):
         for known in (self.members, self.order):
             if worker in known:
                 known.remove(worker)
-        yield from self._go_on(ledger)
+        yield from self._step_and_release(ledger)
         if ledger.waiting and not ledger.computing:
             yield Release(tuple(ledger.waiting))  # the jobs that the leaver had queued are lost
 
-    def _go_on(self, ledger: Ledger) -> Iterator[Action]:
+    def _step_and_release(self, ledger: Ledger) -> Iterator[Action]:
         enough = len(ledger.held) >= min(self.wait, len(self.members)) or not ledger.computing
         if not ledger.held or not enough:
             return

@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import Bound, Facts, exact, no_bound
 class Consensus(Policy):
     """Set the model to the mean of every worker's latest contribution, once `quorum` of them are new.
 
-    x <- (1/p) SUM_i z_i, z_i the last push of worker i: a late worker stands by its last contribution. With
+    x <- (1/p) SUM_i z_i, z_i the last push of worker i: of a late worker the last contribution counts again. With
     `update: sisa` z_i = (sigma w_i + pi_i)/(sigma + lambda), which makes this the server of PISA and SISA.
     Source: Zhou et al., "Preconditioned inexact stochastic ADMM for deep models", 2025 (arXiv 2502.10784), algorithm 1.
     Share: 1 (it sets the model and makes no optimizer step).
@@ -26,7 +26,7 @@ class Consensus(Policy):
     def declared_bound(self, facts: Facts) -> Bound:
         if self.quorum == 1:
             return exact()
-        return no_bound("none: the model is set, not stepped, so that its motion is no multiple of a step size")
+        return no_bound("none: the model is set, not stepped, so that its change is no multiple of a step size")
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         yield from self.try_again(ledger)

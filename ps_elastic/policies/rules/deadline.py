@@ -6,7 +6,7 @@ from typing import Annotated
 
 from ps_elastic.plugins import Duration, OneOf
 from ps_elastic.policies import ZERO, Action, Drop, Ledger, Policy, Push, PushId, Release, Step, Term, Wake, policies
-from ps_elastic.policies.theory import REPAID, Bound, Facts, b_crash, exact, owed_norm
+from ps_elastic.policies.theory import REPAID, Bound, Facts, b_crash, exact, late_norm
 
 
 @policies.register("deadline")
@@ -19,7 +19,7 @@ class Deadline(Policy):
     missing = "renormalise": x_{t+1} = x_t - alpha mean of the received; "keep": each weighs 1/p still;
     "substitute": zero in place of each missing one, corrected when it arrives. B <= f M/p for f missing.
     Source: Nadiradze et al., "Elastic Consistency", AAAI 2021, crash and omission faults.
-    Share: 1 (renormalise), q/p for q received (keep), 1 with the stand-ins counted (substitute).
+    Share: 1 (renormalise), q/p for q received (keep), 1 with the placeholders counted (substitute).
     """
 
     # seconds after the first push of a round; larger: fewer are late, silent workers cost more
@@ -43,7 +43,7 @@ class Deadline(Policy):
         if self.missing != "substitute":
             bound = exact("0 against the server's model, for which a late push is a smaller step")
             return bound._replace(conditions=(REPAID,), broken=broken)
-        M = owed_norm(facts)
+        M = late_norm(facts)
         formula = f"f M/p, f = {facts.owed}, M = {M:.4g} the rms of the pushes, over 1 - momentum"
         return Bound(
             b_crash(facts.owed, facts.fewest, M), formula, conditions=(REPAID,), broken=broken, kind="observed"
@@ -73,13 +73,13 @@ class Deadline(Policy):
             return
         terms = [Term(push) for push in sorted(ledger.held)]
         if self.missing == "substitute":
-            terms += [Term(ZERO, 1.0, push) for push in sorted(self._owing(ledger))]
+            terms += [Term(ZERO, 1.0, push) for push in sorted(self._missing(ledger))]
         share = 1.0 if self.missing == "renormalise" else min(1.0, len(terms) / max(1, len(ledger.workers)))
         yield Step(tuple(terms), share)
         self.opened = ledger.version
         if ledger.waiting:
             yield Release(tuple(ledger.waiting))
 
-    def _owing(self, ledger: Ledger) -> list[PushId]:
-        """Pushes of this round that are still computed; who owes an earlier round has no part in this one."""
+    def _missing(self, ledger: Ledger) -> list[PushId]:
+        """Pushes of this round that are still computed; who is late for an earlier round has no part in this one."""
         return [p for p, view in ledger.views.items() if view.version >= self.opened and p not in ledger.debts]

@@ -13,11 +13,11 @@ from ps_elastic.policies.theory import b_shared_memory
 class DelayBounded(Policy):
     """Use gradients at once if no worker's copy falls more than `bound` versions behind; else keep them for later.
 
-    Before a step makes version t + 1, every view still out must be at least as new as t + 1 - bound; a push that
-    would break this is held with its worker, and all held ones are used in one step when it no longer does.
+    Before a step makes version t + 1, every worker's copy in use must be at least as new as t + 1 - bound; a push that
+    would break this is kept for later and its worker waits, and all kept ones are used in one step once none does.
     So tau <= bound and B <= tau M, each step counting for at most a round.
     Source: the bounded-delay assumption of shared-memory SGD, Nadiradze et al., "Elastic Consistency", AAAI 2021,
-    table 1, enforced by holding instead of assumed; Langford, Smola, Zinkevich, "Slow learners are fast", NIPS 2009.
+    table 1, enforced instead of assumed; Langford, Smola, Zinkevich, "Slow learners are fast", NIPS 2009.
     Share: n/p for a step of n pushes.
     """
 

@@ -13,7 +13,7 @@ from ps_elastic.policies.theory import b_shared_memory
 class DelayCompensated(Policy):
     """Use every gradient at once, corrected to first order for the change of the model since the worker's copy.
 
-    x_{t+1} = x_t - alpha (g + lambda g * g * (x_t - v_t)), elementwise: g g^T stands for the Hessian, its diagonal is
+    x_{t+1} = x_t - alpha (g + lambda g * g * (x_t - v_t)), elementwise: g g^T replaces the Hessian, its diagonal is
     used. Constant: lambda = scale. Adaptive: lambda = scale / sqrt(MS + 1e-7), MS <- m MS + (1 - m) g * g.
     Source: Zheng et al., "Asynchronous stochastic gradient descent with delay compensation", ICML 2017
     (arXiv 1609.08326): DC-ASGD-c with 0.04, DC-ASGD-a with 2 and m = 0.95.

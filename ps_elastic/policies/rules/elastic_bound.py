@@ -15,18 +15,18 @@ from ps_elastic.policies.theory import b_missed_steps
 class ElasticBound(Policy):
     """Use gradients at once if every worker's copy stays within alpha B of the model; else keep them for later.
 
-    On a push: if no live worker computes, use all held pushes in one step; otherwise use them only if
-    travelled + reach - travelled(view) < B for every view still out, reach bounding what the step will move. Else hold.
-    Guarantee, on every push: ||x_t - v|| <= B x (largest alpha between view and use), up to rounding. Use is
-    all-or-nothing: choosing among the held by norm would tie the sample to its noise. B = 0 is synchronous,
-    infinity asynchronous in steps of whatever is held.
+    On a push: if no live worker computes, use all kept pushes in one step. Otherwise use them only if, for every copy
+    in use, travelled + reach - travelled(copy) < B; else keep them. travelled: cumulative step length; reach: largest
+    move of the next step. Guarantee, on every push: ||x_t - v|| <= B x (largest alpha between copy and use), up to
+    rounding. Use is all-or-nothing: choosing among the kept by norm would tie the sample to its noise. B = 0 is
+    synchronous, infinity asynchronous in steps of whatever is kept.
 
-    The path grows like n where the true distance grows like sqrt(n) under noise; "refreshed" asks for the true
-    distance of a view that blocks, where that can help, at most once per view and version. Same guarantee.
+    The cumulative step length grows like n where the true distance grows like sqrt(n) under noise; "refreshed" asks
+    for the true distance of a copy that blocks, if that can help, at most once per copy and version. Same guarantee.
 
     Source: ours. From value-bounded asynchronous parallel (Wei et al., arXiv 1312.7869; called ideal but impractical
     in Dai et al., arXiv 1410.8043) it inherits a bound on values instead of clocks; new is one writer that knows every
-    view, which makes the bound exact and cheap, and the norm, which is that of elastic consistency.
+    copy, which makes the bound exact and cheap, and the norm, which is that of elastic consistency.
     Share: n/p for a step of n pushes.
     """
 
@@ -38,10 +38,10 @@ class ElasticBound(Policy):
     bound: float | str = "4M"
     # refreshed: measure a worker's copy that blocks; path: never, its cumulative step length counts
     distance: Annotated[str, OneOf("refreshed or path")] = "refreshed"
-    norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
+    norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes kept
     squares: float = field(default=0.0, init=False)  # of the payload norms of all pushes
     pushes: int = field(default=0, init=False)
-    measured: dict[PushId, int] = field(default_factory=dict, init=False)  # view -> version it was measured at
+    measured: dict[PushId, int] = field(default_factory=dict, init=False)  # push -> version its copy was measured at
     granted: float = field(default=0.0, init=False)  # B that the last Step was made within
 
     def __post_init__(self) -> None:
@@ -59,7 +59,9 @@ class ElasticBound(Policy):
     def declared_bound(self, facts: Facts) -> Bound:
         budget = self._number() * (facts.M_push if self._relative else 1.0)
         if budget == inf:
-            return Bound(b_missed_steps(1, facts.shares, facts.M), "s M, s = SUM of the shares missed", kind="observed")
+            return Bound(
+                b_missed_steps(1, facts.shares, facts.M), "s M, s = SUM of the step scales missed", kind="observed"
+            )
         admits = f", which admits {budget * facts.fewest / facts.M:.3g} pushes of norm M" if facts.M else ""
         return Bound(budget, f"bound{admits}", every_push=True)
 

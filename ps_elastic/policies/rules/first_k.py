@@ -12,7 +12,7 @@ from ps_elastic.policies import Action, Bound, Drop, Facts, Ledger, Policy, Push
 class FirstK(Policy):
     """Use the mean of the first `k` gradients of each version; discard the late ones, and tell their workers.
 
-    x_{t+1} = x_t - alpha (1/k) SUM of the first k pushes computed on x_t: D = 0; the price is the work dropped,
+    x_{t+1} = x_t - alpha (1/k) SUM of the first k pushes computed on x_t: D = 0; the price is the work discarded,
     and a sample that leans to the fast workers where speed and data are linked.
     Source: Chen et al., "Revisiting distributed synchronous SGD", 2016 (arXiv 1604.00981), section 3.2: N + b
     workers, of which b are backups; here k = N. With fewer live workers than k, all of them.

@@ -16,8 +16,8 @@ class LayerRounds(Policy):
 
     A round lasts to its deadline though everybody be early, so that the rounds of all layers begin and end together.
     A worker that computes when a round ends was sent its model before, so what it sends is late, whatever the version
-    (a round without a push makes none); it is dropped, and the worker goes on at once. A worker that was cut off before
-    this layer (it asks) waits for the end of the round like those whose layer is here.
+    (a round without a push makes none); it is discarded, and the worker is released at once. A worker that was stopped
+    before this layer (it asks) waits for the end of the round like those whose layer is here.
     """
 
     layerwise = True
@@ -29,7 +29,7 @@ class LayerRounds(Policy):
 
     @abstractmethod
     def step(self, ledger: Ledger) -> Step:
-        """The Step that uses all that is held, which is something."""
+        """The Step that uses all pushes kept; there is at least one."""
 
     def on_start(self, ledger: Ledger) -> Iterator[Action]:
         yield Wake(ledger.now + self.deadline_s)

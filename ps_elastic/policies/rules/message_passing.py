@@ -13,10 +13,10 @@ from ps_elastic.policies.theory import b_message_passing, b_reapplied
 class MessagePassing(Policy):
     """Use every gradient at once; a worker computes its round t only with all rounds <= t - `delay` of all others.
 
-    x_{t+1} = x_t - (alpha/p) G(v_t^i). With `update.pipeline: k` worker i goes on while k of its pushes are unanswered,
+    x_{t+1} = x_t - (alpha/p) G(v_t^i). With `update.pipeline: k` worker i continues while k pushes have no reply,
     v_t^i = (model of the last reply) - (alpha/p) (its own pushes that this model lacks); so that only others' are
     missing. A reply waits until clock_i - min_j clock_j <= delay - 1 - k. When round t of worker i is used, those of
-    worker j up to t - delay are in the view and none beyond t - 1 + delay is in the model: tau = 2 delay - 1 rounds are
+    worker j up to t - delay are in its copy and none beyond t - 1 + delay is in the model: tau = 2 delay - 1 rounds are
     missed at most, and B <= (p - 1) tau M / p.
     Source: Nadiradze et al., "Elastic Consistency", AAAI 2021, asynchronous message passing with delays of at most
     tau (table 1), here through a server; the delay is enforced by late replies instead of assumed.
@@ -39,7 +39,7 @@ class MessagePassing(Policy):
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         worker = push.id.worker
         yield Step.mean([push.id], share=1 / len(ledger.workers))
-        if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
+        if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may continue now
             yield from self.try_again(ledger)
         elif self._may_go_on(worker, ledger):
             yield Release((worker,))

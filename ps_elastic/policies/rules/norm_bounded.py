@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ps_elastic.plugins import Beta
 from ps_elastic.policies import Bound, Facts, Ledger, Push, policies
 from ps_elastic.policies.rules.scheduling import ElasticScheduler
-from ps_elastic.policies.theory import REPAID, b_norm_bounded, b_norm_bounded_announced, owed_norm
+from ps_elastic.policies.theory import REPAID, b_norm_bounded, b_norm_bounded_announced, late_norm
 
 
 @policies.register("norm_bounded")
@@ -25,10 +25,10 @@ class NormBounded(ElasticScheduler):
     beta: Beta = 0.8
     norms: dict[int, float] = field(default_factory=dict, init=False)  # last known, by worker
     total: float = field(default=0.0, init=False)  # of `norms`
-    here: float = field(default=0.0, init=False)  # of the pushes held
+    here: float = field(default=0.0, init=False)  # of the pushes kept
 
     def declared_bound(self, facts: Facts) -> Bound:
-        M = owed_norm(facts)
+        M = late_norm(facts)
         announced = f"(1 - beta) M = {b_norm_bounded_announced(self.beta, M):.4g} with announced norms"
         return Bound(
             b_norm_bounded(facts.owed, facts.fewest, M),

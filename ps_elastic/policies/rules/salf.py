@@ -22,7 +22,7 @@ class Salf(LayerRounds):
     Source: Lang, Cohen and Shlezinger, "Stragglers-aware low-latency synchronous federated learning via layer-wise
     model updates", 2024 (arXiv 2403.18375); their w_{u,l} = w_l - alpha g_{u,l} written in gradients.
     Share: 1, as the source averages what it uses. The correction is in the weights, 1 / (|U_l| (1 - p_l)) each of a
-    sum: a share says which part of a round counts, and no round counts for more than one.
+    sum: a step scale says which fraction of a round counts, and no round counts for more than one.
     """
 
     # p_l, probability that no worker comes to the layer: one for each bucket; or uniform: every depth is as likely; or

@@ -1,4 +1,4 @@
-"""What the two elastic schedulers share: a round that ends before all are here, and repays the late ones exactly."""
+"""What the two elastic schedulers share: a round that ends before all are here, and applies late gradients exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ps_elastic.policies import ZERO, Action, Drop, Ledger, Policy, Push, PushId
 
 @dataclass
 class ElasticScheduler(Policy):
-    """Rounds that `enough` ends: a stand-in for each missing push, and `amend` when it arrives.
+    """Rounds that `enough` ends: a placeholder for each missing push, and `amend` when it arrives.
 
     A worker that is late for round t computes nothing for t + 1, so it has no part in it (weight 1/p is kept for those
     that have). At least half of the workers take part in every round, as the definition of elastic consistency asks.
@@ -24,7 +24,7 @@ class ElasticScheduler(Policy):
 
     @abstractmethod
     def enough(self, ledger: Ledger) -> bool:
-        """Whether what is held ends the round."""
+        """Whether the pushes kept end the round."""
 
     def arrived(self, push: Push, ledger: Ledger) -> None:
         """Note a push, late or not."""
@@ -32,11 +32,11 @@ class ElasticScheduler(Policy):
     def began(self, ledger: Ledger) -> None:
         """A round has ended and the next one begins; the model is stepped, nobody is released yet."""
 
-    def stand_in(self, ledger: Ledger) -> PushId:
+    def placeholder(self, ledger: Ledger) -> PushId:
         return ZERO
 
     def own(self, ledger: Ledger) -> float:
-        """The weight of a worker's own gradient in the view that it goes on with, in place of all that is owed now."""
+        """The weight of a worker's own gradient in its next copy of the model, in place of all that is late now."""
         return 0.0
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
@@ -53,8 +53,8 @@ class ElasticScheduler(Policy):
         taking_part = len(ledger.held) + len(missing)
         if ledger.computing and 2 * taking_part < len(ledger.workers):
             return
-        stand_in, p = self.stand_in(ledger), max(1, len(ledger.workers))
-        terms = [Term(push) for push in sorted(ledger.held)] + [Term(stand_in, 1.0, push) for push in missing]
+        placeholder, p = self.placeholder(ledger), max(1, len(ledger.workers))
+        terms = [Term(push) for push in sorted(ledger.held)] + [Term(placeholder, 1.0, push) for push in missing]
         yield Step(tuple(terms), share=min(1.0, taking_part / p))
         self.opened = ledger.version
         self.began(ledger)

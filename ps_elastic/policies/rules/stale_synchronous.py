@@ -14,7 +14,7 @@ class StaleSynchronous(Policy):
     """Use every gradient at once; a worker continues while it leads the slowest by at most `bound` steps.
 
     Release i when clock_i - min_j clock_j <= bound, clock = pushes completed. So completed clocks never differ by
-    more than bound + 1, a view misses at most (2 bound + 1)(p - 1) pushes, and B <= (2 bound + 1)(p - 1) M / p.
+    more than bound + 1, a copy misses at most (2 bound + 1)(p - 1) pushes, and B <= (2 bound + 1)(p - 1) M / p.
     Source: Ho et al., "More effective distributed ML via a stale synchronous parallel parameter server", NIPS 2013,
     section 3, where the reads of a clock wait instead of its end.
     Share: 1/p.
@@ -24,13 +24,13 @@ class StaleSynchronous(Policy):
     bound: Lead = 4  # worker steps ahead of the slowest; 0 is synchronous in pace, larger: staler, less waiting
 
     def declared_bound(self, facts: Facts) -> Bound:
-        scale = facts.p / facts.fewest  # the share is that of the workers left
+        scale = facts.p / facts.fewest  # the step scale is that of the workers left
         return Bound(b_stale_synchronous(facts.p, self.bound, scale * facts.M), "(2 bound + 1)(p - 1) M/p")
 
     def on_push(self, push: Push, ledger: Ledger) -> Iterator[Action]:
         worker = push.id.worker
         yield Step.mean([push.id], share=1 / len(ledger.workers))
-        if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may go on now
+        if ledger.clock(worker) == ledger.slowest:  # it was the slowest, alone: others may continue now
             yield from self.try_again(ledger)
         elif ledger.clock(worker) - ledger.slowest <= self.bound:
             yield Release((worker,))

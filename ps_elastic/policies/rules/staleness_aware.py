@@ -12,8 +12,8 @@ from ps_elastic.policies.theory import b_missed_steps
 class StalenessAware(Policy):
     """Use every gradient at once with a learning rate divided by its staleness.
 
-    x_{t+1} = x_t - (alpha / max(1, tau)) G(v_t), tau = versions between the view and its use. B <= (tau M) / tau = M
-    where staleness is even.
+    x_{t+1} = x_t - (alpha / max(1, tau)) G(v_t), tau = staleness in versions. B <= (tau M) / tau = M where it is
+    even.
     Source: Zhang et al., "Staleness-aware async-SGD for distributed deep learning", IJCAI 2016 (arXiv 1511.05950).
     Share: 1 / max(1, tau), the source's.
     """
@@ -21,7 +21,7 @@ class StalenessAware(Policy):
     def declared_bound(self, facts: Facts) -> Bound:
         return Bound(
             b_missed_steps(1, facts.shares, facts.M),
-            "s M, s = SUM 1/tau of the steps that a view missed",
+            "s M, s = SUM 1/tau of the steps that a copy missed",
             kind="observed",
         )
 

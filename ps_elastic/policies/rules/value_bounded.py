@@ -12,10 +12,10 @@ from ps_elastic.policies import Action, Bound, Facts, Ledger, Policy, Push, Rele
 class ValueBounded(Policy):
     """Use gradients at once if the change that a copy lacks stays below a falling threshold; else keep them for later.
 
-    Hold while SUM of motions since the oldest view + (n/p) mean norm of the held > v_0 / sqrt(t + 1).
+    Keep while SUM of step lengths since the oldest copy + (n/p) mean norm of those kept > v_0 / sqrt(t + 1).
     Source: Wei et al., "Consistent bounded-asynchronous parameter servers for distributed ML", 2013
-    (arXiv 1312.7869), value-bounded asynchronous parallel: its rule at a server, in the 2-norm. The norm of a push
-    stands for the motion it makes, so with momentum or weight decay this is no guarantee; see elastic_bound.
+    (arXiv 1312.7869), value-bounded asynchronous parallel: its condition at a server, in the 2-norm. The norm of a push
+    is taken for the step length it makes, so with momentum or weight decay this is no guarantee; see elastic_bound.
     Share: n/p for a step of n pushes.
     """
 
@@ -24,7 +24,7 @@ class ValueBounded(Policy):
     bounds_views = True
     threshold: NotNegative = 10.0  # v_0 in gradient units, of what a worker's copy lacks; larger: staler, less waiting
     falling: bool = True  # divide it by sqrt(version + 1); false: v_0 at every version
-    norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes held
+    norms: float = field(default=0.0, init=False)  # sum of payload norms of the pushes kept
 
     def declared_bound(self, facts: Facts) -> Bound:
         if not facts.plain:

@@ -14,7 +14,7 @@ from ps_elastic.worker.updates.base import Update, updates
 class CutSgd(Update):
     """Push the gradient of one batch, as far as backward has come after `deadline_s`: from the last layer to the first.
 
-    The buckets that it has not come to are sent empty. For layerwise rules: the straggler's side of SALF.
+    The buckets that it has not come to are sent empty. For layerwise policies: the straggler's side of SALF.
     Source: Lang, Cohen and Shlezinger, "Stragglers-aware low-latency synchronous federated learning via layer-wise
     model updates", 2024 (arXiv 2403.18375).
     """

@@ -17,7 +17,7 @@ class LocalSgd(Update):
 
     x^0 = x, x^{h+1} = x^h - alpha G(x^h), and x - x^H is pushed, which the server subtracts: with `synchronous` full
     averaging every H steps, with `random_subset` averaging of a random subset, with `fedbuff` FedBuff.
-    The views are local models. B <= 2 (p - 1)/p (H - 1) M for each worker, (H - 1) M in mean over all of them.
+    The copies are local models. B <= 2 (p - 1)/p (H - 1) M for each worker, (H - 1) M in mean over all of them.
     Source: Koloskova et al., "A unified theory of decentralized SGD with changing topology and local updates", ICML
     2020 (arXiv 2003.10422); Stich, "Local SGD converges fast and communicates little", ICLR 2019.
     """
