@@ -160,7 +160,7 @@ class Drop(NamedTuple):
 class Release(NamedTuple):
     """Send these waiting workers the model; each goes on with its next push.
 
-    - `workers`: each must be in `ledger.waiting`, else PolicyError
+    - `workers`: each must be in `ledger.waiting`, or compute with fewer than `Policy.jobs` jobs; else PolicyError
     - `own`: any finite number. A worker gets x + c own g: g is its own last push, decoded; c is what a gradient's
       unit did to x in the last step, -alpha for plain SGD. If not 0, the policy must have `own_views`
     """
