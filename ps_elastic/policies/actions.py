@@ -1,6 +1,6 @@
-"""How the ledger changes by each action as the rule yields it, and the laws that it must keep.
+"""How the ledger changes by each action as the policy yields it, and the invariants that it must keep.
 
-For decide.py alone. Each function raises PolicyError naming the rule where the action breaks a law.
+For decide.py alone. Each function raises PolicyError naming the policy if the action breaks an invariant.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def take_step(ledger: Ledger, step: Step) -> None:
             _open_debt(ledger, term, weight / total)
         elif push in held and push not in used:
             if push in ledger.debts:
-                raise ledger.breach(f"law 4: push {tuple(push)} is owed; repay it with ledger.amend")
+                raise ledger.breach(f"invariant 4: push {tuple(push)} had a placeholder; use ledger.amend")
             used[push] = None
         elif push in used or not ledger.is_kept(push):
-            raise ledger.breach(f"law 1: push {tuple(push)} is used but neither held nor kept")
+            raise ledger.breach(f"invariant 1: push {tuple(push)} is used but neither held nor kept")
     if ledger.keeps_last:
         _keep_last(ledger, used)
     ledger.let_go(used)
@@ -52,14 +52,14 @@ def take_step(ledger: Ledger, step: Step) -> None:
 def take_drop(ledger: Ledger, drop: Drop) -> None:
     take_note(ledger, drop)
     if drop.push not in ledger.held:
-        raise ledger.breach(f"law 1: push {tuple(drop.push)} is dropped ({drop.reason}) but not held")
+        raise ledger.breach(f"invariant 1: push {tuple(drop.push)} is dropped ({drop.reason}) but not held")
     if drop.push in ledger.debts:
         ledger.close_debt(drop.push)
     ledger.let_go((drop.push,))
 
 
 def take_release(ledger: Ledger, release: Release) -> None:
-    """Let the next push of each worker be under way, on the model as it is, plus c * own * its last push."""
+    """The next push of each worker is under way now, on the model as it is, plus c * own * its last push."""
     if ledger.owed:
         raise ledger.unanswered()
     ledger.acts.append(release)
@@ -69,14 +69,14 @@ def take_release(ledger: Ledger, release: Release) -> None:
     members, waiting = ledger.workers, ledger.waiting
     for worker in workers:
         if worker not in members:
-            raise ledger.breach(f"law 2: worker {worker} is released but not a member")
+            raise ledger.breach(f"invariant 2: worker {worker} is released but not a member")
         member = members[worker]
         if worker in waiting:
             del waiting[worker]
         elif not 0 < member.assigned - member.seen < ledger.jobs:
             raise ledger.breach(
-                f"law 2: worker {worker} is released but does not wait (its step {member.assigned} is under way, "
-                "or it has not asked yet)"
+                f"invariant 2: worker {worker} is released but does not wait (its step {member.assigned} is under "
+                "way, or it has not asked yet)"
             )
         if ledger.pipeline:
             ledger.answer_ahead(worker, member, own)
@@ -105,7 +105,7 @@ def take_measure(ledger: Ledger, measure: Measure) -> None:
     take_note(ledger, measure)
     for push in measure.pushes:
         if push not in ledger.views:
-            raise ledger.breach(f"view {tuple(push)} is to be measured but not under way")
+            raise ledger.breach(f"the copy of push {tuple(push)} is to be measured, but the push is not under way")
     ledger.owed = list(measure.pushes)
 
 
@@ -137,10 +137,12 @@ def _keep_last(ledger: Ledger, used: dict[PushId, None]) -> None:
 def _open_debt(ledger: Ledger, term: Term, part: float) -> None:
     missing, stand_in = term.stands_for, term.push
     if missing is None or missing not in ledger.views or missing in ledger.debts:
-        raise ledger.breach(f"law 4: {stand_in} cannot stand for {missing}, which is not under way or already owed")
+        raise ledger.breach(
+            f"invariant 4: {stand_in} cannot stand for {missing}, which is not under way or has a placeholder already"
+        )
     alive = stand_in in ledger.held or ledger.is_kept(stand_in)
     if not alive and stand_in not in (ZERO, PushId(0, ledger.version + 1)):
-        raise ledger.breach(f"law 1: push {tuple(stand_in)} is a stand-in but neither held nor kept")
+        raise ledger.breach(f"invariant 1: push {tuple(stand_in)} is a placeholder but neither held nor kept")
     ledger.debts[missing] = Debt(stand_in, part, ledger.version + 1)
     ledger.ref(stand_in)
 
@@ -148,6 +150,6 @@ def _open_debt(ledger: Ledger, term: Term, part: float) -> None:
 def _take_amend(ledger: Ledger, step: Step) -> None:
     missing = step.terms[0].push
     if missing not in ledger.held or missing not in ledger.debts or step != ledger.amend(missing):
-        raise ledger.breach(f"law 4: the amend of {tuple(missing)} is not what its debt owes")
+        raise ledger.breach(f"invariant 4: the amend of {tuple(missing)} is not what ledger.amend gives")
     ledger.unref(ledger.debts.pop(missing).stand_in)
     ledger.let_go((missing,))

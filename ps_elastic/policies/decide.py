@@ -1,4 +1,4 @@
-"""The one door to the ledger: an event goes in, the rule's actions come out, each in effect before it asks for more.
+"""The one door to the ledger: an event goes in, the policy's actions come out, each in effect before it asks for more.
 
 Who carries the actions out does so in a loop of its own:
 
@@ -67,10 +67,10 @@ Decision = tuple["Action | None", tuple[PushId, ...]]
 
 
 def begin(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterable[Action]:
-    """Note `event`, which is no answer, and return what the rule orders: each to be taken before the next is asked for.
+    """Note `event`, which is no answer, and return what the policy orders; each is to be taken before the next.
 
-    Events that change nothing (a duplicate, an early Woke) are logged and never reach the rule. Raises WireError (the
-    event cannot be); and, like what it returns, PolicyError naming the rule.
+    Events that change nothing (a duplicate, an early Woke) are logged and never reach the policy. Raises WireError (the
+    event cannot be); and, like what it returns, PolicyError naming the policy.
     """
     if now > ledger.now:
         ledger.now = now
@@ -94,14 +94,14 @@ def begin(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterable[
 
 
 def take(ledger: Ledger, action: Action) -> None:
-    """Let an action take effect. Raises PolicyError naming the rule where it breaks a law."""
+    """Let an action take effect. Raises PolicyError naming the policy if it breaks an invariant."""
     TAKES[type(action)](ledger, action)
 
 
 def end(ledger: Ledger, *, broken_off: bool = False) -> None:
     """Every action of the event was carried out, or an error ended that: its line is written.
 
-    Raises PolicyError where an answer is missing, and Stalled (law 3), unless it was `broken_off`.
+    Raises PolicyError if an answer is missing, and Stalled (invariant 3), unless it was `broken_off`.
     """
     if ledger.log is not None:
         _, event, now, ignored = ledger.turn
@@ -125,13 +125,14 @@ def end(ledger: Ledger, *, broken_off: bool = False) -> None:
 
 
 def decide(policy: Policy, ledger: Ledger, event: Event, now: float) -> Iterator[Decision]:
-    """Note `event` at once, and return the iterator of (action, payloads that nobody needs any more).
+    """Note `event`, which came at `now` seconds, at once, and return the iterator of (action, payloads freed).
 
+    Payloads are freed, by their PushId, if nobody needs them any more; `(None, freed)`: the event alone freed them.
     The caller carries out each action before it takes the next, answers a Step by calling `decide` with its
-    Applied and a Measure with its Measured, and exhausts the iterator. `(None, freed)` means that the event alone
-    freed payloads.
+    Applied and a Measure with a Measured for each of its pushes, and exhausts the iterator.
 
-    Raises PolicyError (the rule broke a law), Stalled (law 3), WireError (the event cannot be).
+    Raises, at once or from the iterator, PolicyError (the policy broke an invariant, or an answer is missing or was
+    not asked for), Stalled (every worker waits and no Wake is pending) and WireError (the event cannot be).
     """
     if type(event) in ANSWERS and ledger.started:
         ANSWERS[type(event)](ledger, event)
@@ -160,7 +161,7 @@ def _taken(ids: list[PushId]) -> tuple[PushId, ...]:
 
 
 def _blaming(ledger: Ledger, actions: Iterable[Action]) -> Iterator[Action]:
-    """What the rule orders, while it is asked for more: an error of its own names it."""
+    """What the policy orders, while it is asked for more: an error of its own names it."""
     try:
         yield from actions
     except PolicyError as error:
@@ -216,7 +217,7 @@ def _on_start(policy: Policy, ledger: Ledger, event: Applied) -> tuple[str | Non
 
 
 class _Again(Release):
-    """A Release whose view the ledger already holds: a queued job begins, or a lost reply is sent again."""
+    """A Release of a model that was assigned already: a queued job begins, or a lost reply is sent again."""
 
 
 _NOTES: dict[type, Callable[[Policy, Ledger, Any], tuple[str | None, Iterable[Action]]]] = {

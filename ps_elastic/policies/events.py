@@ -1,8 +1,8 @@
-"""What a rule may learn and what it may order: headers in, actions out. No tensors, no clock.
+"""What a policy may learn and what it may order: metadata in, actions out. No tensors, no clock.
 
-An *event* is something that happened (a push arrived, a worker asks, the optimizer was applied);
-an *action* is what the rule orders (make a step, drop a push, let workers go). Both are small
-immutable tuples, and each has one text form, so that a run's log can be compared byte for byte.
+An *event* is something that happened (a push arrived, the optimizer was applied); an *action* is what the policy
+orders (make a step, release workers). Both are small immutable tuples with one text form, so that a run's log can be
+compared byte for byte.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 
 class PushId(NamedTuple):
-    """The `step`-th gradient of `worker` (1..p). (0, 0) is the zero vector; (0, v) the combined payload of
-    the Step that made version v."""
+    """Names the `step`-th gradient of `worker`, both counted from 1.
+
+    (0, 0) is the zero vector; (0, v) is the combined payload of the Step that made version v.
+    """
 
     worker: int
     step: int
@@ -25,16 +27,24 @@ ZERO = PushId(0, 0)
 
 
 class Push(NamedTuple):
-    """The header of a gradient that arrived; norms are 2-norms in the push's own units."""
+    """The metadata of a gradient that arrived. Norms are 2-norms in the push's own units, finite and >= 0.
+
+    - `id`, `base`: which push it is; the version of the model that it was computed on
+    - `norm`, `payload_norm`: of the gradient; of what was sent, decoded
+    - `residual_norm`: of what error feedback keeps for the next push; 0 without it
+    - `nbytes`: bytes of the payload, without its header
+    - `units`: "gradient", "update" (a model difference, scaled already) or "model"
+    - `ahead`: earlier pushes of its worker that its model was no answer to; 0 without `update.pipeline`
+    """
 
     id: PushId
-    base: int  # version of the model it was computed on
-    norm: float = 0.0  # of the gradient
-    payload_norm: float = 0.0  # of what decodes from the wire
-    residual_norm: float = 0.0  # of what error feedback kept back
+    base: int
+    norm: float = 0.0
+    payload_norm: float = 0.0
+    residual_norm: float = 0.0
     nbytes: int = 0
-    units: str = "gradient"  # or "update" (already scaled) or "model"
-    ahead: int = 0  # pushes of its worker before it that the reply it was computed on did not answer
+    units: str = "gradient"
+    ahead: int = 0
 
 
 class ReplyId(NamedTuple):
@@ -46,7 +56,7 @@ class ReplyId(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """ "I wait; my last finished step is `step`": a joiner, or a push or reply was lost."""
+    """A retry request: `worker` waits, and its last finished step is `step`. It is new, or a message was lost."""
 
     worker: int
     step: int
@@ -70,13 +80,20 @@ class Woke(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The sample budget or the target is reached: settle what is here, then let everybody stop."""
+    """The sample budget or the target is reached: pushes that are here are discarded, and every worker stops."""
 
 
 class Applied(NamedTuple):
     """The answer to a Step: the server's model is now `version`. The first event of a run is Applied(0).
 
-    moved: ||x_new - x_old|| / alpha as stored; coast, gain, rounding: see `Ledger.reach`.
+    - `version`, `alpha`: number of server steps so far; step size of this one, learning rate x schedule
+    - `moved`: step length / alpha, ||x_new - x_old|| / alpha as stored
+
+    These are 0, 1 and 0 unless the policy has `uses_reach`; `Ledger.reach` puts them together:
+
+    - `coast`: remaining momentum motion: how far the next step moves without a gradient, / alpha
+    - `gain`: momentum gain: how far it moves for each unit of its gradient's norm, / alpha; 1 for plain SGD
+    - `rounding`: 2^-24 ||x|| / alpha: how far float32 may move the model beyond that
     """
 
     version: int
@@ -88,7 +105,10 @@ class Applied(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The answer to a Measure: ||x - v|| / (largest alpha since the view was sent) of the view of `push`."""
+    """The answer to a Measure: how far the server's model x is from the worker's copy v behind `push`.
+
+    `distance` is ||x - v|| / (largest alpha since the copy was sent), in gradient units.
+    """
 
     push: PushId
     distance: float
@@ -98,7 +118,11 @@ Event = Push | Asked | Joined | Left | Woke | Done | Applied | Measured
 
 
 class Term(NamedTuple):
-    """One payload of a Step with its weight; `stands_for` names the missing push that it replaces."""
+    """One payload of a Step.
+
+    - `push`, `weight`: one of `ledger.held`, or whose payload is kept, or `ZERO`; its weight in the mean or sum
+    - `stands_for`: the missing push, still under way, that it replaces as a placeholder gradient
+    """
 
     push: PushId
     weight: float = 1.0
@@ -106,11 +130,13 @@ class Term(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Combine the terms and apply them: one new version.
+    """Combine the terms and apply them: one new version. The answer is an Applied.
 
-    combine: "mean" is (sum of weight x payload) / (sum of weights); "sum" leaves the division out; other
-    names are combiners of the server. share: the part of a round it counts for, 0 < share <= 1; the
-    learning rate is multiplied by it. apply: "step" (optimizer), "amend" (repay a debt), "assign" (x <- combined).
+    - `terms`: at least one; PolicyError if a push was used already and nothing keeps its payload
+    - `share`: step scale, 0 < share <= 1, that multiplies the learning rate; 1/p makes p steps one synchronous step
+    - `combine`: "mean" is (sum of weight x payload) / (sum of weights), and that sum is finite and > 0; "sum" leaves
+      the division out, and that sum is finite; "delay_compensated" corrects stale gradients in a mean
+    - `apply`: "step" (optimizer), "assign" (x becomes what was combined), "amend" (late gradient: `Ledger.amend`)
     """
 
     terms: tuple[Term, ...]
@@ -120,32 +146,37 @@ class Step(NamedTuple):
 
     @classmethod
     def mean(cls, pushes: Iterable[PushId], share: float = 1.0) -> Step:
-        """The plain mean of `pushes`, added in (worker, step) order whatever order they arrived in."""
+        """The plain mean of `pushes`, each with weight 1, in (worker, step) order whatever order they arrived in."""
         return cls(tuple(map(Term, sorted(pushes))), share)
 
 
 class Drop(NamedTuple):
-    """Do not use this push; its worker is told, so that error feedback can take it back."""
+    """Discard this push of `ledger.held`, for a `reason` for the log; with error feedback its worker adds it back."""
 
     push: PushId
     reason: str
 
 
 class Release(NamedTuple):
-    """Answer these waiting workers with the model x + c * own * (its own last decoded push)."""
+    """Send these waiting workers the model; each goes on with its next push.
+
+    - `workers`: each must be in `ledger.waiting`, or compute with fewer than `Policy.jobs` jobs; else PolicyError
+    - `own`: any finite number. A worker gets x + c own g: g is its own last push, decoded; c is what a gradient's
+      unit did to x in the last step, -alpha for plain SGD. If not 0, the policy must have `own_views`
+    """
 
     workers: tuple[int, ...]
     own: float = 0.0
 
 
 class Wake(NamedTuple):
-    """Call `on_wake` at time `at` (seconds); a later Wake replaces an earlier one."""
+    """Call `on_wake` at the time `at`, in seconds since the start of the run; a later Wake replaces an earlier one."""
 
     at: float
 
 
 class Measure(NamedTuple):
-    """Ask the server for the true distance of these views, each answered by a Measured."""
+    """Ask how far the workers' copies behind these pushes under way are from the server's model (`needs_views`)."""
 
     pushes: tuple[PushId, ...]
 

@@ -1,13 +1,12 @@
-"""What the server remembers about every push, view and debt, and the laws that hold of it.
+"""What the server remembers about every push, worker's copy and late gradient, and the invariants of that.
 
-decide.py is the only writer: it notes an event (transitions.py), asks the rule, and lets each action take effect
-(actions.py) as the rule yields it. The laws, checked as it runs (a breach raises PolicyError naming rule and push):
+decide.py is the only writer: it notes an event (transitions.py), asks the policy, and lets each action take effect
+(actions.py) as the policy yields it. The invariants, checked as it runs (PolicyError names policy and push):
 
 1. a push is used or dropped exactly once; only one kept by a debt, by `own` or by `keeps_last` may be used again;
-2. at most one reply per unanswered push or ask;
-3. never stalled: if all live workers wait and no Wake is pending, `Stalled` says who waits and what is held;
-4. for every debt the stand-in and the later terms sum to what was owed, or it is closed by a drop, a
-   departure or an Asked, and logged;
+2. at most one reply per unanswered push or retry request;
+3. never stalled: if all live workers wait and no Wake is pending, `Stalled` says who waits and what is kept;
+4. placeholder and later terms sum to the late gradient, or a drop, a departure or an Asked closes its debt, logged;
 5. the same events give the same actions, byte for byte (so nothing here depends on a clock, a set or an address).
 """
 
@@ -23,9 +22,10 @@ from ps_elastic.policies.events import ZERO, Action, Applied, Measured, Push, Pu
 
 
 class View(NamedTuple):
-    """What a push under way is computed on: the model of `version`, plus c * own * `own_push` if own is not 0.
+    """The worker's copy of the model that a push under way is computed on.
 
-    Of a worker that runs ahead: the oldest that it may be computing on, until its push says which it was.
+    It is the model of `version`, plus c * own * `own_push` if own is not 0 (see `Release`). Of a worker that runs
+    ahead: the oldest that it may be computing on, until its push says which it was.
     """
 
     version: int
@@ -36,11 +36,11 @@ class View(NamedTuple):
 
 
 class Debt(NamedTuple):
-    """A missing push that `stand_in` replaced, with `part` = its share of the weights of that Step."""
+    """A late gradient: `stand_in` replaced it as placeholder, with the fraction `part` of the weights of that Step."""
 
     stand_in: PushId
     part: float
-    version: int  # the Step that owes it made this version
+    version: int  # made by that Step
 
 
 class Member:
@@ -51,20 +51,23 @@ class Member:
     def __init__(self) -> None:
         self.seen = self.assigned = self.clock = 0
         self.due = ZERO  # its push under way, or the first of several
-        self.last: PushId | None = None  # its last used push, where the rule keeps it
+        self.last: PushId | None = None  # its last used push, if the policy keeps it
         self.newest: PushId | None = None  # its push that waits for a reply, where the reply may contain it
         self.pipeline_state = PipelineState()  # where it may run ahead
 
 
 class Ledger:
-    """The server's memory of headers. Rules read the public attributes; only `decide` writes.
+    """The server's memory of who sent what and who waits. Policies read the public attributes; only `decide` writes.
 
-    workers, waiting: live workers, and those with nothing to do until released, in a fixed order. A worker that may
-    run on with `pipeline` pushes unanswered waits from the first of them on.
-    held: pushes neither used nor dropped, in order of arrival. views: what each push under way is computed on.
-    version: updates so far. travelled: sum of `moved`, so travelled - view.travelled bounds
-    ||x - v|| / (largest alpha since). now: seconds. debts: missing push -> Debt. bucket: (index, count) of the part
-    of the model that this ledger is of, where the rule is layerwise; None: of the whole.
+    - `workers`: keys are the live workers, 1..p
+    - `waiting`: keys are those that wait for a reply, in a fixed order; with `pipeline`, from the first unanswered on
+    - `held`: PushId -> Push, kept for later: neither used nor dropped, in order of arrival
+    - `views`: PushId of each push under way -> View: the worker's copy, its `version`, `travelled`, `sent_at` (s)
+    - `version`: number of server steps so far
+    - `travelled`: sum of step length / alpha; ||x - v|| <= (largest alpha since) x (`travelled` - `view.travelled`)
+    - `now`: seconds since the start of the run
+    - `debts`: PushId of each late gradient -> Debt, the placeholder that a Step used for it
+    - `slowest`: the least `clock` of the live workers; `bucket`: (index, count) if layerwise, else (0, 1)
     """
 
     def __init__(
@@ -93,21 +96,21 @@ class Ledger:
         self.wake_at: float | None = None
         self._refs: dict[PushId, int] = {}
         # What follows is for decide.py and what it calls alone.
-        self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its view contains
+        self.containing: dict[PushId, tuple[PushId, ...]] = {}  # held push -> the pushes its copy contains
         self.gone: dict[int, Member] = {}  # a worker that comes back must not repeat a PushId
         self.at_clock = {0: len(self.workers)}  # clock -> how many live workers stand at it
-        # Once a rule has asked for the oldest: views in the order sent, which is that of `travelled`. A plain dict
+        # Once a policy has asked for the oldest: views in the order sent, which is that of `travelled`. A plain dict
         # finds its first key in O(p).
         self.unmeasured: OrderedDict[PushId, None] | None = None
         self.measured: list[tuple[float, PushId]] = []  # heap, entries may be stale
         self.owed: Step | list[PushId] | None = None  # what the server has still to answer
         self.freed: list[PushId] = []  # payloads that nobody needs any more, until who keeps them has emptied this
-        self.closed: list[PushId] = []  # debts closed unpaid, since last taken
-        self.turn: Any = None  # (rule, event, its time, why it is ignored): what is going on
+        self.closed: list[PushId] = []  # debts never settled, since last taken
+        self.turn: Any = None  # (policy, event, its time, why it is ignored): what is going on
         self.acts: list[Action | Applied | Measured] = []  # and answers, of the current event: for the log
 
     def clock(self, worker: int) -> int:
-        """Pushes completed by `worker`; a joiner starts at `slowest`."""
+        """Pushes completed by `worker`; a joiner starts at `slowest`. Raises KeyError if it is no live worker."""
         return self.workers[worker].clock
 
     @property
@@ -116,11 +119,11 @@ class Ledger:
         return len(self.workers) - len(self.waiting)
 
     def is_kept(self, push: PushId) -> bool:
-        """Whether a debt, a view or `keeps_last` still needs the payload of `push`."""
+        """Whether a debt, a worker's copy or `keeps_last` still needs the payload of `push`."""
         return push in self._refs
 
     def contained(self, push: PushId) -> tuple[PushId, ...]:
-        """The pushes of its own worker that the view of `push`, which is held, contains, in the order pushed."""
+        """The pushes of its own worker that the copy behind `push`, which is held, contains, in the order pushed."""
         return self.containing.get(push, ())
 
     def told(self, worker: int) -> tuple[int, PipelinedReply]:
@@ -129,12 +132,12 @@ class Ledger:
         return pipeline_state.told, pipeline_state.given[pipeline_state.told]
 
     def last(self, worker: int) -> PushId | None:
-        """The last push of `worker` that was used, where the rule keeps it."""
+        """The last push of `worker` that was used, if the policy has `keeps_last`."""
         return self.workers[worker].last
 
     @property
     def oldest_view(self) -> PushId | None:
-        """The push under way whose view is the farthest behind; None if nothing is under way. O(1) amortised."""
+        """The push under way whose copy is the farthest behind; None if nothing is under way. O(1) amortised."""
         heap = self.measured
         while heap and ((view := self.views.get(heap[0][1])) is None or view.travelled != heap[0][0]):
             heappop(heap)
@@ -147,32 +150,32 @@ class Ledger:
         return first
 
     def reach(self, norm: float, share: float) -> float:
-        """Upper bound on the next Step's `moved`, for G = sum of weight x payload_norm over total weight = `norm`.
+        """The largest move of the next Step: share (coast + gain norm) + rounding, bounds its `Applied.moved`.
 
-        share (coast + gain G) + rounding, with coast, gain and rounding of the last Applied.
+        norm: (sum of weight x payload_norm) / (sum of weights). The others are of the last Applied.
         """
         return share * (self.applied.coast + self.applied.gain * norm) + self.applied.rounding
 
     def amend(self, push: PushId) -> Step:
-        """The Step that repays the debt on `push`: + part x push - part x its stand-in."""
+        """The Step that applies `push` late: + part x push - part x its placeholder. KeyError if it has none."""
         debt = self.debts[push]
         return Step((Term(push, debt.part), Term(debt.stand_in, -debt.part)), combine="sum", apply="amend")
 
     def breach(self, what: str) -> PolicyError:
-        """The error of a rule that broke a law: which one, and on what event."""
+        """The error of a policy that broke an invariant: which one, and on what event."""
         policy, event, _, _ = self.turn
-        return PolicyError(f"rule {type(policy).__name__} on {event}: {what}")
+        return PolicyError(f"policy {type(policy).__name__} on {event}: {what}")
 
     def unanswered(self) -> PolicyError:
         return self.breach(f"the server left {self.owed} unanswered")
 
-    # What follows is for what decide.py calls alone: views first, then payloads that must live on.
+    # What follows is for what decide.py calls alone: copies first, then payloads that must live on.
 
     def keep_own(self, worker: int, member: Member) -> PushId:
-        """The last push of a worker whose next view contains it."""
+        """The last push of a worker whose next copy contains it."""
         own_push = PushId(worker, member.seen)
         if own_push not in self.held and own_push not in self._refs:
-            raise self.breach(f"law 1: the view of worker {worker} needs its push {tuple(own_push)}, which is gone")
+            raise self.breach(f"invariant 1: the model for worker {worker} needs {tuple(own_push)}, which is gone")
         self.ref(own_push)
         return own_push
 
@@ -192,20 +195,20 @@ class Ledger:
             self.send_on(worker, member, given)
 
     def send_on(self, worker: int, member: Member, oldest: PipelinedReply) -> None:
-        """Let the next push be under way; no reply older than `oldest` is its view."""
+        """Let the next push be under way; it is computed on no older reply than `oldest`."""
         member.assigned = member.seen + 1
         member.due = push = PushId(worker, member.assigned)
         self.views[push] = View(oldest.version, 0.0, None, oldest.travelled, oldest.sent_at)
         heappush(self.measured, (oldest.travelled, push))  # views come in no order here
 
     def take_view(self, push: PushId) -> View:
-        """The view of a push that is under way no more."""
+        """The copy behind a push that is under way no more."""
         if self.unmeasured is not None:
             self.unmeasured.pop(push, None)
         return self.views.pop(push)
 
     def forget(self, push: PushId) -> None:
-        """Nothing will come of this push: its view goes, and what it owed is closed."""
+        """Nothing will come of this push: its copy goes, and its debt is closed."""
         own_push = self.take_view(push).own_push
         if own_push is not None:
             self.unref(own_push)
@@ -213,7 +216,7 @@ class Ledger:
             self.close_debt(push)
 
     def close_debt(self, push: PushId) -> None:
-        """The debt on `push` will not be repaid."""
+        """`push` will not be applied late."""
         self.unref(self.debts.pop(push).stand_in)
         self.closed.append(push)
 
@@ -253,9 +256,9 @@ class PipelinedReply(NamedTuple):
 
 
 class PipelineState:
-    """One worker's replies, from the one that its last push named on, and its pushes that its views may contain.
+    """One worker's replies, from the one that its last push named on, and its pushes that its copies may contain.
 
-    With `pipeline: k` a worker computes push s as long as at most k of its earlier pushes are unanswered. Its view is
+    With `pipeline: k` a worker computes push s as long as at most k of its earlier pushes are unanswered. Its copy is
     the model of the last reply it took in, less what it re-applies to it: every push of its own that this model does
     not contain. A reply is named by the last push r that was here when it was given; missing in its model are those
     after r, and those up to r that it calls `flying`. A push says by `ahead` = s - 1 - r which reply it was computed
@@ -284,11 +287,11 @@ class PipelineState:
                 f"most {pipeline}, after one of the replies to {list(self.given)}"
             )
         if push.base != given.version:
-            raise WireError(f"push {tuple(push.id)} says base {push.base}, but its view was version {given.version}")
+            raise WireError(f"push {tuple(push.id)} says base {push.base}, but its model was version {given.version}")
         return reply
 
     def leave_behind(self, reply: int) -> Iterator[PushId]:
-        """No view will be older than `reply`: the pushes that none will contain any more."""
+        """No copy will be older than `reply`: the pushes that none will contain any more."""
         for older in [step for step in self.given if step < reply]:
             del self.given[older]
         missing = self.given[reply].flying

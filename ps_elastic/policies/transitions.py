@@ -1,4 +1,4 @@
-"""How the ledger changes by each event before the rule is asked.
+"""How the ledger changes by each event before the policy is asked.
 
 For decide.py alone, but for the answers, which go straight in. A `note_` takes an event in, or says why it is ignored.
 """
@@ -28,7 +28,7 @@ def note_push(ledger: Ledger, push: Push) -> str | None:
     else:
         view = views[id]
         if push.base != view.version:
-            raise WireError(f"push {tuple(id)} says base {push.base}, but its view was version {view.version}")
+            raise WireError(f"push {tuple(id)} says base {push.base}, but its model was version {view.version}")
         while member.seen < step - 1:
             member.seen += 1
             ledger.forget(PushId(worker, member.seen))
@@ -55,7 +55,7 @@ def note_push(ledger: Ledger, push: Push) -> str | None:
 
 
 def note_asked(ledger: Ledger, worker: int, step: int) -> str | None:
-    """Return "" if the rule must be asked, "again" if the last reply must be sent again, else why it is ignored."""
+    """Return "" if the policy must be asked, "again" if the last reply must be sent again, else why it is ignored."""
     member = ledger.workers.get(worker)
     if member is None:
         return "departed"
@@ -131,7 +131,7 @@ def note_measured(ledger: Ledger, answer: Measured) -> None:
     """One of the answers to a Measure."""
     ledger.acts.append(answer)
     if not isinstance(ledger.owed, list) or answer.push not in ledger.owed:
-        raise PolicyError(f"view {tuple(answer.push)} was measured, but no Measure asked for it")
+        raise PolicyError(f"the copy of push {tuple(answer.push)} was measured, but no Measure asked for it")
     ledger.owed.remove(answer.push)
     view = ledger.views[answer.push]._replace(travelled=ledger.travelled - answer.distance)
     ledger.views[answer.push] = view
@@ -152,7 +152,7 @@ def start_job(ledger: Ledger, worker: int) -> bool:
 
 
 def finish(ledger: Ledger) -> tuple[PushId, ...]:
-    """Enter the end of the run; return the pushes to be dropped."""
+    """Enter the end of the run; return the pushes to be discarded."""
     ledger.done, ledger.wake_at = True, None
     for push in tuple(ledger.debts):
         ledger.close_debt(push)
@@ -160,7 +160,7 @@ def finish(ledger: Ledger) -> tuple[PushId, ...]:
 
 
 def _note_ahead(ledger: Ledger, push: Push, member: Member) -> None:
-    """A push of a worker that runs ahead: its header says which reply it was computed on."""
+    """A push of a worker that runs ahead: its metadata says which reply it was computed on."""
     pipeline_state, (worker, step) = member.pipeline_state, push.id
     reply = pipeline_state.named(push, ledger.pipeline)
     ledger.take_view(push.id)

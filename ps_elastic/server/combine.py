@@ -104,8 +104,8 @@ class EagerSum:
     """sum: (d,), nothing between a Step and the first bucket that arrives after it.
 
     Expected is a Step like the last two: the mean of one push each of the same workers. What it will add up is added as
-    its buckets arrive, before the rule decides, by the operations of the combiner `mean`, in its order, so that the
-    bits are the same; where the rule decides otherwise it is thrown away.
+    its buckets arrive, before the policy decides, by the operations of the combiner `mean`, in its order, so that the
+    bits are the same; if the policy decides otherwise it is thrown away.
     """
 
     def __init__(self, buckets: Sequence[Bucket], sum: Tensor) -> None:

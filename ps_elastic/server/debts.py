@@ -1,7 +1,10 @@
-"""What a model is owed: pushes that a Step replaced by stand-ins, until they are repaid or will never be.
+"""Late gradients: pushes that a Step replaced by placeholder gradients, until they are applied late or never will be.
 
-Discrepancies may be those from the model with every debt settled: then a use waits here until those of its time are.
-`Debts` is a shard's part of it; `Repayment` is a store's, which repays exactly at any lateness.
+A *debt* is such a missing push: owed by the Step that had the placeholder, repaid when the push is applied late, which
+takes the placeholder out again, and closed by that or because the push will not come (it is forgiven then).
+
+Discrepancies may be those from the model including late gradients: then a use waits here until the debts of its time
+are closed. `Debts` is a shard's part of it; `Repayment` is a store's, which applies exactly at any lateness.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Waiting(NamedTuple):
 class Debts:
     """owed: the debts, by the missing push. alpha: the largest step size since any of their steps, as of the last one.
 
-    note: is told of each use that waits no more, and when. is_ideal: distances are those from the settled model.
+    note: is told of each use that waits no more, and when. is_ideal: distances are those including late gradients.
     """
 
     def __init__(
@@ -48,16 +51,18 @@ class Debts:
         self.alpha, self.is_ideal = 0.0, is_ideal
         self._store, self._measures, self._note = store, measures, note
         self._open: dict[int, list[Waiting]] = {}  # version -> uses whose ideal model is not known yet
-        self._uses: dict[PushId, Waiting] = {}  # of pushes owed, until they are repaid and their distance is known
-        self._ideals: dict[PushId, Ideal] = {}  # of the views that the step under way uses, while debts are open
+        self._uses: dict[
+            PushId, Waiting
+        ] = {}  # of pushes owed, until they are applied late and their distance is known
+        self._ideals: dict[PushId, Ideal] = {}  # of the copies that the step under way uses, while debts are open
 
     def watch(self, views: Sequence[PushId]) -> None:
-        """A step is about to use these views, while debts are open."""
+        """A step is about to use pushes with these copies, while debts are open."""
         if self.is_ideal:
             self._ideals = {view: self._store.ideal(view) for view in views}
 
     def hold(self, use: Use) -> Use:
-        """A step counts this in, whose push is owed or whose distance is not known yet; return what is known."""
+        """A step counts this in, whose push is late or whose distance is not known yet; return what is known."""
         ideal = None
         if self.owed and self.is_ideal:
             ideal, use = self._ideals.pop(use.id), use._replace(distance=math.nan)
@@ -81,14 +86,14 @@ class Debts:
         self._measures.note_debts(len(self.owed), steps - oldest.steps + 1)
 
     def repaid(self, push: Push, now: float) -> list[tuple[PushId, float]]:
-        """The debt on `push` was repaid; return the pushes whose discrepancy is known by that."""
+        """`push` was applied late; return the pushes whose discrepancy is known by that."""
         use, ideal = self._uses[push.id]
         waiting = self._uses[push.id] = Waiting(use._replace(push=push), ideal)
         waits = ideal is not None and use.version in self._open
         return ([] if waits else self._close(waiting, now)) + self._settle(push.id, now, paid=True)
 
     def forgiven(self, owed: Collection[PushId], now: float, *, ended: bool) -> list[tuple[PushId, float]]:
-        """Debts not among `owed` were closed unpaid; return the pushes whose discrepancy is known by that.
+        """Pushes not among `owed` will not be applied late; return the pushes whose discrepancy is known by that.
 
         ended: because the run is over, so that nothing is lost by it.
         """
@@ -117,7 +122,7 @@ class Debts:
         return known
 
     def _close(self, waiting: Waiting, now: float) -> list[tuple[PushId, float]]:
-        """The distance of a use is known: note it, once its push is here; never, if what it owes was forgiven."""
+        """The distance of a use is known: note it, once its push is here; never, if that will not come."""
         use, ideal = waiting
         if use.push is None:
             owed = self._uses.get(use.id)
@@ -141,14 +146,14 @@ class Repayment:
         self._settled_at = -1  # version at which it began
 
     def stepped(self, rate: float, owed: Sequence[PushId]) -> None:
-        """A step at `rate` goes over the debts open, and owes these pushes."""
+        """A step at `rate` goes over the debts open, and has placeholders for these pushes."""
         for response in self.responses.values():
             self._optimizer.continue_response(response, rate)
         for debt in owed:
             self.responses[debt] = self._optimizer.respond(rate)
 
     def ideal(self, version: int, given: int | None, drift: Callable[[], Tensor]) -> IdealDrift:
-        """Follow a view from here on. given: its version, None where it is of its worker alone. drift: x - v (d,)."""
+        """Follow a copy from here on. given: its version, None where it is of its worker alone. drift: x - v (d,)."""
         if self._settlement is None or self._settled_at != version:
             debts = {push: response.copy() for push, response in self.responses.items()}
             self._settlement, self._settled_at = Settlement(debts, self._optimizer), version
@@ -165,10 +170,10 @@ class Settlement:
 
     def __init__(self, debts: dict[PushId, Response], optimizer: FlatOptimizer) -> None:
         self.debts, self.total, self._optimizer = debts, torch.zeros_like(optimizer.x), optimizer
-        self.drifts: dict[int, Tensor] = {}  # version -> x - v (d,), shared by its views
+        self.drifts: dict[int, Tensor] = {}  # version -> x - v (d,), shared by its copies
 
     def settle(self, missing: PushId, delta: Tensor | None) -> None:
-        """The debt on `missing` is closed: repaid with `delta` (d,), or not at all."""
+        """The debt on `missing` is closed: applied late with `delta` (d,), or not at all."""
         response = self.debts.pop(missing, None)
         if response is not None and delta is not None:
             self._optimizer.add_response(self.total, delta, response)

@@ -1,4 +1,4 @@
-"""Discrepancy: how far each view was from the true model when its push was used, measured where the views are known."""
+"""Discrepancy D: how far the worker's copy was from the server's model when its push was used, if copies are known."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ _weight = itemgetter(1)  # of a term
 
 
 class Sent(NamedTuple):
-    """A view given away: its version, and how far the model had travelled by then."""
+    """A copy sent to a worker: its version, and how far the model had travelled by then."""
 
     version: int
     path: float
     shares: float  # of all steps until then
-    owed_alpha: float  # the largest step size since any step that owed a push then
+    owed_alpha: float  # the largest step size since any step that had a placeholder open then
     reapplied: float = 0.0  # norms of what its worker re-applied, times their rate
 
 
 class Use(NamedTuple):
-    """A push that the step from `version` counts in, and how far its view was from that version of the model."""
+    """A push that the step from `version` counts in, and how far its worker's copy was from that version."""
 
     id: PushId
-    push: Push | None  # None: only a stand-in is here
+    push: Push | None  # None: only a placeholder is here
     version: int
     distance: float  # nan where it is not known
     scaled: float  # distance over `largest`, see `over`
-    path: float  # that the model went since the view was given: at least the distance, where nothing is owed
+    path: float  # that the model went since the copy was sent: at least the distance, if no push is late
     shares: float  # of the steps since
-    largest: float  # step size since, those of pushes owed when the view was given included
+    largest: float  # step size since, those of pushes late when the copy was sent included
     alpha: float
     weight: float
     share: float
 
 
 class DiscrepancyMeter:
-    """Follows every view from the reply that gives it to the use of its push.
+    """Follows every worker's copy from the reply that carries it to the use of its push.
 
-    B is ||x - v|| over the largest step size between view and use, those of pushes owed when it was given included.
-    mode: "exact" measures ||x - v||, "bound" tells the path length instead, "off" neither.
+    B is ||x - v|| over the largest step size between copy and use, those of pushes late when it was sent included.
+    mode: "exact" measures ||x - v||, "bound" tells the cumulative step length instead, "off" neither.
     """
 
     def __init__(self, store: Store, step_sizes: StepSizes, mode: str) -> None:
         self.sent: dict[PushId | ReplyId, Sent] = {}
-        self.steps = 0  # made so far, those that repay a debt left out
+        self.steps = 0  # made so far, those of late gradients left out
         self._store, self._step_sizes, self._mode = store, step_sizes, mode
         self._path = 0.0  # sum of ||x_{s+1} - x_s||
         self._shares = 0.0  # sum of the shares of all steps
 
     def give(self, view: PushId | ReplyId, version: int, owed_alpha: float = 0.0) -> None:
-        """The view of `version` is on its way to the push `view`, perhaps for the second time."""
+        """A copy of `version`, for the push `view`, is on its way, perhaps for the second time."""
         if view not in self.sent:
             self.sent[view] = Sent(version, self._path, self._shares, owed_alpha)
 
@@ -67,19 +67,19 @@ class DiscrepancyMeter:
         self.sent[view] = self.sent[reply]._replace(reapplied=reapplied)
 
     def end(self, view: PushId | ReplyId) -> None:
-        """Nobody will ask for this view again."""
+        """Nobody will ask for this copy again."""
         if self.sent.pop(view, None) is not None:
             self._store.end(view)
 
     def oldest(self, version: int) -> int:
-        """The version of the oldest view not ended, `version` without any: views are given in the order of versions."""
+        """The version of the oldest copy not ended, `version` without any: they are sent in the order of versions."""
         first = next(iter(self.sent.values()), None)
         return version if first is None else first.version
 
     def uses(self, step: Step, arrived: Mapping[PushId, Push], version: int, alpha: float) -> list[Use]:
-        """How far the views were of the pushes that `step`, from `version`, uses for the first time or owes.
+        """How far the copies were of pushes that `step`, from `version`, uses for the first time or replaces.
 
-        The store has made the step, but `stepped` was not told of it yet. arrived: the headers of those it uses.
+        The store has made the step, but `stepped` was not told of it yet. arrived: the metadata of those it uses.
         """
         terms, share, combine, _ = step
         total = 1.0 if combine == "sum" else sum(map(_weight, terms))
@@ -100,10 +100,10 @@ class DiscrepancyMeter:
             if mode == "exact":
                 distance = self._store.distance_when_used(view)
             scaled = distance / largest if largest else (0.0 if distance == 0 else math.nan)
-            header = arrived[view] if missing is None else None
+            metadata = arrived[view] if missing is None else None
             shares = self._shares - shares_then
             uses.append(
-                Use(view, header, version, distance, scaled, path, shares, largest, alpha, weight / total, share)
+                Use(view, metadata, version, distance, scaled, path, shares, largest, alpha, weight / total, share)
             )
         return uses
 
@@ -119,12 +119,12 @@ class DiscrepancyMeter:
             self._step_sizes.note(version, alpha, oldest)
 
     def amended(self, moved: float, version: int, alpha: float, oldest: Callable[[int], int]) -> None:
-        """As `stepped`, of one that repaid a debt."""
+        """As `stepped`, of one that applied a late gradient."""
         self._path += moved
         self._step_sizes.note(version, alpha, oldest)
 
     def measure(self, view: PushId) -> float:
-        """||x - v|| / (largest alpha since the view was sent); 0 if that is 0."""
+        """||x - v|| / (largest alpha since the copy was sent); 0 if that is 0."""
         largest = self._step_sizes.largest(self.sent[view].version)
         return self._store.distance(view) / largest if largest else 0.0
 
@@ -157,7 +157,7 @@ def use_lines(uses: Iterable[Use], now: float, rank: int, x: str, end: str) -> s
 class StepSizes:
     """The step sizes of the versions of one model, as far back as somebody may ask.
 
-    Discrepancies are measured in the largest since a view was sent.
+    Discrepancies are measured in the largest since a copy was sent.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a layerwise rule, one for each bucket, as one: their ledgers and their stores."""
+"""The shards of a layerwise policy, one for each bucket, as one: their ledgers and their stores."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Peak(NamedTuple):
 
 
 class JoinedModel:
-    """x: the whole model (d,), of which each of `parts` moves its slice; None where headers alone move.
+    """x: the whole model (d,), of which each of `parts` moves its slice; None in a timing-only simulation.
 
     join: makes the model of a reply from those of its slices. A slice may be older than the others: a worker goes on
-    when the last bucket releases it, with every slice as it was when its own bucket did. So views are always kept.
+    when the last bucket releases it, with every slice as it was when its own bucket did. So copies are always kept.
     """
 
     def __init__(

@@ -44,8 +44,8 @@ _NOTHING: _Arrays = ([], [], None)
 class Sweep:
     """What a pass over the model does besides changing it, while a block is in cache.
 
-    It measures the distances of `views` (d,) from the model of before, and copies that model to `kept` (d,), which may
-    be one of the views.
+    It measures the distances of `views`, workers' copies (d,), from the model of before, and copies that model to
+    `kept` (d,), which may be one of them.
     """
 
     def __init__(self, views: Sequence[Tensor] = (), kept: Tensor | None = None) -> None:
@@ -58,7 +58,7 @@ class Sweep:
 
     @property
     def distances(self) -> list[float]:
-        """||x_old - v|| of each view, after the pass."""
+        """||x_old - v|| of each copy v, after the pass."""
         return [math.sqrt(square) for square in self.squares]
 
 
@@ -147,7 +147,9 @@ class FlatOptimizer:
         """What a step at `rate` makes of a gradient of 1 (SGD only). Raises PolicyError with Adam."""
         s = self._settings
         if s.name != "sgd":
-            raise PolicyError(f"{s.name} does not respond to gradients by a factor: a debt cannot be repaid exactly")
+            raise PolicyError(
+                f"{s.name} does not respond to gradients by a factor: no late gradient can be applied exactly"
+            )
         return Response([-rate * (1 + s.momentum if s.nesterov else 1.0)] * 2, [1.0, 1.0])
 
     def continue_response(self, response: Response, rate: float) -> None:
@@ -166,20 +168,20 @@ class FlatOptimizer:
         return target
 
     def amend(self, delta: Tensor, response: Response, sweep: Sweep | None = None) -> float:
-        """Give the model and the momentum what they would have had with `delta` (d,) in the owed step.
+        """Give the model and the momentum what they would have had with `delta` (d,) in the placeholder's step.
 
         x += c_x delta, m += c_m delta: exact at any lateness, since SGD is linear in its gradients. Returns ||move||.
         """
         heavy = self._settings.momentum
 
-        def repay(block: Block, part: Tensor, _: float, __: float, kept: np.ndarray | None) -> float:
+        def apply_late(block: Block, part: Tensor, _: float, __: float, kept: np.ndarray | None) -> float:
             old = block.keep(kept)
             block.x.add_(part, alpha=response.x[block.decayed])
             if heavy:
                 block.moments[0][0].add_(part, alpha=response.m[block.decayed])
             return self.difference.square(block.array, old)
 
-        return self._pass(delta, repay, 1.0, sweep)
+        return self._pass(delta, apply_late, 1.0, sweep)
 
     def coast(self) -> tuple[float, float]:
         """(coast, gain) of the next step, as `Applied` carries them; infinite with Adam, which has no such bound.

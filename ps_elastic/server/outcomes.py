@@ -42,7 +42,7 @@ class Outcomes:
     def take(self, worker: int, most: int, still: Sequence[Settled] = ()) -> tuple[Outcome, tuple[Settled, ...]]:
         """What to tell `worker` of the push answered now, and of `most` earlier ones: as many as go into one reply.
 
-        still: of pushes that are told to be held.
+        still: of pushes that are told to be kept for later.
         """
         told = self.settled.pop(worker, None)
         outcome = self.answered.pop(worker, HELD)
@@ -55,7 +55,7 @@ class Outcomes:
 
 
 def of_parts(outcomes: Sequence[Outcome]) -> Outcome:
-    """Used if anything of the push was, held if nothing of it has met its end; ||x - v|| over what was used."""
+    """Used if anything of the push was, "held" if nothing of it has an outcome yet; ||x - v|| over what was used."""
     known = [outcome.discrepancy for outcome in outcomes if outcome.what == "used"]
     if known:
         return Outcome("used", math.hypot(*known))

@@ -15,9 +15,9 @@ from ps_elastic.transport.messages import MOST_SETTLED, Settled
 
 
 class Pipelining:
-    """What the workers of one ledger were given, and what their views contain.
+    """What the workers of one ledger were given, and what their copies contain.
 
-    rate: what a worker answered now is to multiply its pushes by. arrived: the headers of pushes that are here.
+    rate: what a worker answered now is to multiply its pushes by. arrived: the metadata of pushes that are here.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Pipelining:
         self._measures, self._rate, self._arrived = measures, rate, arrived
         self._rates: dict[int, dict[int, float]] = {}  # worker -> by reply, what it re-applies with
         self._contained: dict[PushId, tuple[float, tuple[PushId, ...]]] = {}  # push not settled -> its rate, own pushes
-        self._weights: dict[PushId, float] = {}  # of pushes used that views may contain: what they were applied with
+        self._weights: dict[PushId, float] = {}  # of pushes used that copies may contain: what they were applied with
 
     def give(self, worker: int) -> tuple[int, Any]:
         """The version and the model of the last reply to a worker."""
@@ -44,7 +44,7 @@ class Pipelining:
         return self._rates[worker][self._ledger.told(worker)[0]]
 
     def arrive(self, push: Push) -> None:
-        """A push is here: note its view, and forget replies that no view can be of now."""
+        """A push is here: note its copy, and forget replies that no copy can be of now."""
         worker, step = push.id
         told, contained = step - 1 - push.ahead, self._ledger.contained(push.id)
         if self._store.workers_write:  # its own pushes are in the model, and so in what it read of that
@@ -64,7 +64,7 @@ class Pipelining:
             self._meter.end(ReplyId(worker, told))
 
     def use(self, push: PushId) -> None:
-        """Tell how much of its own the view of `push` contains, and how much else of that the model has."""
+        """Tell how much of its own the copy behind `push` contains, and how much else of that the model has."""
         rate, contained = self._contained[push]
         largest = self._step_sizes.largest(self._meter.sent[push].version)
         if largest:
@@ -82,7 +82,7 @@ class Pipelining:
         self._weights.pop(push, None)
 
     def oldest(self, version: int) -> int:
-        """As `oldest` of the meter, where the replies to pushes held may have been forgotten."""
+        """As `oldest` of the meter, where the replies to pushes kept for later may have been forgotten."""
         sent = self._meter.sent
         return min([self._meter.oldest(version), *(sent[push].version for push in self._ledger.held)])
 
@@ -91,5 +91,7 @@ class Pipelining:
         last, given = self._ledger.told(worker)
         still = [Settled(push.step, "held", float("nan")) for push in given.flying if push.step != last]
         if len(still) > MOST_SETTLED:
-            raise PolicyError(f"{len(still)} pushes of worker {worker} are held; expected at most {MOST_SETTLED}")
+            raise PolicyError(
+                f"{len(still)} pushes of worker {worker} are kept for later; expected at most {MOST_SETTLED}"
+            )
         return still

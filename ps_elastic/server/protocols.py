@@ -36,7 +36,7 @@ class Snapshots(Protocol):
 
 
 class Model(Protocol):
-    """What there is to see of a store from outside. x: the model (d,), None where headers alone move."""
+    """What there is to see of a store from outside. x: the model (d,), None in a timing-only simulation."""
 
     @property
     def layout(self) -> Layout: ...
@@ -66,15 +66,15 @@ class Store(Model, Protocol):
     def keep(self, push: PushId) -> None: ...
     def free(self, pushes: Iterable[PushId]) -> None: ...
 
-    # The model that the push `view` is to be computed on, as a numpy array that stays as it is until x changes.
+    # The worker's copy that the push `view` is to be computed on, as a numpy array that stays as it is until x changes.
     def give(self, view: PushId, given: View, alpha: float) -> Any: ...
     # The model for a worker that runs ahead, as a numpy array that stays as it is until `end`.
     def hand(self, reply: ReplyId, version: int) -> Any: ...
     # The push `view` was computed on the model of `reply` less rate x each of `pushes`, in this order.
     def derive(self, view: PushId, reply: ReplyId, rate: float, pushes: Sequence[PushId]) -> None: ...
-    # Nobody will ask for this view again.
+    # Nobody will ask for this copy again.
     def end(self, view: PushId | ReplyId) -> None: ...
-    # ||x - v||_2 of a view given.
+    # ||x - v||_2 of a copy given.
     def distance(self, view: PushId) -> float: ...
 
     # Take the terms of the step that `amend` makes next.
@@ -82,7 +82,7 @@ class Store(Model, Protocol):
     # Make the next version, `rate` = alpha x share; return ||x_new - x_old||. views: of the pushes that the step uses;
     # their distances are measured on the way, and those of its terms end.
     def apply(self, step: Step, rate: float, views: Sequence[PushId] = ()) -> float: ...
-    # ||x - v||_2 of a view that the last step measured, x the model that the step was made from.
+    # ||x - v||_2 of a copy that the last step measured, x the model that the step was made from.
     def distance_when_used(self, view: PushId) -> float: ...
     # ||direction|| of the step just made at rate 0.
     def direction_norm(self) -> float: ...
@@ -90,20 +90,20 @@ class Store(Model, Protocol):
     def coast(self) -> tuple[float, float]: ...
     def x_norm(self) -> float: ...
 
-    # Repay a debt with the vector combined: x += c_x delta, m += c_m delta; return ||x_new - x_old||.
+    # Apply a late gradient by the vector combined: x += c_x delta, m += c_m delta; return ||x_new - x_old||.
     def amend(self, missing: PushId) -> float: ...
-    # The debt on `missing` is closed unpaid.
+    # The push `missing` will not be applied late.
     def forgive(self, missing: PushId) -> None: ...
-    # Begin to follow how far a view given is from the model with every debt open now settled.
+    # Begin to follow how far a copy given is from the model including the gradients that are late now.
     def ideal(self, view: PushId) -> Ideal: ...
-    # The vector of the amend just made: what the debt owed.
+    # The vector of the amend just made: late gradient less placeholder.
     def delta(self) -> Any: ...
 
 
 class Settlement(Protocol):
-    """The debts open at one moment, and what they add to the model of then as they are closed.
+    """The debts open at one moment (see debts.py), and what they add to the model of then as they are closed.
 
-    settle: the debt on `missing` is closed, repaid with `delta` of its store, or with None not at all.
+    settle: the debt on `missing` is closed, applied late with `delta` of its store, or with None not at all.
     """
 
     @property
@@ -112,7 +112,7 @@ class Settlement(Protocol):
 
 
 class Ideal(Protocol):
-    """A use's distance from the model with the debts of its moment settled; None while one of them is open."""
+    """A use's distance from the model including the gradients late at its moment; None while one of them is open."""
 
     @property
     def settlement(self) -> Settlement: ...

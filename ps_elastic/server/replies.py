@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 class Replies:
-    """joined: the model whose parts the stores of the shards hold, where the rule is layerwise."""
+    """joined: the model whose parts the stores of the shards hold, if the policy is layerwise."""
 
     def __init__(self, run: Run, shards: Sequence[Shard], ledger: LedgerView, joined: JoinedModel | None) -> None:
         self._run, self._shards, self._ledger, self._joined = run, shards, ledger, joined
@@ -35,7 +35,7 @@ class Replies:
         self._answers.pop(worker, None)
 
     def release(self, worker: int, shard: Shard) -> Reply | None:
-        """A shard lets a worker go: its reply, if one is due. What it is given by a shard is kept until all have."""
+        """A shard releases a worker: its reply, if one is due. What it is given by a shard is kept until all have."""
         run = self._run
         step = run.owed.get(worker)
         if self._joined is not None:

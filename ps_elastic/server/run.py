@@ -1,6 +1,6 @@
 """What the shards of a run have in common, and what is counted of pushes as a whole, however many parts they have.
 
-Where each part of the model has a shard, a push is here when all its parts are, each part used is worth its share of
+Where each part of the model has a shard, a push is here when all its parts are, each part used is worth its fraction of
 the samples by the number of its parameters, and the push is used if anything of it was.
 """
 
@@ -170,7 +170,7 @@ def own_rate(run: Run, ledger: Ledger) -> float:
 
 
 def with_reach(store: Store, run: Run, version: int, moved: float, alpha: float) -> Applied:
-    """The answer to a Step for a rule that asks how far the next one may go.
+    """The answer to a Step for a policy that asks how far the next one may go.
 
     rounding = 2^-24 ||x|| / alpha: how far float32 may move the model beyond its step.
     """

@@ -1,8 +1,8 @@
 """The server as a machine without I/O: a message in, messages out. No MPI, no clock, no tensor.
 
-It hands a push to its shards, which ask the rule and carry its actions out, and answers the workers that are let go.
-A rule that takes whole pushes has one shard. A layerwise rule has one for each bucket, with a copy of the rule and a
-ledger of its own, so that every bucket is a push with a version, a clock and a path of its own; what concerns a push
+It hands a push to its shards, which ask the policy and carry its actions out, and answers the workers released. A
+policy that takes whole pushes has one shard. A layerwise policy has one for each bucket, with a copy of the policy and
+a ledger of its own, so that every bucket is a push with a version, a clock and a path of its own; what concerns a push
 as a whole is counted once (run.py), and its worker goes on when every shard has released it. There a bucket without
 arrays says that its worker was cut off before it: to the shard that is an Asked.
 """
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 class Server:
     """One run's server. `start`, `receive` and `tick` yield (worker, reply) as soon as each is ready.
 
-    policies, stores: of each shard. joined: the model whose parts the stores hold, where the rule is layerwise.
+    policies, stores: of each shard. joined: the model whose parts the stores hold, if the policy is layerwise.
     alpha: step size after so many samples were used, or all along. budget: samples of used pushes that end the run.
-    discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
+    discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the sum of step lengths; "off" neither.
     pipeline: pushes that a worker may leave unanswered while it goes on.
     """
 
@@ -91,22 +91,22 @@ class Server:
         self._assembler = BucketAssembler()
         self._left_at: dict[int, int] = {}  # worker -> the last step that any of several shards had given it then
         self._waking = False
-        self._gone: set[int] = set()  # workers that said farewell
+        self._gone: set[int] = set()  # workers that sent their exit message
 
     @property
     def finished(self) -> bool:
-        """Whether every worker has said farewell: nothing more will come."""
+        """Whether every worker has sent its exit message: nothing more will come."""
         return self.ledger.done and self._gone.issuperset(self.ledger.workers)
 
     @property
     def x(self) -> Tensor:
-        """The model (d,), which is there unless headers alone move."""
+        """The model (d,), which is there but in a timing-only simulation."""
         assert self.store.x is not None
         return self.store.x
 
     @property
     def wake_at(self) -> float | None:
-        """When `tick` must be called next for the rule's sake, in seconds."""
+        """When `tick` must be called next for the policy's sake, in seconds."""
         return self.ledger.wake_at
 
     def start(self, now: float) -> Outgoing:
@@ -174,10 +174,10 @@ class Server:
         for shard in self.shards:
             yield from shard.ending(worker, Asked(worker, ask.step), now)
         if new and worker not in self.ledger.waiting:
-            owed.pop(worker, None)  # the ask was stale: no reply is due for it
+            owed.pop(worker, None)  # the request was stale: no reply is due for it
 
     def tick(self, now: float) -> Outgoing:
-        """Do what is due by the clock: the rule's Wake, and results of evaluations."""
+        """Do what is due by the clock: the policy's Wake, and results of evaluations."""
         self._waking = True
         for shard in self.shards:
             if (at := shard.ledger.wake_at) is not None and now >= at:
@@ -219,7 +219,7 @@ class Server:
             yield from outgoing
 
     def stop(self, now: float) -> Outgoing:
-        """End the run: held pushes are dropped, and every worker's next reply tells it to stop."""
+        """End the run: pushes kept for later are discarded, and every worker's next reply tells it to stop."""
         if self._waking:  # a round that ends in all shards at once is used in all of them: `tick` stops after it
             return
         self.run.over = True

@@ -1,8 +1,8 @@
-"""One ledger's part of a run: a copy of the rule, its ledger, the store of its vectors, and what it observed.
+"""One ledger's part of a run: a copy of the policy, its ledger, the store of its vectors, and what it observed.
 
-It asks the rule what to do with each event (policies/decide.py), carries the actions out by its store, and tells what
-happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's. A rule that
-takes whole pushes has one shard; a layerwise rule has one for each bucket.
+It asks the policy what to do with each event (policies/decide.py), carries the actions out by its store, and tells
+what happened. What concerns workers and the run as a whole (messages, replies, the budget) is the server's. A policy
+that takes whole pushes has one shard; a layerwise policy has one for each bucket.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ Outgoing = Iterator[tuple[int, Reply]]
 
 
 class Shard:
-    """A rule at work on one ledger. `event` and `push` yield (worker, reply) as soon as each is ready.
+    """A policy at work on one ledger. `event` and `push` yield (worker, reply) as soon as each is ready.
 
-    discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the path length instead; "off" neither.
-    release: is told of each worker that the rule lets go, and has its reply, if one is due. stop: ends the run.
+    discrepancy: "exact" measures ||x - v|| of each push used; "bound" logs the sum of step lengths; "off" neither.
+    release: is told of each worker that the policy releases, and has its reply, if one is due. stop: ends the run.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Shard:
         end = f', "bucket": {self._bucket}}}' if ledger.layerwise else "}"
         self._lines = partial(use_lines, rank=run.tracker.rank, x=x, end=end)
         self._debts = Debts(store, run.measures, self._note, is_ideal=self._is_exact and x == "ideal")
-        self.arrived: dict[PushId, Push] = {}  # the headers of payloads that are here
+        self.arrived: dict[PushId, Push] = {}  # the metadata of payloads that are here
         self._samples: dict[PushId, int] = {}  # that a push which is here is worth
         self.borrowed: dict[int, PushId] = {}  # worker -> push whose payload lies in the transport's memory
         self.outcomes = Outcomes(self._bucket)
-        self._keeps_all = self._is_exact or not ledger.pipeline  # else payloads are not kept for views alone
+        self._keeps_all = self._is_exact or not ledger.pipeline  # else payloads are not kept for workers' copies alone
         self._pipelining: Pipelining | None = None
         if ledger.pipeline:
             self._pipelining = Pipelining(
@@ -90,7 +90,7 @@ class Shard:
         return self.event(self._applied(0, 0.0, self._run.alpha), now)
 
     def event(self, event: Event, now: float) -> Outgoing:
-        """Let the rule decide (the event is noted before this returns), then carry its actions out."""
+        """Let the policy decide (the event is noted before this returns), then carry its actions out."""
         return self._carry_out(begin(self.policy, self.ledger, event, now), now)
 
     def ending(self, worker: int, event: Event, now: float) -> Outgoing:
@@ -189,7 +189,7 @@ class Shard:
             yield from self._stop(now)
 
     def _carried_out(self, now: float) -> None:
-        """Forget the payloads that nobody needs any more, and what debts were closed."""
+        """Forget the payloads that nobody needs any more, and the late gradients that will not come."""
         ledger, pipelining, debts = self.ledger, self._pipelining, self._debts
         for push in ledger.freed:
             if push in self.arrived:
@@ -273,7 +273,7 @@ class Shard:
         self._tracker.later(self._lines, (use,), now)
 
     def _amend(self, step: Step, now: float) -> tuple[float, float, list[Push]]:
-        """Repay a debt; return the largest alpha since it was made, the motion divided by it, and the push."""
+        """Apply a push late; return the largest alpha since its placeholder, the motion divided by it, and the push."""
         missing = step.terms[0].push
         alpha, push = self._debts.owed[missing].alpha, self.arrived[missing]
         self.store.combine(step)
@@ -290,7 +290,7 @@ class Shard:
         return given.version, self.store.give(view, given, self.ledger.applied.alpha if self._scaled else 1.0)
 
     def _settle(self, push: PushId, outcome: Outcome) -> None:
-        """`push` has met its end: so does its view, and its worker is told with the next reply."""
+        """`push` has its outcome: its copy ends, and its worker is told with the next reply."""
         self._meter.end(push)
         if self._pipelining is not None:
             self._pipelining.settled(push)

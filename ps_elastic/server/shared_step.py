@@ -191,7 +191,7 @@ class Leader(Sharer):
 
     @property
     def helped(self) -> float | None:
-        """The share of the blocks of all these steps that others made."""
+        """The fraction of the blocks of all these steps that others made."""
         own, *others = self._board.done.tolist()
         return sum(others) / (own + sum(others)) if self.steps else None
 

@@ -27,8 +27,8 @@ Apply = Callable[[Step, float, Sequence[PushId]], float]  # as `apply` of a stor
 class SingleBlock:
     """Makes steps of x (d,), which is one block and one bucket.
 
-    responses: of the debts that are open. distances: filled with those of the views of each step. general: makes the
-    steps that are not the plain mean of pushes, or from views of their own. Be `quiet`.
+    responses: of the gradients that are late. distances: filled with those of the copies of each step. general: makes
+    the steps that are not the plain mean of pushes, or from copies of their own. Be `quiet`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SingleBlock:
                 ended.append(versions.pop(push))
             else:
                 self._views.end(push)
-        snapshots.let_go(*ended)
+        snapshots.release(*ended)
         copy, stepper = snapshots.move_on(), self._stepper
         total = vectors[0] if count == 1 else self._sum(vectors)
         stepper.count += 1

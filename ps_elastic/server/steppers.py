@@ -22,7 +22,7 @@ from ps_elastic.vectors.norms import Difference, quiet
 
 
 class Block(NamedTuple):
-    """A part [start, stop) of the flat vectors, and its views of them."""
+    """A part [start, stop) of the flat vectors, and its tensor views of them."""
 
     start: int
     stop: int

@@ -1,4 +1,4 @@
-"""Everything of the server that has d entries: the model, payloads, views, debts. It decides nothing."""
+"""Everything of the server that has d entries: model, payloads, workers' copies, late gradients. It decides nothing."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ BeginStep = Callable[[Sequence[int], np.ndarray], "Callable[[int], None] | None"
 class ParameterStore:
     """The store of x, the server's model (d,), changed in place. Of each method, see `Store`.
 
-    keeps_versions: views are kept, so that distances can be measured. copies: where workers read the model while it is
-    written, of each the model (d,) that it computes on, in memory shared with it.
+    keeps_versions: workers' copies are kept, so that distances can be measured. copies: where workers read the model
+    while it is written, of each the model (d,) that it computes on, in memory shared with it.
 
     before_change: called before x changes, for a transport that sends models from where they are. begin_step: called
     then with the workers whose pushes a step is made of, and x; what it returns, unless None, is told how many entries
@@ -69,7 +69,7 @@ class ParameterStore:
         self._terms = StepCombiner(layout, compressors, optimizer.stops)
         self._step, self._is_combined = Step(()), True  # the step made last, and whether `_combined` is of it
         self._combined, self._scratch = layout.empty(), torch.empty_like(x)  # no memory until they are written
-        self._distances: dict[PushId, float] = {}  # of the views that the last step measured
+        self._distances: dict[PushId, float] = {}  # of the copies that the last step measured
         self.distance_when_used = self._distances.__getitem__
         self._apply: Apply = self._in_general
         if isinstance(views, KeptViews) and not (before_change or begin_step or crew):
@@ -98,7 +98,7 @@ class ParameterStore:
         return self.views.vector(view).numpy()
 
     def drift(self, view: PushId, bucket: Bucket | None = None) -> Tensor:
-        """x - v of a view given (d,), or what of it is in `bucket` (n,): the caller's until the next call."""
+        """x - v of a copy given (d,), or what of it is in `bucket` (n,): the caller's until the next call."""
         if bucket is None:
             return torch.sub(self.x, self.views.vector(view), out=self._scratch)
         part = slice(bucket.start, bucket.stop)
@@ -181,7 +181,7 @@ class ParameterStore:
         return self._combined
 
     def _whole(self) -> Tensor:
-        """The terms of the step as one vector (d,), kept where a stand-in is made of it."""
+        """The terms of the step as one vector (d,), kept if a placeholder is made of it."""
         step, made = self._step, PushId(0, self.snapshots.version + 1)
         if not self._is_combined:
             if self._eager_sum is not None:

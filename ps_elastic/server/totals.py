@@ -103,14 +103,14 @@ class Totals:
         self.samples = self.samples_computed = self.pushes = self.used = self.dropped = 0
         self.held_max = self.bytes_up = self.bytes_down = 0
         self.staleness, self.discrepancy, self.scaled = Mean(), Mean(), Mean()
-        # How far the views of pushes were that are used, or of parts; `push` of each is here.
+        # How far the copies of pushes were that are used, or of parts; `push` of each is here.
         self.note_used = Rows(self._add_uses, self.staleness, self.discrepancy, self.scaled).note
         self.loss = math.nan  # of the last push
         self.metrics: dict[str, float] = {}
         self.target = target
         self.time_to_target_s: float | None = None
         self.shared_steps = 0  # those that workers could take part in
-        self.helped: float | None = None  # the share of them that workers made
+        self.helped: float | None = None  # the fraction of them that workers made
         self.waited = dict.fromkeys(range(1, workers + 1), 0.0)  # seconds for replies, as each says
 
     def _add_uses(self, uses: Sequence[Use]) -> None:
@@ -159,11 +159,11 @@ class BoundFacts:
         self.most = self.fewest = workers  # live at a time
         self.gradients, self.pushes, self.applied, self.residuals = Mean(), mean(), mean(), Mean()
         self._steps = Rows(self._add_steps, self.gradients, self.pushes, self.applied, self.residuals)
-        # A step, the pushes that it used, those for the first time with their headers, and how far the model moved
+        # A step, the pushes that it used, those for the first time with their metadata, and how far the model moved
         # over alpha.
         self.note_step = self._steps.note
-        self.shares = 0.0  # of the steps between a view and its use, most
-        self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a view, and what the model has else, most
+        self.shares = 0.0  # of the steps between a copy and its use, most
+        self.reapplied = self.astray = 0.0  # weight/alpha of own pushes in a copy, and what the model has else, most
         self.owed = self.lateness = self.lost = self.beyond = 0
         self._deviation, self._freedom = 0.0, 0
 
@@ -171,25 +171,25 @@ class BoundFacts:
         self.most, self.fewest = max(self.most, count), min(self.fewest, max(1, count))
 
     def note_use(self, use: Use, promised: Callable[[], float] | None) -> None:
-        """A step counts a push in; promised: what its rule says of the most that `scaled` can be, if it does."""
+        """A step counts a push in; promised: what its policy says of the most that `scaled` can be, if it does."""
         if use.shares > self.shares:
             self.shares = use.shares
         if promised is not None and use.scaled > promised() * (1 + SLACK):
             self.beyond += 1
 
     def note_reapplied(self, weight: float, astray: float) -> None:
-        """A view contains pushes of its worker of this weight/alpha in all; the model has that but for `astray`."""
+        """A copy contains pushes of its worker of this weight/alpha in all; the model has that but for `astray`."""
         self.reapplied, self.astray = max(self.reapplied, weight), max(self.astray, astray)
 
     def note_debts(self, count: int, lateness: int) -> None:
-        """So many pushes are owed after a step, the oldest of them since `lateness` steps, this one included."""
+        """So many pushes are late after a step, the oldest of them since `lateness` steps, this one included."""
         self.owed, self.lateness = max(self.owed, count), max(self.lateness, lateness)
 
     def _add_steps(self, rows: Sequence[tuple[Step, Sequence[Push], float]]) -> None:
         pushes, applied = list[Push](), list[tuple[float, int]]()
         for step, fresh, moved in rows:
             pushes += fresh
-            if step.apply != "amend":  # which moves the model by what earlier steps owed
+            if step.apply != "amend":  # which moves the model by what earlier steps lacked
                 count, direction = len(fresh), moved / step.share
                 applied.append((direction, count))
                 if count > 1 and step.combine == "mean":

@@ -1,4 +1,4 @@
-"""The models that workers compute on: kept here, each once, or, of workers that read what is written, left by them."""
+"""Workers' copies of the model: kept here, each once, or left by workers that read what is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ps_elastic.server.optimizer import FlatOptimizer
 from ps_elastic.server.payloads import Payloads
 
 ViewId = PushId | ReplyId
-Apart = tuple[Sequence[Any], dict[Any, Tensor]]  # a key for each view, equal where they are; key -> what is not x (d,)
+Apart = tuple[Sequence[Any], dict[Any, Tensor]]  # a key for each copy, equal where they are; key -> what is not x (d,)
 
 
 class Reapplied(NamedTuple):
@@ -26,7 +26,7 @@ class Reapplied(NamedTuple):
 
 
 class KeptViews:
-    """Views that the server knows when it gives them; of its methods see `Store`.
+    """Workers' copies of the model that the server knows when it sends them; of the methods see `Store`.
 
     keeps: they are kept, so that distances can be measured.
     """
@@ -35,9 +35,9 @@ class KeptViews:
         self.snapshots = Snapshots(x)
         self._array = x.numpy()  # the same; made once, as it takes a microsecond
         self._optimizer, self._payloads, self._keeps = optimizer, payloads, keeps
-        self.versions: dict[ViewId, int] = {}  # view -> version held
+        self.versions: dict[ViewId, int] = {}  # view -> version kept
         self.reapplied: dict[ViewId, Reapplied] = {}  # view -> what its worker did to that version
-        self._own: dict[ViewId, Tensor] = {}  # view -> the view itself, where it is nobody else's (d,)
+        self._own: dict[ViewId, Tensor] = {}  # view -> the copy itself, where it is nobody else's (d,)
 
     def give(self, view: PushId, given: View, alpha: float) -> Any:
         if view not in self.versions and view not in self._own:
@@ -79,10 +79,10 @@ class KeptViews:
         if self.reapplied:
             self.reapplied.pop(view, None)
         if (version := self.versions.pop(view, None)) is not None:
-            self.snapshots.let_go(version)
+            self.snapshots.release(version)
 
     def vector(self, view: ViewId) -> Tensor:
-        """The view (d,), not to be changed."""
+        """The copy (d,), not to be changed."""
         if view in self._own:
             return self._own[view]
         vector = self.snapshots.vector(self.versions[view])
@@ -95,7 +95,7 @@ class KeptViews:
         return vector
 
     def version(self, view: ViewId) -> int | None:
-        """The version that this view was given from; None where it is of its worker alone."""
+        """The version that this copy was sent from; None where it is of its worker alone."""
         return self.versions.get(view)
 
     def apart(self, views: Sequence[PushId]) -> Apart:
@@ -110,16 +110,16 @@ class KeptViews:
 
 
 class TornViews:
-    """Views of workers that read the model while it is written. copies: worker -> the model that it computes on (d,).
+    """Workers' copies of the model, read while it is written: inconsistent reads (`views: torn`). copies: by rank (d,).
 
     Nobody knows what such a reader sees but the reader itself. So each worker computes on a copy that it made in memory
-    shared with the server, and leaves it there until its push is answered: that copy is the view.
-    Source: the shared-memory model of Nadiradze et al., "Elastic Consistency", AAAI 2021, table 1, where a view misses,
+    shared with the server, and leaves it there until its push is answered: that is the copy.
+    Source: the shared-memory model of Nadiradze et al., "Elastic Consistency", AAAI 2021, table 1, where a copy misses,
     in each coordinate, some of the last updates.
     """
 
     def __init__(self, x: Tensor, copies: Mapping[int, Tensor]) -> None:
-        self.snapshots = Snapshots(x)  # of which nobody holds any
+        self.snapshots = Snapshots(x)  # of which nobody needs any
         self._array, self._copies = x.numpy(), copies
         self._views: dict[ViewId, Tensor] = {}
 
@@ -142,7 +142,7 @@ class TornViews:
         self._views.pop(view, None)
 
     def vector(self, view: ViewId) -> Tensor:
-        """The view (d,), not to be changed."""
+        """The copy (d,), not to be changed."""
         return self._views[view]
 
     def version(self, view: ViewId) -> int | None:
@@ -162,23 +162,23 @@ class Copy(NamedTuple):
 
 
 class Snapshots:
-    """Past versions of the model, each kept once for all who hold it and freed with the last. They count from 0.
+    """Past versions of the model, each kept once for all who need it and freed with the last. They count from 0.
 
     The current version is the live vector x (d,) itself: it is copied only when a Step is about to change it while
-    somebody's view still is that version. Copies come from a pool, so that the steady state allocates nothing.
+    some worker's copy still is that version. Copies come from a pool, so that the steady state allocates nothing.
     """
 
     def __init__(self, x: Tensor) -> None:
         self.x, self.version = x, 0
         self.peak = 0  # most copies alive at once
-        self.holders = dict[int, int]()  # version -> how many hold it
+        self.holders = dict[int, int]()  # version -> how many need it
         self.copies: dict[int, Copy] = {}
         self._pool: list[Copy] = []
 
     def hold(self, version: int) -> None:
         self.holders[version] = self.holders.get(version, 0) + 1
 
-    def let_go(self, *versions: int) -> None:
+    def release(self, *versions: int) -> None:
         holders = self.holders
         for version in versions:
             holders[version] -= 1
@@ -188,11 +188,11 @@ class Snapshots:
                     self._pool.append(self.copies.pop(version))
 
     def vector(self, version: int) -> Tensor:
-        """The model (d,) as it was at `version`, which somebody must hold unless it is the current one."""
+        """The model (d,) as it was at `version`, which somebody must need unless it is the current one."""
         return self.x if version == self.version else self.copies[version].vector
 
     def fixed(self, version: int) -> Tensor:
-        """As `vector` of a version that somebody holds, in memory that stays as it is until nobody does."""
+        """As `vector` of a version that somebody needs, in memory that stays as it is until nobody does."""
         if version == self.version and version not in self.copies:
             self._place().vector.copy_(self.x)
         return self.copies[version].vector
@@ -205,7 +205,7 @@ class Snapshots:
     def move_on(self) -> Copy | None:
         """The live vector is about to become the next version: where the current one is to be copied to first (d,).
 
-        None if nobody holds it, or it has been copied. The memory may be that of a version just let go, which can be
+        None if nobody needs it, or it has been copied. The memory may be that of a version just released, which can be
         read until then.
         """
         copy = None

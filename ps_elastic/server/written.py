@@ -28,8 +28,8 @@ class WrittenStore:
     """The store of a server whose workers write: the steps that it is told of have been made.
 
     distances: of each worker what its `SharedModel` has. What pushes carried is in the model and nowhere else, so that
-    of a step which uses several the move is known as the most that it can be. Views are the workers'. The optimizer is
-    plain SGD.
+    of a step which uses several the move is known as the most that it can be. The copies are the workers'. The
+    optimizer is plain SGD.
     """
 
     workers_write = True
@@ -88,7 +88,7 @@ class WrittenStore:
         return norm(self.x)
 
     def _refuse(self, *_: object) -> NoReturn:
-        """A rule whose pushes workers add by themselves can ask for none of this."""
-        raise PolicyError("workers write the model: of views and debts the server knows nothing")
+        """A policy whose pushes workers add by themselves can ask for none of this."""
+        raise PolicyError("workers write the model: of their copies and of late gradients the server knows nothing")
 
     view = distance = amend = forgive = ideal = delta = _refuse

@@ -1,4 +1,4 @@
-"""Workers of a run without numbers: their pushes are headers, with norms that are made up or were recorded."""
+"""Workers of a timing-only simulation: their pushes are metadata, with norms that are made up or were recorded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Headers = tuple[float, float, float]  # of a push: norm, payload_norm, residual_
 
 
 class HeaderWorker:
-    """A worker that pushes headers. headers: of its pushes in turn; nbytes: of the payload; samples: of a push."""
+    """A worker that pushes metadata. headers: norms of each push in turn; nbytes: of its payload; samples: of it."""
 
     def __init__(self, rank: int, headers: Iterator[Headers], nbytes: int, samples: int) -> None:
         self.rank, self.step, self._samples = rank, 0, samples
@@ -57,7 +57,7 @@ class HeaderWorker:
 
 
 class LayerHeaderWorker(HeaderWorker):
-    """As `HeaderWorker`, with a header for each bucket of `layout`: the squares of norms go by parameters."""
+    """As `HeaderWorker`, with a push for each bucket of `layout`: the squares of norms go by parameters."""
 
     def __init__(
         self, rank: int, headers: Iterator[Headers], layout: Layout, nbytes: Sequence[int], samples: int

@@ -1,8 +1,9 @@
-"""A run without numbers: pushes that are headers alone (header_worker.py), and a store that moves no tensor.
+"""A timing-only simulation: pushes that are metadata alone (header_workers.py), and a store that moves no tensor.
 
-Server, ledger, rule and network are those of any run; only norms are made up, or taken from a recorded run. Every push
-is a common part (the gradient of the loss) and a part of its own (noise): of pushes combined the common parts add up,
-the others add in squares, and so do the moves of the model since a view was sent. All distances are estimates by that.
+Server, ledger, policy and network are those of any run; only norms are made up, or taken from a recorded run. Every
+push is a common part (the gradient of the loss) and a part of its own (noise): of pushes combined the common parts add
+up, the others add in squares, and so do the moves of the model since a copy was sent. All distances are estimates by
+that.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ class HeaderStore:
         self._model, self._size = Weight(4 * layout.size), layout.numel
         self._payloads: dict[PushId, Motion] = {}
         self._views: dict[PushId | ReplyId, Motion] = {}  # view -> how far the model had moved when it was given
-        self._owed: dict[PushId, float] = {}  # missing push -> rate of the step that owes it
+        self._owed: dict[PushId, float] = {}  # missing push -> rate of the step that had its placeholder
         self._combined = self._moved = self._momentum = (0.0, 0.0)
         self._version = 0
-        self._distances: dict[PushId, float] = {}  # of the views that the last step measured
+        self._distances: dict[PushId, float] = {}  # of the copies that the last step measured
         self.distance_when_used = self._distances.__getitem__
         self._settlement: HeaderSettlement | None = None
         self._settled_at = -1  # version at which it began
@@ -180,7 +181,7 @@ def _norm(motion: Motion) -> float:
 
 
 class HeaderSettlement:
-    """The debts open at one moment, and the squared norm of what they add to a drift of then as they are repaid."""
+    """The debts open at one moment, and the squared norm of what they add to a drift of then as they are closed."""
 
     def __init__(self, debts: dict[PushId, float]) -> None:
         self.debts, self.square = debts, 0.0
@@ -192,7 +193,7 @@ class HeaderSettlement:
 
 
 class HeaderIdeal(NamedTuple):
-    """An estimate of ||x_ideal - v||: what was owed adds in squares."""
+    """An estimate of ||x_ideal - v||: late gradients add in squares."""
 
     drift: float
     settlement: HeaderSettlement

@@ -1,4 +1,4 @@
-"""Who takes part in a simulated run: a server and workers that compute, or of which headers alone are there."""
+"""Who takes part in a simulated run: a server and workers that compute, or those of a timing-only simulation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ComputingParticipants:
         self._evaluator: Evaluator | None = None
         self._pages: list[Pages] = []
         self._directory = Path()
-        self.copies: dict[int, Tensor] | None = None  # with torn views, what each worker read last (d,)
+        self.copies: dict[int, Tensor] | None = None  # with inconsistent reads, what each worker read last (d,)
         if config.views == "torn":
             self.copies = {rank: parts.layout.empty() for rank in range(1, ranks + 1)}
 
@@ -64,7 +64,7 @@ class ComputingParticipants:
 
 
 class HeaderParticipants:
-    """Server and workers of which headers alone are there."""
+    """Server and workers of a timing-only simulation."""
 
     copies: None = None
 

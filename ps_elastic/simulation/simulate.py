@@ -21,9 +21,9 @@ def simulate(
     norms: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Run in virtual time as `ps-elastic simulate` does, and return summary.json's content.
+    """Run in simulated time as `ps-elastic simulate` does, and return summary.json's content.
 
-    headers_only: nothing is computed, headers alone move; norms: a recorded run to take their norms from.
+    headers_only: a timing-only simulation, in which nothing is computed; norms: a recorded run whose norms to take.
     Raises the errors of `errors.py`; what the user's own code raises passes through.
     """
     if workers < 1:

@@ -1,7 +1,7 @@
-"""The same server and workers in virtual time: a heap of what happens next, and nothing that waits.
+"""The same server and workers in simulated time: a heap of what happens next, and nothing that waits.
 
-A worker's push is computed, in no time at all, at the moment it is finished, on the view that the server keeps for it.
-At equal times what was decided first happens first, and the rule's Wake comes last.
+A push is computed, in no time at all, at the moment it is finished, on the worker's copy that the server keeps for it.
+At equal times what was decided first happens first, and the policy's Wake comes last.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Happens = tuple[float, int, Callable[[Any, Any], None], Any, Any]  # time, numbe
 
 
 class Simulator:
-    """Workers 1..p around a server. `run` returns the virtual time at which everybody has stopped.
+    """Workers 1..p around a server. `run` returns the simulated time at which everybody has stopped.
 
-    make: a worker by its rank. deadline_s: Stalled after so much virtual time; silence_s: after so long without a
+    make: a worker by its rank. deadline_s: Stalled after so much simulated time; silence_s: after so long without a
     push. ask_again_s: a worker without a reply asks. on_turn: called now and then, with the time.
     """
 
@@ -59,7 +59,7 @@ class Simulator:
 
     @quiet
     def run(self) -> float:
-        """Run to the end. Raises Stalled, WorkersLost, and what a worker or a rule raises."""
+        """Run to the end. Raises Stalled, WorkersLost, and what a worker or a policy raises."""
         server, heap, arriving = self._server, self._heap, self._arriving
         joining = sum(len(entry.ranks or ()) for entry in self._plan.faults.join)
         for happening in self._plan.happenings(len(self._nodes) + joining):
@@ -82,7 +82,7 @@ class Simulator:
                 at = self._wires.serve(self.now, 0.0)
                 self._send_all(server.tick(at), at)
                 if wakes > MOST_WAKES:
-                    raise Stalled(f"the rule asks to be woken at {self.now:g} s without end; {awaited(server)}")
+                    raise Stalled(f"the policy asks to be woken at {self.now:g} s without end; {awaited(server)}")
             else:
                 raise Stalled(f"nothing is left to happen; {awaited(server)}")
             if self.now > self._limit:
@@ -93,9 +93,9 @@ class Simulator:
         """Give up, unless somebody was heard since the moment to do so was last worked out."""
         self._limit = min(self._heard + self._silence_s, self._deadline_s)
         if self.now > self._deadline_s:
-            raise Stalled(f"not done after {self._deadline_s:g} virtual s; {awaited(self._server)}")
+            raise Stalled(f"not done after {self._deadline_s:g} simulated s; {awaited(self._server)}")
         if self.now > self._limit:
-            raise Stalled(f"no push for {self.now - self._heard:g} virtual s; {awaited(self._server)}")
+            raise Stalled(f"no push for {self.now - self._heard:g} simulated s; {awaited(self._server)}")
 
     def _at(self, time: float, act: Callable[[Any, Any], None], subject: Any, what: Any = None) -> None:
         self._number += 1
@@ -186,11 +186,11 @@ class Simulator:
             nbytes += MESSAGE_BYTES
             for array in message.arrays:
                 nbytes += array.nbytes
-        copies, delay = self._fate(node, messages[-1].step)
+        copies, delay = self._outcome(node, messages[-1].step)
         for _ in range(copies):
             self._arrive_later(node, nbytes, delay, self._take, messages)
 
-    def _fate(self, node: Node, step: int) -> tuple[int, float]:
+    def _outcome(self, node: Node, step: int) -> tuple[int, float]:
         """(How many copies of a push arrive, how much later each), drawn once for all that it consists of."""
         if not self._faulty:
             return 1, 0.0
@@ -289,4 +289,4 @@ class Simulator:
         self._finished = server.finished
         left = len(server.ledger.workers)
         if left < self._min_workers and not server.ledger.done:
-            raise WorkersLost(f"{left} workers are left at {at:g} virtual s, expected at least {self._min_workers}")
+            raise WorkersLost(f"{left} workers are left at {at:g} simulated s, expected at least {self._min_workers}")

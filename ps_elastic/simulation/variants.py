@@ -1,4 +1,4 @@
-"""Runs in virtual time that are not plain rounds of push and reply: pipelined, layer by layer, and with torn views."""
+"""Simulated runs that are not plain rounds of push and reply: pipelined, layer by layer, with inconsistent reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ps_elastic.transport.messages import Farewell, PushMessage, Reply
 from ps_elastic.vectors.layout import Layout
 
 FORWARD = 1 / 3
-PIECES = 64  # most moments at which a view is read
+PIECES = 64  # most moments at which a model is read
 
 
 class AheadSimulator(Simulator):
@@ -111,7 +111,7 @@ class LayerSimulator(Simulator):
             return
         reply, times, cut = what
         messages = node.machine.compute(reply, node.arrived, max(times), node.arrived - node.since, cut)
-        copies, delay = self._fate(node, reply.step + 1)
+        copies, delay = self._outcome(node, reply.step + 1)
         for message in messages:
             self._at(times[message.bucket], self._leave_one, node, (message, copies, delay))
         self._at(max(times), self._end, node)
@@ -137,10 +137,10 @@ def pieces_of(layout: Layout) -> tuple[Tensor, ...]:
 
 
 class TornSimulator(Simulator):
-    """As `Simulator`; copies: of each worker what it read of the server's model (d,). read_s: how long that takes.
+    """As `Simulator`, with inconsistent reads (`views: torn`). copies: what each worker read (d,). read_s: how long.
 
     A read takes a while and goes through the entries in their order, as a copy of memory does; a step of the server
-    falls between two entries of it. So each entry of a view lacks the steps that came after it was read, and no others.
+    falls between two entries of it. So each entry of a copy lacks the steps that came after it was read, and no others.
     Source: the shared-memory model of Nadiradze et al., "Elastic Consistency", AAAI 2021, table 1.
     """
 

@@ -1,4 +1,4 @@
-"""A run in virtual time: its parts put together, run to its end, and told of in summary.json."""
+"""A run in simulated time: its parts put together, run to its end, and told of in summary.json."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ def run_in_virtual_time(
     """What `simulate` does once its threads are set."""
     config = load(source, overrides, simulated=True).settled()
     if headers_only and config.views == "torn":
-        raise ConfigError("got 'torn', expected exact: with headers alone no entry of a model is read", key="views")
+        raise ConfigError("got 'torn', expected exact: a timing-only simulation reads no entry of a model", key="views")
     if config.writers == "workers":
-        raise ConfigError("got 'workers', expected server: in virtual time nobody but the server writes", key="writers")
+        raise ConfigError(
+            "got 'workers', expected server: in simulated time nobody but the server writes", key="writers"
+        )
     joining = config.faults.check(workers)
     parts = make_parts(config, workers)
     setting = (
@@ -87,7 +89,7 @@ def make_simulator(
 ) -> Simulator:  # fmt: skip
     """The simulator that `config` describes, around `server` and the workers that `make` makes, by rank.
 
-    copies: with torn views, where each worker leaves what it read (d,).
+    copies: with inconsistent reads, where each worker leaves what it read (d,).
     """
     s, survive, layout = config.simulation, config.survive, parts.layout
     up = sum(parts.compressor.max_nbytes(bucket.numel) for bucket in layout.buckets)
@@ -122,8 +124,8 @@ def make_simulator(
 def _patient_collector() -> Iterator[None]:
     """Within, the garbage collector looks at young objects every 100,000 instead of every 700.
 
-    Thousands of pushes that are held are no garbage, but it goes through them again and again: a quarter of the time
-    of synchronous rounds of 4,096 workers.
+    Thousands of pushes that are kept for later are no garbage, but it goes through them again and again: a quarter of
+    the time of synchronous rounds of 4,096 workers.
     """
     before = gc.get_threshold()
     gc.set_threshold(100_000, *before[1:])

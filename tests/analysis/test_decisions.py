@@ -73,7 +73,7 @@ def test_a_rule_that_breaks_a_law_in_the_replay_is_named() -> None:
 
     mismatch = replay_decisions(Wrong(), record(), [1, 2, 3]).first_mismatch
     assert mismatch is not None and mismatch.error is not None
-    assert mismatch.error.startswith("PolicyError: rule Wrong on Push")
+    assert mismatch.error.startswith("PolicyError: policy Wrong on Push")
 
 
 @dataclass

@@ -176,7 +176,7 @@ class World:
             while self.mail[worker]:
                 self._read(worker)
             assert self.nodes[worker].stopped, f"worker {worker} is never told that the run is over"
-        assert not self.model.held, "law 1: pushes neither used nor dropped"
+        assert not self.model.held, "invariant 1: pushes neither used nor dropped"
         for worker in tuple(self.nodes):
             self.feed(Left(worker))
         assert not self.model.alive, f"payloads never freed: {self.model.alive}"

@@ -182,7 +182,7 @@ class Model:
             given = self._give(worker, own)
             self.newest.pop(worker, None)
             return given
-        assert 0 < len(self.jobs[worker]) < self.most_jobs, f"law 2: worker {worker} has nothing to be answered"
+        assert 0 < len(self.jobs[worker]) < self.most_jobs, f"invariant 2: worker {worker} has nothing to be answered"
         self._give(worker, own)
         return None
 
@@ -215,7 +215,7 @@ class Model:
         under_way = {job.id: job for jobs in self.jobs.values() for job in jobs}
         if self.jobs and not self.done:
             going = self.pipeline and any(self.jobs.values())
-            assert len(self.unanswered) < len(self.jobs) or self.wake is not None or going, "law 3: everybody waits"
+            assert len(self.unanswered) < len(self.jobs) or self.wake is not None or going, "invariant 3: all wait"
         if self.jobs:
             self.slowest = max(self.slowest, min(self.clock.values()))
         assert set(ledger.workers) == set(self.jobs)
@@ -260,7 +260,7 @@ class Model:
                 assert term.push not in self.debts
                 used.append(term.push)
             else:
-                assert term.push in self.kept(), f"law 1: {term.push} is used again"
+                assert term.push in self.kept(), f"invariant 1: {term.push} is used again"
         assert len(used) == len(set(used))
         for push in used:
             self._settle(push)
@@ -272,12 +272,12 @@ class Model:
         owed = self.debts.pop(missing)
         late, back = step.terms
         assert (late.push, back.push) == (missing, owed.stand_in)
-        assert isclose(owed.part + back.weight, 0, abs_tol=1e-15) and late.weight == owed.part, "law 4"
+        assert isclose(owed.part + back.weight, 0, abs_tol=1e-15) and late.weight == owed.part, "invariant 4"
         assert (step.combine, step.share) == ("sum", 1)
         self._settle(missing)
 
     def _settle(self, push: PushId) -> None:
-        assert push in self.held, f"law 1: {push} is settled but not held"
+        assert push in self.held, f"invariant 1: {push} is settled but not held"
         del self.held[push]
         self.own.pop(push, None)
         self.contained.pop(push, None)

@@ -89,7 +89,7 @@ def test_a_step_that_is_not_answered_and_an_answer_that_nobody_awaits_are_refuse
     ledger = started(Watcher())
     with pytest.raises(PolicyError, match="version 1 was applied, but no Step awaits it"):
         decide(Watcher(), ledger, Applied(1), 0.0)
-    with pytest.raises(PolicyError, match=r"view \(1, 1\) was measured, but no Measure"):
+    with pytest.raises(PolicyError, match=r"the copy of push \(1, 1\) was measured, but no Measure"):
         decide(Watcher(), ledger, Measured(PushId(1, 1), 0.0), 0.0)
     decisions = decide(Watcher(), ledger, Push(PushId(1, 1), 0), 0.0)
     next(decisions)
@@ -102,7 +102,7 @@ def test_a_breach_names_the_rule_and_the_event() -> None:
         def on_push(self, push: Push, ledger: Ledger) -> Iterable[Action]:
             return [Drop(PushId(2, 1), "late")]
 
-    with pytest.raises(PolicyError, match=r"rule Wrong on Push\(id=PushId\(worker=1, step=1\).*law 1"):
+    with pytest.raises(PolicyError, match=r"policy Wrong on Push\(id=PushId\(worker=1, step=1\).*invariant 1"):
         Story(Wrong()).push(1)
 
 
@@ -314,7 +314,7 @@ def test_a_loop_that_an_error_ends_has_its_line_and_no_answer_is_forgiven() -> N
 
     for rule, message in ((Watcher(), "unanswered"), (policies.load("asynchronous")(), "unanswered")):
         lines: list[str] = []
-        with pytest.raises(PolicyError, match=f"rule {type(rule).__name__} on Push.*{message}"):
+        with pytest.raises(PolicyError, match=f"policy {type(rule).__name__} on Push.*{message}"):
             Unanswered(rule, log=lines.append).push(1)
         assert [json.loads(line)["event"] for line in lines] == ["applied", "push"]
 
@@ -323,7 +323,7 @@ def test_a_loop_that_an_error_ends_has_its_line_and_no_answer_is_forgiven() -> N
             return (Step.mean([push.id]),)
 
     lines = []
-    with pytest.raises(PolicyError, match=r"rule StepsAlone on Push.*unanswered"):
+    with pytest.raises(PolicyError, match=r"policy StepsAlone on Push.*unanswered"):
         Unanswered(StepsAlone(), log=lines.append).push(1)
     assert json.loads(lines[-1])["actions"] == [["step", [[1, 1, 1.0, None]], 1.0, "mean", "step"]]
 
@@ -342,7 +342,7 @@ def test_a_rule_that_breaks_a_law_of_its_own_is_named_whether_it_yields_or_retur
 
     for rule in (Returns(), Yields()):
         for kind in (Story, Loop):
-            with pytest.raises(PolicyError, match=rf"^rule {type(rule).__name__} on Push\(.*: a law of its own$"):
+            with pytest.raises(PolicyError, match=rf"^policy {type(rule).__name__} on Push\(.*: a law of its own$"):
                 kind(rule).push(1)
 
 

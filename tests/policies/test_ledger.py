@@ -90,19 +90,19 @@ def test_law_1_a_push_is_used_or_dropped_only_once_and_only_after_it_came() -> N
         [Step((Term(one), Term(PushId(0, 1))))],
     ]
     for actions in breaches:
-        refused(actions, "law 1")
+        refused(actions, "invariant 1")
 
 
 def test_law_2_only_a_worker_that_waits_is_released_and_only_once() -> None:
     for workers in ((2,), (1, 1), (9,)):
-        refused([plain((1, 1)), Release(workers)], "law 2")
+        refused([plain((1, 1)), Release(workers)], "invariant 2")
 
 
 def test_law_2_a_joiner_is_not_released_before_it_asks() -> None:
     for jobs in (Puppet, type("TwoJobPuppet", (Puppet,), {"jobs": 2})):
         story = Story(jobs([[plain((1, 1)), Release((1, 4))]]))
         story.tell(Joined(4))
-        with pytest.raises(PolicyError, match="law 2: worker 4"):
+        with pytest.raises(PolicyError, match="invariant 2: worker 4"):
             story.push(1)
 
 
@@ -187,7 +187,7 @@ def test_a_push_that_was_never_assigned_or_names_another_base_is_refused() -> No
     story = Story(Puppet())
     with pytest.raises(WireError, match=r"\(1, 2\) of worker 1 was never assigned; expected step 1"):
         story.tell(Push(PushId(1, 2), 0))
-    with pytest.raises(WireError, match=r"\(1, 1\) says base 3, but its view was version 0"):
+    with pytest.raises(WireError, match=r"\(1, 1\) says base 3, but its model was version 0"):
         story.tell(Push(PushId(1, 1), 3))
     assert story.push(1) == []
 
@@ -278,7 +278,7 @@ def test_a_measured_view_is_where_it_was_found_to_be() -> None:
 
 
 def test_only_a_view_under_way_is_measured() -> None:
-    refused([Measure((PushId(1, 1),))], "to be measured but not under way")
+    refused([Measure((PushId(1, 1),))], "to be measured, but the push is not under way")
 
 
 def owing(stand_in: PushId = ZERO, weight: float = 1.0, policy: type[Puppet] = Puppet) -> Story:
@@ -315,16 +315,16 @@ def test_law_4_what_is_owed_is_repaid_in_full_and_by_an_amend_alone() -> None:
     ):
         story = owing()
         story.policy.says = [[wrong]]
-        with pytest.raises(PolicyError, match="law 4"):
+        with pytest.raises(PolicyError, match="invariant 4"):
             story.push(2)
 
 
 def test_law_4_nothing_stands_for_a_push_that_is_here_or_already_owed() -> None:
     two = PushId(2, 1)
-    refused([Step((Term(ZERO, stands_for=PushId(1, 1)),))], "law 4")
-    refused([Step((Term(PushId(1, 1)), Term(ZERO, stands_for=two), Term(ZERO, stands_for=two)))], "law 4")
-    refused([Step((Term(PushId(1, 1)), Term(PushId(3, 9), stands_for=two)))], "law 1: .* is a stand-in but")
-    refused([Step((Term(PushId(1, 1)), Term(PushId(0, 2), stands_for=two)))], "law 1: .* is a stand-in but")
+    refused([Step((Term(ZERO, stands_for=PushId(1, 1)),))], "invariant 4")
+    refused([Step((Term(PushId(1, 1)), Term(ZERO, stands_for=two), Term(ZERO, stands_for=two)))], "invariant 4")
+    refused([Step((Term(PushId(1, 1)), Term(PushId(3, 9), stands_for=two)))], "invariant 1: .* is a placeholder but")
+    refused([Step((Term(PushId(1, 1)), Term(PushId(0, 2), stands_for=two)))], "invariant 1: .* is a placeholder but")
 
 
 def test_a_debt_is_closed_by_a_drop_a_departure_an_ask_and_the_end() -> None:
@@ -407,7 +407,7 @@ def test_a_worker_has_no_more_jobs_than_the_rule_says() -> None:
         jobs: ClassVar[int] = 2
 
     story = Story(TwoJobPuppet([[plain((1, 1)), Release((1,)), Release((1,)), Release((1,))]]), 2)
-    with pytest.raises(PolicyError, match="law 2: worker 1 is released but does not wait"):
+    with pytest.raises(PolicyError, match="invariant 2: worker 1 is released but does not wait"):
         story.push(1)
 
 

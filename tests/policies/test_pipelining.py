@@ -163,7 +163,7 @@ def test_pushes_that_cannot_be_are_refused() -> None:
     story.tell(Push(PushId(1, 1), 0))
     for push, text in (
         (Push(PushId(1, 2), 0, ahead=2), "says that 2 pushes of its worker were not answered"),
-        (Push(PushId(1, 2), 5, ahead=0), "says base 5, but its view was version 1"),
+        (Push(PushId(1, 2), 5, ahead=0), "says base 5, but its model was version 1"),
         (Push(PushId(1, 3), 1, ahead=1), "was never assigned; expected step 2"),
     ):
         with pytest.raises(WireError, match=text):

@@ -291,7 +291,7 @@ def test_what_cannot_be_is_refused() -> None:
         desk.send(Reply(1, 1, 1, None))
     with pytest.raises(WireError, match="was never assigned"):
         desk.push(1, 1.0, step=2)
-    with pytest.raises(WireError, match="says base 7, but its view was version 0"):
+    with pytest.raises(WireError, match="says base 7, but its model was version 0"):
         desk.push(1, 1.0, base=7)
     with pytest.raises(WireError, match="top_k: got"):
         desk.push(1, 1.0, arrays=(np.zeros(3, np.float32),))
@@ -305,7 +305,7 @@ def test_a_rule_that_breaks_a_law_is_named() -> None:
             yield Release((push.id.worker,))
 
     desk = Desk(Greedy(), 2)
-    with pytest.raises(PolicyError, match="rule Greedy on Push"):
+    with pytest.raises(PolicyError, match="policy Greedy on Push"):
         desk.push(1, 1.0)
 
 

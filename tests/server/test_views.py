@@ -33,7 +33,7 @@ def test_a_version_that_somebody_holds_stays_as_it_was() -> None:
 def test_a_version_that_nobody_holds_is_not_copied() -> None:
     snapshots = Snapshots(torch.zeros(3))
     snapshots.hold(0)
-    snapshots.let_go(0)
+    snapshots.release(0)
     changed(snapshots, 1)
     assert snapshots.peak == 0
     with pytest.raises(KeyError):
@@ -47,9 +47,9 @@ def test_holders_of_one_version_share_its_copy_and_the_last_frees_it() -> None:
     changed(snapshots, 1)
     assert snapshots.peak == 1
     for _ in range(4):
-        snapshots.let_go(0)
+        snapshots.release(0)
     assert snapshots.vector(0).tolist() == [0, 0, 0]
-    snapshots.let_go(0)
+    snapshots.release(0)
     with pytest.raises(KeyError):
         snapshots.vector(0)
 
@@ -63,6 +63,6 @@ def test_the_steady_state_allocates_nothing() -> None:
         places.add(snapshots.vector(version).data_ptr())
         if version:
             assert snapshots.vector(version - 1).tolist() == [version - 1.0] * 3
-            snapshots.let_go(version - 1)
+            snapshots.release(version - 1)
     assert snapshots.peak == 2
     assert len(places) == 2

@@ -306,7 +306,7 @@ def test_jobs_queued_for_a_worker_whose_push_was_lost_are_given_anew(tmp_path: P
 
 
 def test_too_few_workers_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(WorkersLost, match="1 workers are left at 3 virtual s, expected at least 2"):
+    with pytest.raises(WorkersLost, match="1 workers are left at 3 simulated s, expected at least 2"):
         faulty(tmp_path, {"crash": [{"workers": 1, "at_s": 2}, {"workers": 3, "at_s": 3}]}, "survive.min_workers=2")
 
 
@@ -317,14 +317,14 @@ def failed(folder: Path) -> dict[str, Any]:
 
 
 def test_a_network_that_loses_everything_ends_as_stalled(tmp_path: Path) -> None:
-    with pytest.raises(Stalled, match=r"no push for .* virtual s; awaited: workers \[1, 2, 3\]"):
+    with pytest.raises(Stalled, match=r"no push for .* simulated s; awaited: workers \[1, 2, 3\]"):
         faulty(tmp_path, {"lost_push": {}}, "survive={ask_again_s: 5, stall_warning_s: 20, stall_deadline_s: 20}")
     summary = failed(tmp_path)
     assert summary["exit"] == 4 and 20 < summary["virtual_s"] <= 26 and "no push" in summary["error"]
 
 
 def test_a_rule_that_uses_nothing_ends_as_stalled(tmp_path: Path) -> None:
-    with pytest.raises(Stalled, match="not done after 50 virtual s"):
+    with pytest.raises(Stalled, match="not done after 50 simulated s"):
         run(tmp_path, {"task": "quadratic", "policy": "test_simulator:Alarm"}, "simulation.deadline_s=50")
     assert failed(tmp_path)["exit"] == 4
 

@@ -101,5 +101,5 @@ def test_every_parameter_is_read_once_and_no_padding() -> None:
 
 
 def test_headers_alone_cannot_be_torn(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="views: got 'torn', expected exact: with headers alone"):
+    with pytest.raises(ConfigError, match="views: got 'torn', expected exact: a timing-only"):
         run(tmp_path, "views=torn", headers_only=True)

@@ -22,7 +22,7 @@ class Part(NamedTuple):
     payload: Payload | None
     dense: Tensor | None
     weight: float
-    drift: Callable[[], Tensor]  # x - v of the view the push was computed on, (n,), the caller's until the next call
+    drift: Callable[[], Tensor]  # x - v of the worker's copy v behind the push, (n,), the caller's until the next call
 
     def accumulate(self, compressor: Compressor, out: Tensor, weight: float) -> None:
         """out (n,) += weight * what this part stands for."""
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
 
 def no_drift() -> Tensor:
-    raise PolicyError("a combiner needs the view of a term that has none")
+    raise PolicyError("a combiner needs the worker's copy behind a term that has none")
 
 
 class Combiner(Checked, ABC):

@@ -30,7 +30,7 @@ class DelayCompensated(Combiner):
     def combine(self, compressor: Compressor, parts: Sequence[Part], out: Tensor) -> None:
         out.zero_()
         for part in parts:
-            if part.payload is not None:  # else it is the zero vector, or made of vectors that have no view
+            if part.payload is not None:  # else it is the zero vector, or made of vectors without a worker's copy
                 out.add_(
                     self._compensated(compressor.decode(part.payload, out.numel()), part.drift()), alpha=part.weight
                 )
