@@ -74,10 +74,10 @@ class Watched(model_writer.ModelWriter):
             return super().write_parts(parts, rate, reads=reads)
 
     def look(self, part: slice, vector: Any, rate: float) -> None:
-        x, view = (whole[part].double().numpy() for whole in (self._x, self._view))
-        self.square += float(np.square(x - view).sum())
+        x, copy = (whole[part].double().numpy() for whole in (self._x, self._copy))
+        self.square += float(np.square(x - copy).sum())
         self.update[part] = rate * vector.double().numpy()
-        self.copy = float(np.linalg.norm(self._view.double().numpy()))
+        self.copy = float(np.linalg.norm(self._copy.double().numpy()))
 
     def leave(self, step: int, square: float) -> None:
         seen["away"][step], seen["updates"][step] = math.sqrt(self.square), self.update
