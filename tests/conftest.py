@@ -61,7 +61,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 @cache
 def _starts_jobs(file: str) -> bool:
-    return "pytest.mark.mpi" in (ROOT / file).read_text()
+    text = (ROOT / file).read_text()
+    return "pytest.mark.mpi" in text or "pytest.mark.slurm" in text
 
 
 def pytest_collection_finish() -> None:
