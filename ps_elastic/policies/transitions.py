@@ -93,7 +93,6 @@ def note_left(ledger: Ledger, worker: int) -> str | None:
     ledger.waiting.pop(worker, None)
     for lost in range(member.seen + 1, member.assigned + 1):
         ledger.forget(PushId(worker, lost))
-    member.seen = member.assigned
     if ledger.pipeline:
         _end_pipeline(ledger, member)
     for kept in (member.last, member.newest):

@@ -50,7 +50,6 @@ BEHAVIOUR: list[Mutant] = [
         "while ledger.workers and not at.get(ledger.slowest):",
         "while False:",
     ),
-    ("transitions", "    member.seen = member.assigned\n", "    pass\n"),
     ("transitions", "ledger.travelled += answer.moved", "ledger.travelled = answer.moved"),
     ("transitions", "        ledger.unmeasured.pop(answer.push, None)\n", "        pass\n"),
     ("transitions", "travelled=ledger.travelled - answer.distance", "travelled=answer.distance"),
