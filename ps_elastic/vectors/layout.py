@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError, ShapeError
 from ps_elastic.vectors.memory import aligned
+from ps_elastic.vectors.overlap import overlaps
 
 ALIGN = 64  # floats
 
@@ -49,6 +50,7 @@ class Layout:
     """
 
     def __init__(self, model: nn.Module, buckets: str | int = "whole") -> None:
+        refuse_shared_memory(model)
         slots, offset, digest = [], 0, hashlib.sha256()
         for name, parameter in model.named_parameters():
             if parameter.dtype != torch.float32:
@@ -102,6 +104,25 @@ class Layout:
             array = parameter.detach().contiguous().cpu().numpy().astype("<f4", copy=False)
             digest.update(array.reshape(-1).data)
         return digest.hexdigest()
+
+
+def refuse_shared_memory(model: nn.Module) -> None:
+    """Raise ConfigError, by name, for a trained parameter whose memory a parameter or buffer beside it has too."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for first, second in overlaps((*model.named_parameters(), *model.named_buffers())):
+        if first == second and first in trained:
+            raise ConfigError(
+                f"parameter '{first}' has several entries in one place of memory, as `expand` makes them; "
+                "expected memory for each: `.clone()` it",
+                key="task",
+            )
+        if first in trained or second in trained:
+            raise ConfigError(
+                f"'{first}' and '{second}' share memory without being one parameter, and would be trained apart; "
+                "expected the same Parameter object in both places (`b.weight = a.weight`), or memory for each: "
+                "`.clone()` one",
+                key="task",
+            )
 
 
 def cut(slots: Sequence[Slot], size: int, buckets: str | int) -> Iterator[Bucket]:

@@ -73,6 +73,7 @@ REFUSED = {
     "an error in the task's preparation on a rank": Refused(
         "rank 2: Traceback", ("task.fault=batches", "task.rank=2"), code=1, only_mpi=True
     ),
+    "parameters that share memory": Refused("'0.weight' and '2.weight' share memory", ("task=unusual:TiedByData",)),
     "more chunks than tags": Refused("1 buckets of up to", ("task.floats=200000",), code=3, only_mpi=True),
 }
 
