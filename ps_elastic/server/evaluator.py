@@ -48,7 +48,7 @@ class Evaluator:
     ) -> None:
         self.statistics: dict[int, np.ndarray] = {}
         self._task, self._layout, self._every = task, layout, every
-        self._model, self._device = copy.deepcopy(model).eval(), next(model.parameters()).device
+        self._model, self._device = copy.deepcopy(model), next(model.parameters()).device
         layout.attach(self._model, layout.empty().to(self._device), fill=False)  # not written: it takes no memory
         self._spare: list[Tensor] = []  # copies (d,) that nobody reads any more
         self.due = math.inf if every is None else every  # samples that the next evaluation waits for
@@ -107,6 +107,7 @@ class Evaluator:
     def _evaluate(self, job: _Job) -> Evaluation:
         self._layout.attach(self._model, job.x.to(self._device), fill=False)
         load_statistics(self._model, job.statistics)
+        self._model.eval()  # each time: a task may end in train mode
         with torch.no_grad():
             metrics = {name: float(value) for name, value in self._task.evaluate(self._model).items()}
         if not job.final:

@@ -127,10 +127,16 @@ class Worker:
         self._encoder.begin(self.step, base, ahead, emit)
 
     def _gradient(self) -> float:
-        """Leave what is to be pushed in g; return the loss."""
+        """Leave what is to be pushed in g; return the loss. Raises TaskError for parameters that do not stay."""
         source = self._gradient_source
         source.drawn = 0
-        return self._update.run(source.gradient, self.x, self._flat.made, self._told_alpha, self.base)
+        try:
+            loss = self._update.run(source.gradient, self.x, self._flat.made, self._told_alpha, self.base)
+        except RuntimeError:  # of torch, where what happened to a parameter is the cause
+            self._flat.watch.look_at_all(self.step)
+            raise
+        self._flat.watch.look(self.step)
+        return loss
 
     def send(self, loss: float) -> bool:
         """Let the push leave whose gradient is in g, and whose loss that is; return whether it has.

@@ -1,0 +1,78 @@
+"""Models out of the ordinary, whole runs: trained as plain torch trains them, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PROGRAMS
+from helpers import fit
+
+from ps_elastic.errors import TaskError
+from ps_elastic.tasks import Task
+
+WORKERS, RATE, STEPS = 3, 0.05, 12
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(PROGRAMS)
+    import unusual
+
+    return unusual
+
+
+def run(folder: Path, task: str, *overrides: str) -> dict[str, Any]:
+    """The summary of a run in this process."""
+    samples = f"train.samples={8 * WORKERS * STEPS}"
+    return fit(folder, f"unusual:{task}", f"optimizer.lr={RATE}", samples, *overrides, workers=WORKERS).summary
+
+
+def plain_loss(task: Task) -> float:
+    """The loss after as many steps of plain torch on the mean gradient: one model, all workers' batches."""
+    model, batches = task.model(0), [task.batches(worker, WORKERS, 0) for worker in range(1, WORKERS + 1)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for _ in range(STEPS):
+        statistics: list[list[torch.Tensor]] = []
+        total = [torch.zeros_like(parameter) for parameter in trained]
+        before = [buffer.clone() for buffer in model.buffers()]
+        for worker in batches:
+            for buffer, old in zip(model.buffers(), before, strict=True):
+                buffer.copy_(old)
+            gradients = torch.autograd.grad(task.loss(model, next(worker)), trained)
+            for place, gradient in zip(total, gradients, strict=True):
+                place += gradient.to_dense() / WORKERS
+            statistics.append([buffer.clone() for buffer in model.buffers()])
+        for buffer, *each in zip(model.buffers(), *statistics, strict=True):
+            buffer.copy_(torch.stack(each).double().mean(0))
+        with torch.no_grad():
+            for parameter, gradient in zip(trained, total, strict=True):
+                parameter -= RATE * gradient
+    with torch.no_grad():
+        return task.evaluate(model.eval())["loss"]
+
+
+CHANGED = {
+    "release": "parameter 'body.weight' was frozen when training began and requires a gradient now",
+    "freeze": "parameter 'body.weight' was trained when training began and requires no gradient now",
+    "freeze all": "parameter 'body.weight' was trained when training began and requires no gradient now",
+    "move": "parameter 'body.weight' lives in other memory",
+    "cast": "parameter 'body.weight' lives in other memory",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_parameter_that_changes_its_part_ends_the_run_by_name_and_step(tmp_path: Path, change: str) -> None:
+    with pytest.raises(TaskError, match=f"step 6: {CHANGED[change]}"):
+        run(tmp_path, "Changes", f"task.change={change}")
+    summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())
+    assert summary["exit"] == 1 and "step 6" in summary["error"]
+
+
+def test_modes_that_the_task_set_stay_and_each_evaluation_is_in_eval_mode(tmp_path: Path, tasks: Any) -> None:
+    for whole in (False, True):
+        summary = run(tmp_path, "Modes", f"task.whole={whole}", "train.evaluate_every_samples=48")
+        assert summary["metrics"]["loss"] == pytest.approx(plain_loss(tasks.Modes(whole=whole)), rel=1e-4)
