@@ -43,6 +43,42 @@ def load_parameters(model: nn.Module, path: str) -> None:
             target.copy_(tensor)
 
 
+def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """What is written of the model: parameters and persistent buffers by name, on the CPU, tied tensors once.
+
+    A buffer or frozen parameter that has some of its memory in common with another is copied, since the file has none
+    in common; trained parameters have none.
+    """
+    tensors, seen = {}, set[int]()
+    for name, tensor in _saved(model):
+        held = tensor.detach().cpu().contiguous()
+        storage = held.untyped_storage().data_ptr()
+        tensors[name] = held.clone() if storage in seen and not tensor.requires_grad else held
+        seen.add(storage)
+    return tensors
+
+
+def refuse_unsavable(model: nn.Module) -> None:
+    """Raise ConfigError by name for what could not be written as model.safetensors after all the training."""
+    import torch
+    from safetensors.torch import save
+
+    for name, tensor in _saved(model):
+        strided = tensor.layout is torch.strided and not tensor.is_quantized
+        try:
+            if strided and not tensor.is_meta:
+                save({name: torch.empty(0, dtype=tensor.dtype)})
+                continue
+        except (KeyError, RuntimeError, TypeError, ValueError):  # a type that the format does not know
+            pass
+        kind = "no memory" if tensor.is_meta else f"{tensor.dtype}" if strided else f"{tensor.dtype}, {tensor.layout}"
+        raise ConfigError(
+            f"'{name}' cannot be saved as safetensors ({kind}); expected a dense tensor of a plain type, or a buffer "
+            "registered with persistent=False",
+            key="task",
+        )
+
+
 def _saved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and persistent buffers by name, tied ones once."""
     names = model.state_dict().keys()

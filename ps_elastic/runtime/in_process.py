@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,7 @@ def run_in_process(
     records = [RunWriter(directory, rank) for rank in range(workers + 1)]
     records[0].write_setting(config, workers, transport="in process")
     made = [
-        make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, records[rank].tracker)
+        make_worker(config, parts.copied(config.seed), rank, workers, records[rank].tracker)
         for rank in range(1, workers + 1)
     ]
     log = records[0].events().note

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,3 +104,59 @@ class Modes(Regression):
         metrics = super().evaluate(model)
         model.train()
         return metrics
+
+
+class Masked(nn.Module):
+    """Buffers that share memory, one of them under two names, and one that is in no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mask = torch.ones(8, 8).tril()
+        self.a, self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.a.register_buffer("mask", mask[:4])
+        self.b.register_buffer("mask", mask[2:6])
+        self.out.register_buffer("mask", self.a.mask)
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(self.a(x + self.a.mask.sum(0)).tanh() + self.b.mask.sum(0)).tanh()) * self.scale
+
+
+@dataclass
+class SharedBuffers(Regression):
+    def network(self) -> nn.Module:
+        return Masked()
+
+
+class Uncopied(nn.Module):
+    """Which deepcopy refuses, for two reasons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.body = nn.utils.weight_norm(nn.Linear(8, 16))
+        self.norm, self.out = nn.BatchNorm1d(16).eval(), nn.Linear(16, 1)
+        self.register_buffer("scale", torch.rand(()), persistent=False)
+        self.body.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.out(self.norm(self.body(x)).relu()) * self.scale
+
+
+@dataclass
+class NoCopies(Regression):
+    def network(self) -> nn.Module:
+        return Uncopied()
+
+
+@dataclass
+class Unsavable(Regression):
+    """A sparse buffer in the state."""
+
+    def network(self) -> nn.Module:
+        network = super().network()
+        network.register_buffer("adjacency", torch.eye(3).to_sparse())
+        return network

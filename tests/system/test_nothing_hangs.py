@@ -74,6 +74,9 @@ REFUSED = {
         "rank 2: Traceback", ("task.fault=batches", "task.rank=2"), code=1, only_mpi=True
     ),
     "parameters that share memory": Refused("'0.weight' and '2.weight' share memory", ("task=unusual:TiedByData",)),
+    "a tensor that cannot be saved": Refused(
+        "'adjacency' cannot be saved as safetensors (torch.float32, torch.sparse_coo)", ("task=unusual:Unsavable",)
+    ),
     "more chunks than tags": Refused("1 buckets of up to", ("task.floats=200000",), code=3, only_mpi=True),
 }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import PROGRAMS
 from helpers import fit
+from safetensors.torch import load_file
 
 from ps_elastic.errors import TaskError
 from ps_elastic.tasks import Task
@@ -76,3 +77,15 @@ def test_modes_that_the_task_set_stay_and_each_evaluation_is_in_eval_mode(tmp_pa
     for whole in (False, True):
         summary = run(tmp_path, "Modes", f"task.whole={whole}", "train.evaluate_every_samples=48")
         assert summary["metrics"]["loss"] == pytest.approx(plain_loss(tasks.Modes(whole=whole)), rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["SharedBuffers", "NoCopies"])
+def test_what_cannot_be_copied_or_shares_buffers_is_trained_and_saved(tmp_path: Path, tasks: Any, task: str) -> None:
+    summary = run(tmp_path, task)
+    made = getattr(tasks, task)()
+    assert summary["metrics"]["loss"] == pytest.approx(plain_loss(made), rel=1e-4)
+    saved = load_file(tmp_path / "run-0" / "model.safetensors")
+    model = made.model(0)
+    assert saved.keys() == dict((*model.named_parameters(), *model.named_buffers())).keys() - {"scale"}
+    again = run(tmp_path, task, f"train.init={tmp_path / 'run-0' / 'model.safetensors'}", "optimizer.lr=1e-30")
+    assert again["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
