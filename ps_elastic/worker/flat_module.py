@@ -10,7 +10,7 @@ from enum import Enum
 from threading import get_ident
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 
 from ps_elastic.errors import TaskError
 from ps_elastic.vectors.layout import Layout
@@ -152,6 +152,8 @@ class GradientHooks:
         def collect(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
+            if gradient.layout is not strided:  # of an embedding that is sparse
+                gradient = gradient.to_dense()
             if self._until < math.inf and self._clock() > self._until:
                 raise Cut
             if name in seen:

@@ -155,7 +155,7 @@ class Worker:
         compute_s = self._clock() - self._started - encoder.encode_s - encoder.emit_s
         statistics = None
         if self._statistics:
-            statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
+            statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).float().cpu().numpy()
         samples = self._task.batch_size * self._gradient_source.drawn
         if self._layerwise:
             encoder.close_layers(self._bases, missing, samples, loss, self._waited_s, statistics)

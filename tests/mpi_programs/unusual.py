@@ -160,3 +160,64 @@ class Unsavable(Regression):
         network = super().network()
         network.register_buffer("adjacency", torch.eye(3).to_sparse())
         return network
+
+
+@dataclass
+class Sparse(Regression):
+    """An embedding whose gradient is sparse."""
+
+    def network(self) -> nn.Module:
+        return nn.Sequential(nn.Embedding(50, 4, sparse=True), nn.Flatten(), nn.Linear(16, 1))
+
+    def batches(self, worker: int, workers: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(1000 * seed + worker)
+        while True:
+            x = torch.randint(0, 50, (self.batch_size, 4), generator=generator)
+            yield x, x.float().mean(1, keepdim=True) / 25
+
+
+class Adapted(nn.Module):
+    """A frozen base of another type, with an adapter."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base, self.norm, self.adapter = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 1)
+        for module in (self.base, self.norm):
+            module.to(dtype).requires_grad_(False)
+        self.norm.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter(self.norm(self.base(x.to(self.base.weight.dtype))).float().relu())
+
+
+@dataclass
+class Frozen(Regression):
+    dtype: str = "bfloat16"
+
+    def network(self) -> nn.Module:
+        return Adapted(getattr(torch, self.dtype))
+
+
+@dataclass
+class Half(Regression):
+    """Trained parameters that are not float32."""
+
+    def network(self) -> nn.Module:
+        return super().network().bfloat16()
+
+
+@dataclass
+class Empty(Regression):
+    """Parameters without a number: first, last and in between."""
+
+    def network(self) -> nn.Module:
+        network = super().network()
+        network.first = nn.utils.skip_init(nn.Linear, 8, 0)  # which would warn that there is nothing to begin
+        network[0].extra = nn.Parameter(torch.zeros(0, 3))
+        network[2].last = nn.Parameter(torch.zeros(0))
+        return network
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = model[2](model[1](model[0](batch[0])))
+        more = model.first(batch[0]).sum() + model[0].extra.sum() + model[2].last.sum()
+        return nn.functional.mse_loss(x, batch[1]) + more

@@ -77,6 +77,11 @@ REFUSED = {
     "a tensor that cannot be saved": Refused(
         "'adjacency' cannot be saved as safetensors (torch.float32, torch.sparse_coo)", ("task=unusual:Unsavable",)
     ),
+    "half parameters": Refused("parameter '0.weight' is torch.bfloat16; expected", ("task=unusual:Half",), code=1),
+    "float16 without a scaled loss": Refused(
+        "train.autocast: got 'float16', which this version does not support: it needs a scaled loss",
+        ("train.autocast=float16",),
+    ),
     "more chunks than tags": Refused("1 buckets of up to", ("task.floats=200000",), code=3, only_mpi=True),
 }
 

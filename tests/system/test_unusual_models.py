@@ -89,3 +89,30 @@ def test_what_cannot_be_copied_or_shares_buffers_is_trained_and_saved(tmp_path: 
     assert saved.keys() == dict((*model.named_parameters(), *model.named_buffers())).keys() - {"scale"}
     again = run(tmp_path, task, f"train.init={tmp_path / 'run-0' / 'model.safetensors'}", "optimizer.lr=1e-30")
     assert again["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides"),
+    [
+        ("Sparse", ()),
+        ("Sparse", ("buckets=layer",)),
+        ("Frozen", ()),
+        ("Frozen", ("task.dtype=float64",)),
+        ("Empty", ()),
+        ("Empty", ("buckets=layer",)),
+        ("Empty", ("buckets=300",)),
+    ],
+)
+def test_it_trains_as_plain_torch_does(tmp_path: Path, tasks: Any, task: str, overrides: tuple[str, ...]) -> None:
+    settings = {"dtype": overrides[0].partition("=")[2]} if "task.dtype=float64" in overrides else {}
+    made = getattr(tasks, task)(**settings)
+    assert run(tmp_path, task, *overrides)["metrics"]["loss"] == pytest.approx(plain_loss(made), rel=1e-4)
+    saved, model = load_file(tmp_path / "run-0" / "model.safetensors"), made.model(0)
+    assert {name: tensor.dtype for name, tensor in saved.items()} == {
+        name: tensor.dtype for name, tensor in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("overrides", [("policy=salf_fill",), ("buckets=layer", "compressor=top_k:ratio=0.1")])
+def test_empty_parameters_fit_any_policy_and_compressor(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    assert run(tmp_path, "Empty", *overrides)["exit"] == 0
