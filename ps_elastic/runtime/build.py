@@ -16,8 +16,8 @@ from ps_elastic.config.compatibility import refuse_alone
 from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.policies.events import Told
-from ps_elastic.records.checkpoint import load_parameters, refuse_unsavable
 from ps_elastic.records.tracker import Tracker
+from ps_elastic.runtime.initial_model import make_model
 from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layers import JoinedModel
 from ps_elastic.server.optimizer import FlatOptimizer, step_sizes
@@ -56,6 +56,7 @@ class Parts(NamedTuple):
     model: nn.Module
     layout: Layout
     compressor: Compressor
+    notes: tuple[str, ...] = ()  # for the user, of the model
 
     @property
     def frame_bytes(self) -> list[int]:
@@ -102,15 +103,12 @@ def make_parts(config: Config, workers: int) -> Parts:
         task.prepare()
     except ConfigError as error:
         raise error.within("task") from None
-    model = task.model(config.seed)
-    refuse_unsavable(model)
-    if config.train.init is not None:
-        load_parameters(model, config.train.init)
+    model, notes = make_model(task, config)
     buckets = "whole" if config.buckets == "auto" else config.buckets
     if policy.layerwise and buckets == "whole":  # which would leave it nothing to choose
         buckets = "layer"
     layout = Layout(model, buckets)
-    return Parts(task, model, layout, config.compressor.plugin.build())
+    return Parts(task, model, layout, config.compressor.plugin.build(), notes)
 
 
 def make_server(

@@ -34,6 +34,8 @@ def run_in_process(
     log = records[0].events().note
     server, evaluator = make_server(config, parts, workers, records[0].tracker, log, background=False)
     live = Live(server, config, quiet=quiet)
+    for note in parts.notes:
+        live.say(note)
     started = time.perf_counter()
     try:
         with live:

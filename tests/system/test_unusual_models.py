@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import PROGRAMS
 from helpers import fit
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from ps_elastic.cli import main
 from ps_elastic.errors import TaskError
 from ps_elastic.tasks import Task
 
@@ -116,3 +117,17 @@ def test_it_trains_as_plain_torch_does(tmp_path: Path, tasks: Any, task: str, ov
 @pytest.mark.parametrize("overrides", [("policy=salf_fill",), ("buckets=layer", "compressor=top_k:ratio=0.1")])
 def test_empty_parameters_fit_any_policy_and_compressor(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert run(tmp_path, "Empty", *overrides)["exit"] == 0
+
+
+def test_what_the_user_is_to_know_of_the_model_is_told_on_stderr(tmp_path: Path, tasks: Any, capsys: Any) -> None:
+    state = tasks.Modes().model(0).state_dict()
+    save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "ddp.safetensors")
+    init = f"train.init={tmp_path / 'ddp.safetensors'}"
+    config = tmp_path / "modes.yaml"
+    config.write_text("task: {name: 'unusual:Modes', whole: true}\ntrain: {samples: 16}\n")
+    for command, *options in (("train", "--in-process"), ("simulate",)):
+        words = [command, str(config), init, "--workers", "2", *options]
+        assert main([*words, "--run-dir", str(tmp_path / command)]) == 0
+        told = capsys.readouterr().err
+        assert "begins with 'module.', which is left out" in told
+        assert "`model` returned a model in eval mode, and it is trained so" in told
