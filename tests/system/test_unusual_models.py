@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import PROGRAMS
+from conftest import PROGRAMS, ROOT, TRAIN, Several
 from helpers import fit
 from safetensors.torch import load_file, save_file
 
@@ -131,3 +133,47 @@ def test_what_the_user_is_to_know_of_the_model_is_told_on_stderr(tmp_path: Path,
         told = capsys.readouterr().err
         assert "begins with 'module.', which is left out" in told
         assert "`model` returned a model in eval mode, and it is trained so" in told
+
+
+# Of each kind one: what is right in one process is right where models are received, or read where the server has them.
+TRAINED = ("SharedBuffers", "NoCopies", "Sparse", "Frozen", "Empty", "Modes")
+
+
+@pytest.fixture(scope="module")
+def trained(several: Several, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of each of TRAINED, over messages and shared memory."""
+    folder = tmp_path_factory.mktemp("unusual")
+    plan = {}
+    for task in TRAINED:
+        (folder / f"{task}.yaml").write_text(f"task: unusual:{task}\n")
+        for transport in ("messages", "shared"):
+            where = folder / f"{task}-{transport}"
+            words = [f"transport={transport}", f"optimizer.lr={RATE}", f"train.samples={8 * WORKERS * STEPS}"]
+            plan[where.name] = {"argv": ["train", f"{task}.yaml", *words, "--run-dir", str(where)]}
+    for name, said in several.run(plan, folder).items():
+        assert [rank.code for rank in said] == [0] * Several.RANKS, (name, said)
+    return folder
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("task", TRAINED)
+def test_under_mpirun_it_trains_as_plain_torch_does(trained: Path, tasks: Any, task: str) -> None:
+    expected = plain_loss(getattr(tasks, task)())
+    for transport in ("messages", "shared"):
+        summary = json.loads((trained / f"{task}-{transport}" / "summary.json").read_text())
+        assert summary["metrics"]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["messages", "shared"])
+@pytest.mark.parametrize("change", ["release", "move"])
+def test_under_mpirun_a_parameter_that_changes_is_named_with_rank_and_step(
+    start_ranks: Any, tmp_path: Path, change: str, transport: str
+) -> None:
+    (tmp_path / "changes.yaml").write_text(f"task: {{name: 'unusual:Changes', change: {change}}}\n")
+    words = [str(tmp_path / "changes.yaml"), f"transport={transport}", "--run-dir", str(tmp_path / "run")]
+    ended = start_ranks(3, [*TRAIN, *words], PYTHONPATH=os.pathsep.join([str(ROOT), str(PROGRAMS)])).wait()
+    assert ended.code == 1
+    (message,) = ended.messages()
+    assert re.match(rf"rank [12]: step 6: {CHANGED[change]}", message)
