@@ -72,13 +72,12 @@ def _change(found: Tensor | None, parameter: Tensor) -> str:
     if found is None:
         return "was removed during training; expected to stay in the model"
     if found is not parameter:
-        return "was replaced by another one during training; expected `.copy_` into it, under torch.no_grad()"
+        return "was replaced by another one during training; expected the one that `model` returned"
     if not parameter.requires_grad:
         return (
             "was trained when training began and requires no gradient now; expected as at the start: "
             "set `requires_grad` in `model`, or train in two runs, by `train.init`"
         )
     return (
-        "lives in other memory since its `.data` was set, or the model moved; expected changes in place, "
-        "such as `.data.copy_`"
+        "lives in other memory, since its `.data` was set or the model was moved or cast; expected to stay where it is"
     )
