@@ -134,7 +134,7 @@ def noise(config: Config, parts: Parts, workers: int, x: torch.Tensor) -> float:
 def _gradient(task: Task, model: torch.nn.Module, batch: Any) -> torch.Tensor:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(task.loss(model, batch), parameters, allow_unused=True)
-    return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+    return torch.cat([gradient.to_dense().flatten() for gradient in found if gradient is not None])
 
 
 class Uses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import ZipFile, is_zipfile
 
 from ps_elastic.errors import ConfigError
 
@@ -77,9 +78,12 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _is_pickle(path: str) -> bool:
-    """Whether it begins as torch.save begins, in its zip form or the one before."""
-    with Path(path).open("rb") as file:
-        return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    """Whether torch.save has written it: in a zip file, or in the form before."""
+    if is_zipfile(path):
+        with ZipFile(path) as file:
+            return any(name.endswith("data.pkl") for name in file.namelist())
+    with Path(path).open("rb") as plain:
+        return plain.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _places(model: nn.Module) -> dict[str, str]:

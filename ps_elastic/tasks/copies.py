@@ -20,7 +20,12 @@ def copy_model(task: Task, model: nn.Module, seed: int) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever an object of the user's says to being copied
         why = str(error) or type(error).__name__
-    again = task.model(seed).to(next(model.parameters()).device)
+    again = task.model(seed)
+    if again is model:
+        raise ConfigError(
+            f"the model cannot be copied ({why}), and `model` returns the same one each time; expected a new one",
+            key="task",
+        )
     try:
         again.load_state_dict(model.state_dict())
     except RuntimeError:
@@ -29,6 +34,7 @@ def copy_model(task: Task, model: nn.Module, seed: int) -> nn.Module:
             "expected one with the same names and shapes",
             key="task",
         ) from None
+    again.to(next(model.parameters()).device)
     buffers = dict(again.named_buffers())
     for name, buffer in model.named_buffers():  # those that are not in the state too
         buffers[name].copy_(buffer)

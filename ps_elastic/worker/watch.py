@@ -11,6 +11,7 @@ from ps_elastic.errors import TaskError
 
 _EARLY, _EVERY = 10, 100  # steps: all is looked at in each of the first ones, and in every hundredth
 _TURNS = 3  # steps in which each parameter is looked at once
+_MOVED = "lives in other memory, since its `.data` was set or the model was moved or cast; expected to stay where it is"
 
 
 class ParameterWatch:
@@ -24,6 +25,7 @@ class ParameterWatch:
         self._model = model
         places = {id(parameter): trained[name] for name, parameter in model.named_parameters() if name in trained}
         self._trained: list[tuple[str, Mapping[str, Any], str, Tensor, int]] = []
+        self._forms: list[tuple[str, Tensor, Tensor]] = []
         self._frozen: list[tuple[str, Mapping[str, Any], str]] = []
         for prefix, module in model.named_modules(remove_duplicate=False):
             for key, parameter in module._parameters.items():
@@ -33,7 +35,9 @@ class ParameterWatch:
                 # A module of TorchScript has no such dict: of it only the tensors themselves are looked at.
                 owner = module._parameters if isinstance(module._parameters, dict) else {key: parameter}
                 if id(parameter) in places:
-                    self._trained.append((name, owner, key, parameter, places[id(parameter)].data_ptr()))
+                    place = places[id(parameter)]
+                    self._trained.append((name, owner, key, parameter, place.data_ptr()))
+                    self._forms.append((name, parameter, place))
                 elif not parameter.requires_grad:
                     self._frozen.append((name, owner, key))
         self._names = self._all_names()
@@ -46,16 +50,19 @@ class ParameterWatch:
             self._look(step, step % _TURNS, _TURNS)
 
     def look_at_all(self, step: int) -> None:
-        """Look at every parameter."""
+        """Look at every parameter, and at its shape."""
         self._look(step, 0, 1)
+        for name, parameter, place in self._forms:
+            if parameter.shape != place.shape or parameter.stride() != place.stride():
+                raise TaskError(f"step {step}: parameter '{name}' {_MOVED}")
         if added := self._all_names() - self._names:
             raise TaskError(
                 f"step {step}: parameter '{min(added)}' was added during training; expected in what `model` returns"
             )
 
     def _look(self, step: int, first: int, every: int) -> None:
-        for name, owner, key, parameter, place in self._trained[first::every]:
-            if owner.get(key) is not parameter or not parameter.requires_grad or parameter.data_ptr() != place:
+        for name, owner, key, parameter, start in self._trained[first::every]:
+            if owner.get(key) is not parameter or not parameter.requires_grad or parameter.data_ptr() != start:
                 raise TaskError(f"step {step}: parameter '{name}' {_change(owner.get(key), parameter)}")
         for name, owner, key in self._frozen[first::every]:
             if (found := owner.get(key)) is not None and found.requires_grad:
@@ -78,6 +85,4 @@ def _change(found: Tensor | None, parameter: Tensor) -> str:
             "was trained when training began and requires no gradient now; expected as at the start: "
             "set `requires_grad` in `model`, or train in two runs, by `train.init`"
         )
-    return (
-        "lives in other memory, since its `.data` was set or the model was moved or cast; expected to stay where it is"
-    )
+    return _MOVED

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import Images, OddModel
@@ -88,10 +89,13 @@ def test_a_file_of_torch_save_is_refused_with_the_command_that_converts_it(tmp_p
     assert load_parameters(model, str(tmp_path / "model.safetensors")) == ""
 
 
-def test_a_file_of_anything_else_is_no_safetensors_file(path: Path) -> None:
+def test_a_file_of_anything_else_is_no_safetensors_file(path: Path, tmp_path: Path) -> None:
     path.write_text("PK is how it begins")
     with pytest.raises(ConfigError, match="is not a safetensors file"):
         load_parameters(OddModel(), str(path))
+    np.savez(tmp_path / "init.npz", x=np.zeros(2))  # a zip file too
+    with pytest.raises(ConfigError, match="is not a safetensors file"):
+        load_parameters(OddModel(), str(tmp_path / "init.npz"))
 
 
 def test_buffers_that_share_memory_are_saved_each(path: Path) -> None:

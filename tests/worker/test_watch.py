@@ -26,6 +26,13 @@ CHANGES: dict[str, tuple[Callable[[OddModel], object], str]] = {
 }
 
 
+def test_a_square_parameter_that_was_transposed_in_its_place_is_named() -> None:
+    model, flat = watched()
+    model.twice.weight.data = model.twice.weight.data.t()
+    with pytest.raises(TaskError, match=r"'twice\.weight' lives in other memory"):
+        flat.watch.look(3)
+
+
 def watched() -> tuple[OddModel, FlatModule]:
     model = OddModel()
     return model, FlatModule(model, Layout(model))
