@@ -17,7 +17,10 @@ def copy_model(task: Task, model: nn.Module, seed: int) -> nn.Module:
     Raises ConfigError where that is not the same model.
     """
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
+        if all(parameter.is_leaf for parameter in copied.parameters()):
+            return copied
+        why = "deepcopy makes its parameters into results"  # of a model of TorchScript
     except Exception as error:  # whatever an object of the user's says to being copied
         why = str(error) or type(error).__name__
     again = task.model(seed)

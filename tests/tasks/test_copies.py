@@ -58,6 +58,17 @@ def test_one_that_is_not_the_same_the_next_time_is_refused(other: str, message: 
         copy_model(task, task.model(0), 0)
 
 
+def test_a_scripted_model_is_built_again_since_a_deep_copy_cannot_be_trained() -> None:
+    @dataclass
+    class Scripted(Blobs):
+        def model(self, seed: int) -> nn.Module:
+            return torch.jit.script(super().model(seed))
+
+    task = Scripted()
+    copied = copy_model(task, task.model(0), 0)
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in copied.parameters())
+
+
 def test_what_can_be_copied_is_not_built_again() -> None:
     task = Refusing()
     model = nn.Sequential(nn.Linear(2, 2))
