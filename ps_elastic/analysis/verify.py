@@ -8,7 +8,6 @@ simulated time, with the arrivals that `simulation` and `faults` of the configur
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -123,7 +122,7 @@ def play(config: Config, workers: int, look: Callable[[Server], object] | None =
 def noise(config: Config, parts: Parts, workers: int, x: torch.Tensor) -> float:
     """sigma at x (d,): root of half the mean squared difference of two gradients of one worker at the same x."""
     squares = []
-    model = copy.deepcopy(parts.model)
+    model = parts.copied(config.seed).model
     parts.layout.attach(model, x.clone())
     for worker in range(1, workers + 1):
         batches = parts.task.batches(worker, workers, config.seed + 2 * OTHER)
@@ -135,7 +134,7 @@ def noise(config: Config, parts: Parts, workers: int, x: torch.Tensor) -> float:
 def _gradient(task: Task, model: torch.nn.Module, batch: Any) -> torch.Tensor:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(task.loss(model, batch), parameters, allow_unused=True)
-    return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+    return torch.cat([gradient.to_dense().flatten() for gradient in found if gradient is not None])
 
 
 class Uses:

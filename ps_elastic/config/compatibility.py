@@ -191,6 +191,9 @@ def unsupported(config: Config, simulated: bool = False) -> list[ConfigError]:
         ("checkpoint.every_samples", every, None, "no checkpoints are written yet; expected null"),
         ("survive.respawn", config.survive.respawn, 0, "lost workers are not replaced yet; expected 0"),
     ]
+    if config.train.autocast == "float16":
+        why = "it needs a scaled loss, without which small gradients are 0; expected bfloat16 or null"
+        cases.append(("train.autocast", "float16", None, why))
     return [
         ConfigError(f"got {show(got)}, which this version does not support: {reason}", key=key)
         for key, got, only, reason in cases

@@ -159,7 +159,7 @@ class Train:
     # a gradient that is not finite. stop: exit 1; drop: try the next batch, at most 10 in a row
     on_nonfinite: Literal["stop", "drop"] = "stop"
     init: str | None = None  # a safetensors file of parameters to start from. null: those of the task
-    # type in which workers compute, by torch.autocast. null: that of the model
+    # type in which workers compute, by torch.autocast; float16 is not supported. null: that of the model
     autocast: Literal["bfloat16", "float16"] | None = None
 
     def __post_init__(self) -> None:

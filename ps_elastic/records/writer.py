@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ps_elastic import __version__
 from ps_elastic.plugins import searched
 from ps_elastic.policies.events import lines_of
-from ps_elastic.records.checkpoint import _saved
+from ps_elastic.records.checkpoint import tensors_to_save
 from ps_elastic.records.run_dir import write_json
 from ps_elastic.records.tracker import Lines, SealedLines, Tracker
 from ps_elastic.vectors import kernels
@@ -68,8 +68,7 @@ class RunWriter:
         """Write parameters and running statistics as model.safetensors, tied tensors once."""
         from safetensors.torch import save_file
 
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _saved(model)}
-        save_file(tensors, self.directory / "model.safetensors")
+        save_file(tensors_to_save(model), self.directory / "model.safetensors")
 
     def rest(self) -> None:
         """Write what is gathered if a second has passed: called when there is nothing else to do, or in between."""

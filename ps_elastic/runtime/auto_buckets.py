@@ -11,7 +11,6 @@ and the size is best for which the last arrives first.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -120,7 +119,7 @@ def time_gradients(config: Config, parts: Parts, rank: int, workers: int, local:
     They are real ones, on a copy of the model and on batches of their own, that go nowhere.
     """
     tracker = dataclasses.replace(config.tracker, discrepancy="off")
-    plain = parts._replace(model=copy.deepcopy(parts.model), layout=Layout(parts.model, "layer"), compressor=Identity())
+    plain = parts.copied(config.seed)._replace(layout=Layout(parts.model, "layer"), compressor=Identity())
     config = dataclasses.replace(config, tracker=tracker)
     worker = make_worker(config, plain, rank, workers, Tracker(rank, lambda line: None), local=local)
     count, x = len(plain.layout.slots), worker.x.cpu().clone().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +16,8 @@ from ps_elastic.config.compatibility import refuse_alone
 from ps_elastic.config.schema import Config
 from ps_elastic.errors import ConfigError, PlatformError
 from ps_elastic.policies.events import Told
-from ps_elastic.records.checkpoint import load_parameters
 from ps_elastic.records.tracker import Tracker
+from ps_elastic.runtime.initial_model import make_model
 from ps_elastic.server.evaluator import Evaluator
 from ps_elastic.server.layers import JoinedModel
 from ps_elastic.server.optimizer import FlatOptimizer, step_sizes
@@ -29,6 +28,7 @@ from ps_elastic.server.store import ParameterStore
 from ps_elastic.server.totals import BoundFacts
 from ps_elastic.server.written import WrittenStore
 from ps_elastic.tasks import Task
+from ps_elastic.tasks.copies import copy_model
 from ps_elastic.transport.wire import HEADER_BYTES, padded
 from ps_elastic.vectors.layout import Bucket, Layout, statistics_of
 from ps_elastic.worker.flat_module import FlatModule, Memory, ModelLives
@@ -56,6 +56,7 @@ class Parts(NamedTuple):
     model: nn.Module
     layout: Layout
     compressor: Compressor
+    notes: tuple[str, ...] = ()  # for the user, of the model
 
     @property
     def frame_bytes(self) -> list[int]:
@@ -81,6 +82,10 @@ class Parts(NamedTuple):
         """Whether a push, in however many pieces, is sent from where the gradient lies."""
         return isinstance(self.compressor, Identity) and not config.update.pipeline and config.writers == "server"
 
+    def copied(self, seed: int) -> Parts:
+        """The same with a model of its own. seed: that the model was made with."""
+        return self._replace(model=copy_model(self.task, self.model, seed))
+
     @property
     def in_place(self) -> bool:
         """Whether a push is the gradient itself, in one piece."""
@@ -98,14 +103,12 @@ def make_parts(config: Config, workers: int) -> Parts:
         task.prepare()
     except ConfigError as error:
         raise error.within("task") from None
-    model = task.model(config.seed)
-    if config.train.init is not None:
-        load_parameters(model, config.train.init)
+    model, notes = make_model(task, config)
     buckets = "whole" if config.buckets == "auto" else config.buckets
     if policy.layerwise and buckets == "whole":  # which would leave it nothing to choose
         buckets = "layer"
     layout = Layout(model, buckets)
-    return Parts(task, model, layout, config.compressor.plugin.build())
+    return Parts(task, model, layout, config.compressor.plugin.build(), notes)
 
 
 def make_server(
@@ -135,7 +138,9 @@ def make_server(
         refuse_alone(config)
     layout = parts.layout
     train = config.train
-    evaluator = Evaluator(parts.task, parts.model, layout, train.evaluate_every_samples, background=background)
+    evaluator = Evaluator(
+        parts.task, parts.model, layout, train.evaluate_every_samples, background=background, seed=config.seed
+    )
     x = layout.empty() if x is None else x
     layout.attach(parts.model, x)
     policy = config.policy.build()
@@ -236,7 +241,8 @@ def shared_workers(
 ) -> Callable[[int, Tracker], Worker]:
     """What makes worker `rank` of 1..workers with its tracker, for workers that take turns: all of them compute in one
     module, a copy of that of `parts`, which is the server's."""
-    shared = parts._replace(model=copy.deepcopy(parts.model).to(choose_device(config.device, 0)))
+    shared = parts.copied(config.seed)
+    shared.model.to(choose_device(config.device, 0))
     memory = Memory(parts.layout.empty(), parts.layout.empty(), ModelLives.SHARED)
     flat = FlatModule(shared.model, parts.layout, memory)
     return lambda rank, tracker: make_worker(config, shared, rank, workers, tracker, flat=flat, clock=clock)

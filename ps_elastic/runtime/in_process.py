@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,12 +28,14 @@ def run_in_process(
     records = [RunWriter(directory, rank) for rank in range(workers + 1)]
     records[0].write_setting(config, workers, transport="in process")
     made = [
-        make_worker(config, parts._replace(model=copy.deepcopy(parts.model)), rank, workers, records[rank].tracker)
+        make_worker(config, parts.copied(config.seed), rank, workers, records[rank].tracker)
         for rank in range(1, workers + 1)
     ]
     log = records[0].events().note
     server, evaluator = make_server(config, parts, workers, records[0].tracker, log, background=False)
     live = Live(server, config, quiet=quiet)
+    for note in parts.notes:
+        live.say(note)
     started = time.perf_counter()
     try:
         with live:

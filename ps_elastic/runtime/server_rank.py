@@ -52,8 +52,8 @@ def be_server(comm: MPI.Comm, setting: RankSetup, links: Links, signals: Signals
         f"{config.name}: 1 server, {comm.Get_size() - 1} workers; {setting.threads}; {links.text()}; "
         f"{setting.directory}"
     )
-    if setting.buckets:
-        live.say(setting.buckets)
+    for note in (*filter(None, [setting.buckets]), *setting.parts.notes):
+        live.say(note)
     started = time.perf_counter()
 
     def clock() -> float:

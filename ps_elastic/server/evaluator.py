@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ps_elastic.tasks import Task
+from ps_elastic.tasks.copies import copy_model
 from ps_elastic.vectors.layout import Layout, load_statistics
 
 
@@ -40,15 +40,22 @@ class Evaluator:
 
     One evaluation runs at a time; while it does, the newest one due replaces any that waits. With
     `background=False` it runs at once, so that the results come in a fixed order.
-    statistics: worker -> the running statistics of its BatchNorms, averaged before each evaluation.
+    seed: of `model`. statistics: worker -> the running statistics of its BatchNorms, averaged before each evaluation.
     """
 
     def __init__(
-        self, task: Task, model: nn.Module, layout: Layout, every: int | None, *, background: bool = True
+        self,
+        task: Task,
+        model: nn.Module,
+        layout: Layout,
+        every: int | None,
+        *,
+        background: bool = True,
+        seed: int = 0,
     ) -> None:
         self.statistics: dict[int, np.ndarray] = {}
         self._task, self._layout, self._every = task, layout, every
-        self._model, self._device = copy.deepcopy(model).eval(), next(model.parameters()).device
+        self._model, self._device = copy_model(task, model, seed), next(model.parameters()).device
         layout.attach(self._model, layout.empty().to(self._device), fill=False)  # not written: it takes no memory
         self._spare: list[Tensor] = []  # copies (d,) that nobody reads any more
         self.due = math.inf if every is None else every  # samples that the next evaluation waits for
@@ -107,6 +114,7 @@ class Evaluator:
     def _evaluate(self, job: _Job) -> Evaluation:
         self._layout.attach(self._model, job.x.to(self._device), fill=False)
         load_statistics(self._model, job.statistics)
+        self._model.eval()  # each time: a task may end in train mode
         with torch.no_grad():
             metrics = {name: float(value) for name, value in self._task.evaluate(self._model).items()}
         if not job.final:

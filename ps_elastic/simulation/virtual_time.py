@@ -61,6 +61,8 @@ def run_in_virtual_time(
     record.write_setting(config, workers, transport="simulated", headers_only=headers_only)
     server = setting.server(workers, record)
     live = Live(server, config, quiet=quiet)
+    for note in parts.notes:
+        live.say(note)
     started = time.perf_counter()
     simulator: Simulator | None = None
     try:

@@ -37,9 +37,10 @@ class Task(Checked, ABC):
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
-        """A new model with float32 parameters on the CPU: the same numbers for the same `seed`, on every rank.
+        """A new model on the CPU, float32 in what is trained: the same numbers for the same `seed`, on every rank.
 
-        `seeded` helps. Ranks whose models differ in names or shapes are refused with ConfigError.
+        It is trained in the modes in which it is returned: a part in `eval()` stays so. `seeded` helps. Ranks whose
+        models differ in names or shapes are refused with ConfigError.
         """
 
     @abstractmethod

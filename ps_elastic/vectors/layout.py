@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ps_elastic.errors import ConfigError, ShapeError
 from ps_elastic.vectors.memory import aligned
+from ps_elastic.vectors.overlap import overlaps
 
 ALIGN = 64  # floats
 
@@ -42,19 +43,27 @@ class Bucket(NamedTuple):
 
 
 class Layout:
-    """The places of a model's trainable parameters, in the order of the module; tied tensors once, frozen ones not.
+    """The places of a model's trainable parameters, in the order of the module; tied tensors once, frozen and empty
+    ones not.
 
     slots, buckets; size: floats with padding; numel: floats without; digest: 32 bytes, equal where two ranks
     may exchange vectors (names, shapes, buckets, and the numbers of the frozen parameters).
     """
 
     def __init__(self, model: nn.Module, buckets: str | int = "whole") -> None:
+        refuse_shared_memory(model)
         slots, offset, digest = [], 0, hashlib.sha256()
         for name, parameter in model.named_parameters():
-            if parameter.dtype != torch.float32:
-                raise ShapeError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32")
             if not parameter.requires_grad:
-                digest.update(name.encode() + parameter.detach().contiguous().cpu().numpy().tobytes())
+                digest.update(name.encode() + _bytes(parameter).numpy().tobytes())
+                continue
+            if parameter.dtype != torch.float32:
+                raise ShapeError(
+                    f"parameter '{name}' is {parameter.dtype}; expected torch.float32 of what is trained: cast it in "
+                    "`model` (`.float()`), or freeze it there (`requires_grad_(False)`)"
+                )
+            if not parameter.numel():  # there is nothing to train, and no bucket to put it in
+                digest.update(repr((name, tuple(parameter.shape))).encode())
                 continue
             slots.append(Slot(name, tuple(parameter.shape), offset, parameter.numel()))
             offset += -(-parameter.numel() // ALIGN) * ALIGN
@@ -99,9 +108,34 @@ class Layout:
         """SHA-256 of all parameters, frozen ones too, as little-endian float32 in the order of the module."""
         digest = hashlib.sha256()
         for parameter in model.parameters():
-            array = parameter.detach().contiguous().cpu().numpy().astype("<f4", copy=False)
+            numbers = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+            array = numbers.detach().float().contiguous().cpu().numpy().astype("<f4", copy=False)
             digest.update(array.reshape(-1).data)
         return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """What a tensor of any type holds, as uint8 on the CPU."""
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+
+
+def refuse_shared_memory(model: nn.Module) -> None:
+    """Raise ConfigError, by name, for a trained parameter whose memory a parameter or buffer beside it has too."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for first, second in overlaps((*model.named_parameters(), *model.named_buffers())):
+        if first == second and first in trained:
+            raise ConfigError(
+                f"parameter '{first}' has several entries in one place of memory, as `expand` makes them; "
+                "expected memory for each: `.clone()` it",
+                key="task",
+            )
+        if first in trained or second in trained:
+            raise ConfigError(
+                f"'{first}' and '{second}' share memory without being one parameter, and would be trained apart; "
+                "expected the same Parameter object in both places (`b.weight = a.weight`), or memory for each: "
+                "`.clone()` one",
+                key="task",
+            )
 
 
 def cut(slots: Sequence[Slot], size: int, buckets: str | int) -> Iterator[Bucket]:

@@ -10,12 +10,13 @@ from enum import Enum
 from threading import get_ident
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 
 from ps_elastic.errors import TaskError
 from ps_elastic.vectors.layout import Layout
 from ps_elastic.worker.model_writer import Run
 from ps_elastic.worker.staging import FromGpu, GradientRegion, InPlace, KeptGradient, Staging, measured
+from ps_elastic.worker.watch import ParameterWatch
 
 Hook = Callable[[Tensor], None]  # is given a parameter whose gradient is there
 
@@ -42,7 +43,8 @@ class FlatModule:
     """The module's parameters live in x (d,), their gradients land in g (d,).
 
     On the CPU x and g are those of `memory`, where there is some. runs: in which the gradient is wanted as backward
-    made it: `parts` gives it, one for each; a tensor that is a run of its own is not in g then.
+    made it: `parts` gives it, one for each; a tensor that is a run of its own is not in g then. watch: sees to it that
+    the parameters stay there.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class FlatModule:
         x, g, self.lives = memory or Memory(layout.empty(), layout.empty())
         self.x = x.to(self.device)
         layout.attach(model, self.x, fill=self.lives is not ModelLives.SERVERS)
-        model.train()
+        self.watch = ParameterWatch(model, layout.views(self.x))
         self.made = g.to(self.device)  # the gradient, where backward is: g itself on the CPU
         places = {name: GradientRegion(view) for name, view in layout.views(self.made).items()}
         self.staging: Staging
@@ -150,6 +152,8 @@ class GradientHooks:
         def collect(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
+            if gradient.layout is not strided:  # of an embedding that is sparse
+                gradient = gradient.to_dense()
             if self._until < math.inf and self._clock() > self._until:
                 raise Cut
             if name in seen:

@@ -127,10 +127,16 @@ class Worker:
         self._encoder.begin(self.step, base, ahead, emit)
 
     def _gradient(self) -> float:
-        """Leave what is to be pushed in g; return the loss."""
+        """Leave what is to be pushed in g; return the loss. Raises TaskError for parameters that do not stay."""
         source = self._gradient_source
         source.drawn = 0
-        return self._update.run(source.gradient, self.x, self._flat.made, self._told_alpha, self.base)
+        try:
+            loss = self._update.run(source.gradient, self.x, self._flat.made, self._told_alpha, self.base)
+        except RuntimeError:  # of torch, where what happened to a parameter is the cause
+            self._flat.watch.look_at_all(self.step)
+            raise
+        self._flat.watch.look(self.step)
+        return loss
 
     def send(self, loss: float) -> bool:
         """Let the push leave whose gradient is in g, and whose loss that is; return whether it has.
@@ -149,7 +155,7 @@ class Worker:
         compute_s = self._clock() - self._started - encoder.encode_s - encoder.emit_s
         statistics = None
         if self._statistics:
-            statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).cpu().numpy()
+            statistics = torch.cat([buffer.detach().flatten() for buffer in self._statistics]).float().cpu().numpy()
         samples = self._task.batch_size * self._gradient_source.drawn
         if self._layerwise:
             encoder.close_layers(self._bases, missing, samples, loss, self._waited_s, statistics)

@@ -73,6 +73,15 @@ REFUSED = {
     "an error in the task's preparation on a rank": Refused(
         "rank 2: Traceback", ("task.fault=batches", "task.rank=2"), code=1, only_mpi=True
     ),
+    "parameters that share memory": Refused("'0.weight' and '2.weight' share memory", ("task=unusual:TiedByData",)),
+    "a tensor that cannot be saved": Refused(
+        "'adjacency' cannot be saved as safetensors (torch.float32, torch.sparse_coo)", ("task=unusual:Unsavable",)
+    ),
+    "half parameters": Refused("parameter '0.weight' is torch.bfloat16; expected", ("task=unusual:Half",), code=1),
+    "float16 without a scaled loss": Refused(
+        "train.autocast: got 'float16', which this version does not support: it needs a scaled loss",
+        ("train.autocast=float16",),
+    ),
     "more chunks than tags": Refused("1 buckets of up to", ("task.floats=200000",), code=3, only_mpi=True),
 }
 
