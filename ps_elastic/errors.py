@@ -6,7 +6,7 @@ PsElasticError
 ├── TaskError          the user's own code or numbers failed, on a rank, at a step      exit 1
 ├── Stalled            everybody waits and nothing can release them; or a deadline      exit 4
 ├── WorkersLost        fewer workers are left than the run needs                        exit 5
-├── PolicyError        a policy broke an invariant of the ledger                          exit 1
+├── PolicyError        a policy broke an invariant of the ledger                        exit 1
 ├── WireError          bytes that are not a message of ours                             exit 1
 ├── ShapeError         a tensor of the wrong shape or type at a public door             exit 1
 └── Interrupted        Ctrl-C, SIGTERM, or the scheduler wants the machine back        exit 130, 75

@@ -11,7 +11,7 @@ from html import escape
 from math import atan2, cos, sin
 
 LIGHT, DARK = ("#1f2328", "#ffffff"), ("#e6edf3", "#14181f")  # text and ground
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7de1", "#cf6a0a", "#1f9d55", "#a855f7", "#808691"
+BLUE, ORANGE, GREEN, GREY = "#2f7de1", "#cf6a0a", "#1f9d55", "#808691"
 Point = tuple[float, float]
 
 _STYLE = f"""\
